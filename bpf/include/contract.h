@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The contract: every type, enum and limit that the kernel half and userspace both see.
+ * A change of layout or of sense bumps BERM_CONTRACT, which names the pin directory.
+ * Enums are append-only; padding is explicit and zero; times are CLOCK_MONOTONIC ns.
+ */
+#ifndef BERM_CONTRACT_H
+#define BERM_CONTRACT_H
+
+#include <linux/types.h>
+
+#define BERM_CONTRACT 1
+
+/* Limits. Each is the size of an array map, so each has its price in memory. */
+#define BERM_VIPS 4096		 /* 64 B each */
+#define BERM_VIP_BUCKETS 4096	 /* displacement of each bucket, two copies */
+#define BERM_VIP_SLOTS 16384	 /* VIP id by slot, two copies */
+#define BERM_RECORDS 32768	 /* prefix records, two copies */
+#define BERM_PREFIX4_CELLS (1 << 22) /* DIR-24: 4 leaves of 16 bit a cell, 32 MiB a copy */
+#define BERM_PREFIX4_BLOCKS 32767 /* /24s that are split further; 512 B each, two copies */
+#define BERM_PREFIX6_ROOT 65536	 /* the first 16 bits of an address */
+#define BERM_PREFIX6_NODES (1 << 20) /* 24 B each, two copies */
+#define BERM_PREFIX6_LEAVES (1 << 21) /* 8 B cells of 4 leaves, two copies */
+#define BERM_GEO_POLICIES 256
+#define BERM_COUNTRIES 1024	 /* 0 unknown; ISO alpha-2 "XY" is 1 + (X-'A')*26 + (Y-'A') */
+#define BERM_RATE_CLASSES 256
+#define BERM_RATE_SETS (1 << 20) /* of 8 cells, 64 B: 64 MiB; the loader may size it down */
+#define BERM_RATE_WAYS 8
+#define BERM_VERDICT_WORDS 16384 /* of 64 bits: 1 Mi bits */
+#define BERM_VERDICTS 65536
+#define BERM_SETS 64		 /* backend sets */
+#define BERM_ROWS 65537		 /* rows of a set; prime, as Maglev needs (NSDI '16, section 3.4) */
+#define BERM_ROW_CELLS 32769	 /* two rows of 32 bit a cell */
+#define BERM_BACKENDS 4096
+#define BERM_PEERS 4096
+#define BERM_TENANTS 1024
+#define BERM_PATHS 65536
+#define BERM_NAME 16		 /* bytes of a name, NUL-padded */
+
+/* Why a packet was refused. Numbers are for ever. */
+enum berm_drop {
+	BERM_DROP_NONE = 0,
+	BERM_DROP_TRUNCATED = 1,      /* ends before its headers or lengths do */
+	BERM_DROP_MALFORMED = 2,      /* a header contradicts itself */
+	BERM_DROP_BAD_CHECKSUM = 3,   /* IPv4 header checksum */
+	BERM_DROP_BAD_TCP_FLAGS = 4,  /* SYN+FIN, SYN+RST, none, all: no stack sends them */
+	BERM_DROP_LAND = 5,	      /* source address and port are the VIP's own */
+	BERM_DROP_BAD_SOURCE = 6,     /* multicast, broadcast, loopback or unspecified source */
+	BERM_DROP_BAD_FRAGMENT = 7,   /* overlaps the first headers, or exceeds 64 KiB */
+	BERM_DROP_TUNNEL_PEER = 8,    /* encapsulated, but not by a peer of ours */
+	BERM_DROP_TUNNEL_TAG = 9,     /* by a peer, but without the flow's keyed tag */
+	BERM_DROP_TUNNEL_INNER = 10,  /* the inner packet is malformed or not for a VIP */
+	BERM_DROP_NO_SERVICE = 11,    /* a VIP's address, but a port without a service */
+	BERM_DROP_VERDICT = 12,
+	BERM_DROP_ACL = 13,
+	BERM_DROP_GEO = 14,
+	BERM_DROP_RATE_PACKETS = 15,
+	BERM_DROP_RATE_BYTES = 16,
+	BERM_DROP_RATE_SYN = 17,
+	BERM_DROP_NO_BACKEND = 18,    /* the row names nobody */
+	BERM_DROP_TOO_BIG = 19,	      /* cannot be encapsulated within the MTU */
+	BERM_DROP_MAX,
+};
+
+/* Stages, in the order of the pipeline. */
+enum berm_stage {
+	BERM_STAGE_PARSE = 0,
+	BERM_STAGE_DECAP = 1,
+	BERM_STAGE_VIP = 2,
+	BERM_STAGE_VERDICT = 3,
+	BERM_STAGE_PREFIX = 4,
+	BERM_STAGE_GEO = 5,
+	BERM_STAGE_RATE = 6,
+	BERM_STAGE_STEER = 7,
+	BERM_STAGE_DELIVER = 8,
+	BERM_STAGE_MAX,
+};
+
+/* What became of a packet at the one exit. */
+enum berm_exit {
+	BERM_EXIT_FOREIGN = 0,	 /* not for a service of ours: passed untouched */
+	BERM_EXIT_LOCAL = 1,	 /* passed to this host's stack: first hop */
+	BERM_EXIT_DECAP = 2,	 /* passed to this host's stack: came from a peer */
+	BERM_EXIT_FORWARD = 3,	 /* encapsulated and sent to its owner */
+	BERM_EXIT_DROP = 4,
+	BERM_EXIT_SHADOW = 5,	 /* would have been dropped; counted beside its real exit */
+	BERM_EXIT_FAIL_OPEN = 6, /* our own failure: a missing entry, a full table */
+	BERM_EXIT_ABORTED = 7,	 /* our own failure after the first write to the packet */
+	BERM_EXIT_MAX,
+};
+
+/* What a rule (geo policy, ACL, verdict) does. 0 is "no opinion". */
+enum berm_action {
+	BERM_ACTION_NONE = 0,
+	BERM_ACTION_ALLOW = 1,
+	BERM_ACTION_DROP = 2,
+	BERM_ACTION_SHADOW = 3, /* count as if dropped, and go on */
+	BERM_ACTION_MARK = 4,	/* let through; the daemon decides */
+	BERM_ACTION_MAX,
+};
+
+/* Who wrote an entry: a reload of the file replaces only what came from the file. */
+enum berm_owner {
+	BERM_OWNER_OPERATOR = 0,
+	BERM_OWNER_FILE = 1,
+	BERM_OWNER_GUARD = 2,
+	BERM_OWNER_MAX,
+};
+
+/* An IPv4 address is held v4-mapped (::ffff:a.b.c.d), network byte order. */
+struct berm_addr {
+	union {
+		__u8 octets[16];
+		__be32 words[4];
+		__be64 halves[2];
+	};
+};
+
+enum berm_config_flags {
+	BERM_CONFIG_OBSERVE_ONLY = 1 << 0, /* every drop becomes a shadow drop */
+};
+
+/* The one entry of berm_config. Index writes (vip_active, prefix_active) are single
+ * 32-bit stores through the mapping, so that a packet sees one table or the other.
+ */
+struct berm_config {
+	__u32 contract;	      /* BERM_CONTRACT */
+	__u32 flags;	      /* enum berm_config_flags */
+	__u32 vip_active;     /* 0 or 1: live copy of vip_seeds and vip_slots */
+	__u32 prefix_active;  /* 0 or 1: live copy of prefix4, prefix6 and records */
+	__u64 shadow;	      /* bit n: drop reason n is counted and not enforced */
+	__u64 secret[2];      /* site secret of the flow hash: the same rows on every edge */
+	__u64 tag_secrets[2]; /* of tunnel tags: used, and still accepted while it rotates; 0 = none */
+	__u64 seed[2];	      /* this host's own secret: VIP slots, rate sets, verdict bits */
+	__u32 tick_units;     /* rate units (64 ns) in one jiffy, set at load */
+	__u32 self;	      /* backend id of this edge; 0 = none: every row is another's */
+	struct berm_addr self4; /* outer source, and the address tunnels arrive at; zero = none */
+	struct berm_addr self6;
+	__u32 rate_mask;      /* rate sets - 1 */
+	__u32 mtu;	      /* largest outer IP packet; 0 = no check */
+	__u32 vips;	      /* number of VIPs; 0 lets everything pass at once */
+	__u32 spread;	      /* low bits of the outer source that vary with the flow, for RSS */
+};
+_Static_assert(sizeof(struct berm_config) == 136, "berm_config is a map value");
+
+enum berm_vip_flags {
+	BERM_VIP_USED = 1 << 0,
+	BERM_VIP_SHADOW = 1 << 1,  /* every policy of this VIP is counted and not enforced */
+	BERM_VIP_ADDRESS = 1 << 2, /* entry for the bare address: fragments, ICMP, other ports */
+	BERM_VIP_STRICT = 1 << 3,  /* on the address entry: drop ports that have no service */
+};
+
+/* A service, or (flag ADDRESS, port and proto 0) the bare address of services. */
+struct berm_vip {
+	struct berm_addr addr;
+	__be16 port;
+	__u8 proto;	  /* IPPROTO_TCP, IPPROTO_UDP; 0 for the bare address */
+	__u8 owner;	  /* enum berm_owner */
+	__u16 flags;	  /* enum berm_vip_flags */
+	__u16 tenant;
+	__u16 set;	  /* backend set; 0 = deliver on this host */
+	__u16 geo_policy; /* 0 = none */
+	__u16 rate_class; /* used where the source's record names no class; 0 = none */
+	__u16 pad;
+	char name[BERM_NAME];
+	__u64 pad2[2];
+};
+_Static_assert(sizeof(struct berm_vip) == 64, "berm_vip is one cache line");
+
+/* What is known and decided about a source's prefix. */
+struct berm_prefix_record {
+	__u16 country;	  /* below BERM_COUNTRIES */
+	__u8 acl;	  /* enum berm_action */
+	__u8 rate_class;  /* 0 = the VIP's */
+	__u8 asn_class;	  /* 0 unknown, 1 eyeball, 2 hosting, 3 anonymiser: set by the operator */
+	__u8 region;
+	__u16 rule;	  /* number of the override that decided, for explaining; 0 = database */
+};
+_Static_assert(sizeof(struct berm_prefix_record) == 8, "one inlined load");
+
+/* IPv4: prefix4[active * BERM_PREFIX4_CELLS + (a >> 10)], leaf (a >> 8) & 3 of 16 bit.
+ * Bit 15 set: the low 15 bits name a block; the leaf is then
+ * prefix4_blocks[active * BERM_PREFIX4_BLOCKS * 64 + block * 64 + (a & 255) / 4], leaf a & 3.
+ * Otherwise the leaf is a record id.
+ *
+ * IPv6: prefix6_root[active * BERM_PREFIX6_ROOT + first 16 bits] is BERM_PREFIX6_NODE | node,
+ * or a record id. Nodes are those of Poptrie (Asai, Ohara; SIGCOMM '15) with 6-bit strides:
+ * bit i of kids: branch i leads to node kid_base + popcount(kids below i);
+ * else its leaf is number leaf_base + popcount(leaves up to and with i) - 1, where a bit in
+ * leaves starts a run of equal leaves. The low 64 bits of an address are not looked at.
+ * All indexes are relative to the active copy.
+ */
+#define BERM_PREFIX6_NODE 0x80000000u
+struct berm_prefix6_node {
+	__u64 kids;
+	__u64 leaves;
+	__u32 kid_base;
+	__u32 leaf_base; /* in leaves of 16 bit, four to a cell */
+};
+
+/* geo_policy[policy * BERM_COUNTRIES + country] */
+struct berm_geo_rule {
+	__u8 action; /* enum berm_action */
+	__u8 region;
+	__u16 pad;
+	__u32 pad2;
+};
+
+/* Names and defaults of policies; only userspace reads it. */
+struct berm_geo_policy {
+	char name[BERM_NAME];
+	__u8 used;
+	__u8 owner; /* enum berm_owner */
+	__u8 fallback; /* enum berm_action for countries without a rule, 0 (unknown) included */
+	__u8 pad[5];
+};
+
+/* Limits of one source in a class. Units are 64 ns: a limit of r per second costs
+ * 15,625,000 / r units each, held in 1/65536 of a unit so that bytes are exact enough.
+ * cost 0 = unlimited. burst_units is the debt a source may run up.
+ */
+struct berm_limit {
+	__u64 cost;	   /* 1/65536 units of 64 ns per packet or byte */
+	__u64 burst_units; /* at most 2^32 */
+};
+
+enum berm_rate_flags {
+	BERM_RATE_USED = 1 << 0,
+	BERM_RATE_SHADOW = 1 << 1,
+	BERM_RATE_FINE_CLOCK = 1 << 2, /* a burst is below two ticks: read ktime (34 ns) */
+};
+
+struct berm_rate_class {
+	struct berm_limit packets;
+	struct berm_limit bytes; /* of IP packets */
+	struct berm_limit syns;	 /* TCP SYN without ACK */
+	__u16 flags;		 /* enum berm_rate_flags */
+	__u8 owner;		 /* enum berm_owner */
+	__u8 pad[5];
+	char name[BERM_NAME];
+};
+_Static_assert(sizeof(struct berm_rate_class) == 72, "berm_rate_class is a map value");
+
+/* A cell: tag 24 bit << 40 | theoretical arrival time 40 bit in units of 64 ns (wraps after
+ * 19.5 h). A cell whose time has passed, or lies further ahead than the largest burst, is free.
+ */
+struct berm_rate_set {
+	__u64 cells[BERM_RATE_WAYS];
+};
+
+struct berm_verdict_key {
+	struct berm_addr source; /* IPv6: the /64, low half zero */
+	__u32 vip;		 /* VIP id; 0 = all */
+	__u32 pad;
+};
+
+struct berm_verdict {
+	__u64 expires_ns; /* 0 = never */
+	__u64 evidence;	  /* id of what led to it, for the operator */
+	__u64 hits;	  /* packets that met it; the kernel's field, all others userspace's */
+	__u32 rule;
+	__u8 action;	  /* enum berm_action */
+	__u8 owner;	  /* enum berm_owner */
+	__u16 pad;
+	char reason[BERM_NAME];
+};
+
+/* Row: owner in the low, previous owner in the high 16 bits; rows[set * BERM_ROW_CELLS + row / 2]. */
+
+enum berm_backend_flags {
+	BERM_BACKEND_USED = 1 << 0,
+	BERM_BACKEND_READY = 1 << 1, /* next hop is known: mac and ifindex are set */
+};
+
+struct berm_backend {
+	struct berm_addr addr; /* outer destination */
+	__u8 mac[6];	       /* next hop */
+	__u16 flags;	       /* enum berm_backend_flags */
+	__u32 ifindex;	       /* out through; 0 = back through where it came from */
+	__u8 src_mac[6];       /* of that interface */
+	__u8 family;	       /* 4: IPIP / 6 in 4; 6: in IPv6 */
+	__u8 owner;	       /* enum berm_owner */
+	char name[BERM_NAME];
+	__u64 heartbeat_ns;    /* last sign of life seen by this host */
+};
+_Static_assert(sizeof(struct berm_backend) == 64, "berm_backend is one cache line");
+
+struct berm_counter {
+	__u64 packets;
+	__u64 bytes; /* of IP packets */
+};
+
+struct berm_vip_stats {
+	struct berm_counter in;
+	struct berm_counter dropped;
+	struct berm_counter shadowed;
+	struct berm_counter forwarded;
+};
+
+struct berm_stage_key { /* index is stage * BERM_EXIT_MAX + exit */
+	__u32 stage;
+	__u32 exit;
+};
+
+/* sample[reason]: every 2^n-th packet with this fate becomes an event; index 0 is "not dropped". */
+struct berm_sample {
+	__u64 mask; /* 2^n - 1; all ones = never */
+};
+
+/* A sampled packet in the ring buffer. No payload. */
+struct berm_event {
+	__u64 time_ns;
+	struct berm_addr source;
+	struct berm_addr destination;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 exit;   /* enum berm_exit */
+	__u8 reason; /* enum berm_drop */
+	__u8 shadow; /* enum berm_drop that would have dropped it */
+	__u32 len;   /* of the IP packet */
+	__u32 vip;
+	__u32 record;
+	__u32 weight; /* packets that this event stands for */
+};
+
+/* Network facts of a prefix: IPv4 /24, IPv6 /48. */
+struct berm_path_key {
+	struct berm_addr prefix;
+	__u32 proto; /* IPPROTO_TCP or IPPROTO_UDP (QUIC) */
+	__u32 pad;
+};
+
+#define BERM_BURSTS 8 /* lengths of loss bursts: 1, 2, 3-4, 5-8 … 65 and more */
+
+struct berm_path {
+	__u64 updated_ns;
+	__u64 connections;   /* ever established */
+	__u64 delivered;     /* segments or packets acknowledged */
+	__u64 lost;
+	__u64 retransmitted;
+	__u64 sent;	     /* segments */
+	__u32 srtt_us;	     /* moving average over connections */
+	__u32 min_rtt_us;
+	__u32 rttvar_us;
+	__u32 rate_kbps;     /* best delivery rate seen, decaying */
+	__u32 bursts[BERM_BURSTS];
+};
+
+#endif
