@@ -18,24 +18,23 @@ type Changes struct {
 
 // Status is what `berm status` shows.
 type Status struct {
-	Node       string     `json:"node"`
-	Site       string     `json:"site,omitempty"`
-	Version    string     `json:"version"`
-	PID        int        `json:"pid"`
-	Started    time.Time  `json:"started"`
-	Ready      bool       `json:"ready"`
-	Problems   []string   `json:"problems"` // why it is not ready, or works with less than it should
-	Config     ConfigInfo `json:"config"`
-	Kernel     KernelInfo `json:"kernel"`
-	Listeners  []Listener `json:"listeners"`
-	VIPs       []VIP      `json:"vips"`
-	Backends   []Backend  `json:"backends"`
-	Origins    []Origin   `json:"origins"`
-	Cache      Cache      `json:"cache"`
-	Geo        GeoInfo    `json:"geo"`
-	Requests   uint64     `json:"requests"`    // answered since the start
-	InFlight   int64      `json:"in_flight"`   // being answered now
-	RestartsOf int        `json:"restarts_of"` // how often this daemon was restarted by its supervisor
+	Node      string     `json:"node"`
+	Site      string     `json:"site,omitempty"`
+	Version   string     `json:"version"`
+	PID       int        `json:"pid"`
+	Started   time.Time  `json:"started"`
+	Ready     bool       `json:"ready"`
+	Problems  []string   `json:"problems"` // why it is not ready, or works with less than it should
+	Config    ConfigInfo `json:"config"`
+	Kernel    KernelInfo `json:"kernel"`
+	Listeners []Listener `json:"listeners"`
+	VIPs      []VIP      `json:"vips"`
+	Backends  []Backend  `json:"backends"`
+	Origins   []Origin   `json:"origins"`
+	Cache     Cache      `json:"cache"`
+	Geo       GeoInfo    `json:"geo"`
+	Requests  uint64     `json:"requests"`  // answered since the start
+	InFlight  int64      `json:"in_flight"` // being answered now
 }
 
 // ConfigInfo says which file runs, and why a newer one does not.
