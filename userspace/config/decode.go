@@ -27,11 +27,15 @@ type decoder struct {
 	problems Problems
 	presets  map[reflect.Type]reflect.Value // what an entry of a map or list is before it is filled
 	depth    int
+	steps    int
 }
 
 // maxDepth bounds nesting; our deepest key is five levels down. An alias that contains itself
 // ends here too.
 const maxDepth = 32
+
+// maxSteps bounds the work: aliases of aliases grow a small file without end.
+const maxSteps = 1 << 20
 
 // maxSize bounds the file: 4,096 VIPs at 200 bytes, and room.
 const maxSize = 8 << 20
@@ -103,14 +107,32 @@ func position(n ast.Node) place {
 	return place{}
 }
 
+// enter counts a step down; false means that the file nests or repeats itself without end. Each
+// enter needs a leave.
+func (d *decoder) enter(n ast.Node, key string) bool {
+	d.depth++
+	d.steps++
+	switch {
+	case d.steps > maxSteps:
+		if d.steps == maxSteps+1 {
+			d.at(n, key, "aliases make this file too large", "")
+		}
+		return false
+	case d.depth > maxDepth:
+		d.at(n, key, "nests too deeply", "")
+		return false
+	}
+	return true
+}
+
+func (d *decoder) leave() { d.depth-- }
+
 // value fills v from a node, whatever their kinds.
 func (d *decoder) value(n ast.Node, v reflect.Value, key string) {
-	if d.depth++; d.depth > maxDepth {
-		d.at(n, key, "nests too deeply", "")
-		d.depth--
+	defer d.leave()
+	if !d.enter(n, key) {
 		return
 	}
-	defer func() { d.depth-- }()
 	if _, ok := d.places[key]; !ok {
 		d.places[key] = position(n)
 	}
@@ -178,6 +200,10 @@ func (d *decoder) fresh(t reflect.Type) reflect.Value {
 
 // pairs returns a mapping's keys and values, with `<<` merged in below what is written out.
 func (d *decoder) pairs(n ast.Node, key string) ([]*ast.MappingValueNode, bool) {
+	defer d.leave()
+	if !d.enter(n, key) {
+		return nil, true
+	}
 	switch m := n.(type) {
 	case *ast.MappingValueNode:
 		return []*ast.MappingValueNode{m}, true

@@ -131,6 +131,7 @@ func TestDecodeBrokenFiles(t *testing.T) {
 		"just text":                    `want keys and values, have "just text"`,
 		"inner: *nowhere":              "names no anchor",
 		"inner: &a\n  codes: *a":       "want a list",
+		"inner: &x {<<: *x}":           "nests too deeply",
 		strings.Repeat("a: ", 10000):   "f",
 		strings.Repeat("#", maxSize+1): "bytes long",
 	} {
@@ -138,6 +139,18 @@ func TestDecodeBrokenFiles(t *testing.T) {
 		if len(ps) == 0 || !strings.Contains(ps.Error(), want) {
 			t.Errorf("%.40q: %v, want %q", src, ps, want)
 		}
+	}
+}
+
+// Doubling aliases: 2^24 steps if nobody counts.
+func TestDecodeBoundsAliases(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("named:\n  x0: &x0 {size: 1}\n")
+	for i := range 24 {
+		fmt.Fprintf(&b, "  x%d: &x%d {<<: *x%d, <<: *x%d}\n", i+1, i+1, i, i)
+	}
+	if _, ps := decodeOuter(b.String()); !strings.Contains(ps.Error(), "aliases make this file too large") {
+		t.Error(ps)
 	}
 }
 
