@@ -66,6 +66,7 @@ check-generated: generate
 
 .PHONY: test-unit
 test-unit: ## tests that need no privilege, with the race detector
+	@$(GO) -C scripts/tools test -buildvcs=false ./pack
 	@$(GO) list -buildvcs=false ./... | grep -vxF -f <($(GO) list -buildvcs=false $(ROOT_PACKAGES) ./test/e2e/... ./test/kernels/...) | xargs -r $(GO_TEST) -race
 
 .PHONY: test-root
@@ -97,9 +98,13 @@ install: build man ## sudo make install [DESTDIR=] [PREFIX=/usr]
 	@scripts/install "$(DESTDIR)" "$(PREFIX)"
 
 .PHONY: package
-package: build man ## write dist/berm_VERSION_ARCH.deb
-	@$(AS) $(GO) -C scripts/tools build -buildvcs=false -o ../../.build/tools/pack ./pack
-	@$(AS) .build/tools/pack -version '$(VERSION)' -out dist
+package: build man .build/tools/pack ## write dist/berm_VERSION_ARCH.deb
+	@rm -rf .build/root
+	@$(AS) scripts/install .build/root /usr
+	@$(AS) .build/tools/pack -version '$(VERSION)' -arch "$$($(GO) env GOARCH)"
+
+.build/tools/pack: scripts/tools/go.mod scripts/tools/pack/main.go
+	@$(AS) $(GO) -C scripts/tools build -buildvcs=false -o ../../$@ ./pack
 
 .build/tools/golangci-lint: scripts/tools/go.mod
 	@echo 'building golangci-lint, once'
