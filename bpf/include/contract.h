@@ -140,7 +140,7 @@ struct berm_config {
 	__u32 vips;	      /* number of VIPs; 0 lets everything pass at once */
 	__u32 spread;	      /* low bits of the outer source that vary with the flow, for RSS */
 };
-_Static_assert(sizeof(struct berm_config) == 136, "berm_config is a map value");
+_Static_assert(sizeof(struct berm_config) == 128, "berm_config is two cache lines");
 
 enum berm_vip_flags {
 	BERM_VIP_USED = 1 << 0,
