@@ -34,6 +34,7 @@ const (
 	SockOpsMapBermRateClasses   = "berm_rate_classes"
 	SockOpsMapBermRows          = "berm_rows"
 	SockOpsMapBermSample        = "berm_sample"
+	SockOpsMapBermSets          = "berm_sets"
 	SockOpsMapBermShadows       = "berm_shadows"
 	SockOpsMapBermStageStats    = "berm_stage_stats"
 	SockOpsMapBermTenantStats   = "berm_tenant_stats"
@@ -114,6 +115,7 @@ type SockOpsMapSpecs struct {
 	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
 	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
+	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
@@ -170,6 +172,7 @@ type SockOpsMaps struct {
 	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
 	BermRows          *ebpf.Map `ebpf:"berm_rows"`
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
+	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
@@ -202,6 +205,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermRateClasses,
 		m.BermRows,
 		m.BermSample,
+		m.BermSets,
 		m.BermShadows,
 		m.BermStageStats,
 		m.BermTenantStats,

@@ -246,6 +246,14 @@ type XDPBermSample struct {
 	Mask uint64
 }
 
+type XDPBermSet struct {
+	_     structs.HostLayout
+	Name  [16]int8
+	Used  uint8
+	Owner uint8
+	Pad   [6]uint8
+}
+
 type XDPBermStage uint32
 
 const (
@@ -335,6 +343,7 @@ const (
 	XDPMapBermRateClasses   = "berm_rate_classes"
 	XDPMapBermRows          = "berm_rows"
 	XDPMapBermSample        = "berm_sample"
+	XDPMapBermSets          = "berm_sets"
 	XDPMapBermShadows       = "berm_shadows"
 	XDPMapBermStageStats    = "berm_stage_stats"
 	XDPMapBermTenantStats   = "berm_tenant_stats"
@@ -414,6 +423,7 @@ type XDPMapSpecs struct {
 	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
 	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
+	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
@@ -469,6 +479,7 @@ type XDPMaps struct {
 	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
 	BermRows          *ebpf.Map `ebpf:"berm_rows"`
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
+	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
@@ -500,6 +511,7 @@ func (m *XDPMaps) Close() error {
 		m.BermRateClasses,
 		m.BermRows,
 		m.BermSample,
+		m.BermSets,
 		m.BermShadows,
 		m.BermStageStats,
 		m.BermTenantStats,
