@@ -218,6 +218,7 @@ func (m *Main) awaitService(ctx context.Context) error {
 // Steps are in an order that leaves the caches warm for those that measure time.
 func (m *Main) Steps() []Step {
 	return []Step{
+		{Name: "privilege of bermd", Run: m.checkPrivilege},
 		{Name: "objects over each protocol", Run: m.checkFetch, Loud: true},
 		{Name: "a blocked country", Run: m.checkBlocked},
 		{Name: "a rule in shadow form", Run: m.checkShadow},

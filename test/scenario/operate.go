@@ -4,11 +4,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// checkPrivilege reads what the daemons may do from the kernel, not from them.
+func (m *Main) checkPrivilege(_ context.Context, r *Recorder) error {
+	for _, e := range m.edges {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", e.bermd.PID()))
+		if err != nil {
+			return err
+		}
+		fields := map[string]string{}
+		for line := range strings.Lines(string(status)) {
+			name, value, _ := strings.Cut(line, ":")
+			fields[name] = strings.TrimSpace(value)
+		}
+		user, _, _ := strings.Cut(fields["Uid"], "\t")
+		r.Same(e.Name+": bermd runs as user", strconv.Itoa(daemonUser), user, "")
+		r.Same(e.Name+": bermd may at most bind low ports", fmt.Sprintf("%016x", 1<<unix.CAP_NET_BIND_SERVICE), fields["CapEff"], "CapEff")
+	}
+	return nil
+}
 
 // checkPurge forgets one object on every edge by its URL.
 func (m *Main) checkPurge(ctx context.Context, r *Recorder) error {

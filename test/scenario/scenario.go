@@ -82,12 +82,15 @@ func All() []Scenario {
 	}}
 }
 
+// ErrUnknown is returned for a scenario that does not exist.
+var ErrUnknown = errors.New("no scenario")
+
 // Find returns the scenario of that name.
 func Find(id string) (Scenario, error) {
 	all := All()
 	i := slices.IndexFunc(all, func(s Scenario) bool { return s.ID == id })
 	if i < 0 {
-		return Scenario{}, fmt.Errorf("no scenario %q (bermlab list)", id)
+		return Scenario{}, fmt.Errorf("%w %q (bermlab list)", ErrUnknown, id)
 	}
 	return all[i], nil
 }
