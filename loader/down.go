@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Removed says what Down took away.
@@ -60,21 +62,32 @@ func down(root string) (*Removed, error) {
 	if err := errors.Join(errs...); err != nil {
 		return gone, err
 	}
-	if mounted, _ := isMountPoint(root); !mounted && exists(root) {
-		entries, err := os.ReadDir(root)
-		if err != nil {
-			return gone, err
-		}
-		if len(entries) == 0 {
-			if err := os.Remove(root); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return gone, err
-			}
-			gone.Changed = append(gone.Changed, "removed "+root)
-		}
+	// The root is a directory in a bpffs, or where we mounted one: one of the two can be removed at once.
+	made, err := removeRoot(root)
+	point, uerr := unmountBPFFS(root)
+	if err := errors.Join(err, uerr); err != nil {
+		return gone, err
 	}
-	point, err := unmountBPFFS(root)
 	if point != "" {
 		gone.Changed = append(gone.Changed, "unmounted bpffs from "+point)
 	}
+	if !made {
+		made, err = removeRoot(root)
+	}
+	if made {
+		gone.Changed = append(gone.Changed, "removed "+root)
+	}
 	return gone, err
+}
+
+// removeRoot leaves a root in which others have something.
+func removeRoot(root string) (bool, error) {
+	switch err := os.Remove(root); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EBUSY):
+		return false, nil
+	default:
+		return false, fmt.Errorf("remove %s: %w", root, err)
+	}
 }
