@@ -1,0 +1,80 @@
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// Removed says what Down took away.
+type Removed struct {
+	Changed []string `json:"changed"`
+	Notes   []string `json:"notes"`
+}
+
+// Down detaches the programs and removes pins, directories and the mount that Up made, of every contract, and nothing
+// else. When nothing is up it does nothing.
+func Down(ctx context.Context, o Options) (*Removed, error) {
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("kernel down: %w", err)
+	}
+	o.fill()
+	lock, err := takeLock(ctx, o.Lock)
+	if err != nil {
+		return nil, fmt.Errorf("kernel down: %w", err)
+	}
+	gone, err := down(o.Pins)
+	if err := errors.Join(err, lock.Close()); err != nil {
+		return gone, fmt.Errorf("kernel down: %w", err)
+	}
+	return gone, nil
+}
+
+func down(root string) (*Removed, error) {
+	gone := &Removed{Changed: []string{}, Notes: []string{}}
+	if on, err := onBPFFS(root); err != nil || !on {
+		return gone, err
+	}
+	dirs, err := contracts(root)
+	if err != nil {
+		return gone, err
+	}
+	var errs []error
+	for _, l := range dirs {
+		names, _ := l.linkNames()
+		left, err := l.remove()
+		for _, path := range left {
+			gone.Notes = append(gone.Notes, path+" is not Berm's: left it")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", l.dir, err))
+			continue
+		}
+		for _, n := range names {
+			gone.Changed = append(gone.Changed, "detached from "+n)
+		}
+		gone.Changed = append(gone.Changed, "removed "+l.dir)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return gone, err
+	}
+	if mounted, _ := isMountPoint(root); !mounted && exists(root) {
+		entries, err := os.ReadDir(root)
+		if err != nil {
+			return gone, err
+		}
+		if len(entries) == 0 {
+			if err := os.Remove(root); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return gone, err
+			}
+			gone.Changed = append(gone.Changed, "removed "+root)
+		}
+	}
+	point, err := unmountBPFFS(root)
+	if point != "" {
+		gone.Changed = append(gone.Changed, "unmounted bpffs from "+point)
+	}
+	return gone, err
+}
