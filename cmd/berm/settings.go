@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 
+	"github.com/bermedge/berm/loader"
 	"github.com/bermedge/berm/userspace/control"
 )
 
@@ -24,4 +25,9 @@ func (a *app) settings() settings {
 		pins:   cmp.Or(a.root.Pins, defaultPins),
 		config: cmp.Or(a.root.Config, defaultConfig),
 	}
+}
+
+// kernelOptions are how the configuration wants the kernel half.
+func (a *app) kernelOptions() (loader.Options, error) {
+	return loader.Options{Pins: a.settings().pins}, nil
 }

@@ -9,7 +9,8 @@ import (
 	"github.com/bermedge/berm/userspace/control"
 )
 
-// column is one column of a section. width 0 takes what the others leave.
+// column is one column of a section. A negative width takes what the others leave, up to
+// its amount: on wide screens numbers stay near the names.
 type column struct {
 	name  string
 	width int
@@ -26,11 +27,11 @@ type cell struct {
 func (m *Model) columns(section int) []column {
 	switch section {
 	case sources:
-		return []column{{"SOURCE", 0, false}, {"CC", 3, false}, {"PPS", 8, true}, {"BIT/S", 8, true}, {"DROPPED", 8, true}, {"MOSTLY", 14, false}}
+		return []column{{"SOURCE", -40, false}, {"CC", 3, false}, {"PPS", 8, true}, {"BIT/S", 8, true}, {"DROPPED", 8, true}, {"MOSTLY", 14, false}}
 	case vips:
-		return []column{{"NAME", 10, false}, {"SERVICE", 0, false}, {"PPS", 7, true}, {"BIT/S", 8, true}, {"DROPPED", 8, true}, {"SHADOW", 7, true}, {"FORWARD", 8, true}}
+		return []column{{"NAME", 10, false}, {"SERVICE", -48, false}, {"PPS", 7, true}, {"BIT/S", 8, true}, {"DROPPED", 8, true}, {"SHADOW", 7, true}, {"FORWARD", 8, true}}
 	}
-	return []column{{"REASON", 0, false}, {"PPS", 8, true}, {"BIT/S", 8, true}, {"SHADOW", 8, true}, {"SHARE", 20, false}}
+	return []column{{"REASON", -40, false}, {"PPS", 8, true}, {"BIT/S", 8, true}, {"SHADOW", 8, true}, {"SHARE", 20, false}}
 }
 
 // byPPS is the column that each section is sorted by at first.

@@ -31,6 +31,10 @@ func (m *Model) render() string {
 	if m.help {
 		return m.helpText()
 	}
+	return m.screen()
+}
+
+func (m *Model) screen() string {
 	lines := m.header()
 	rows := [sections][][]cell{}
 	all := [sections]int{}
@@ -96,7 +100,7 @@ func (m *Model) cache() string {
 	c := m.top.Cache
 	s := fmt.Sprintf("requests %s/s  hits %s", m.paint(out.Bold, out.Count(m.top.Requests)), m.paint(out.Bold, fmt.Sprintf("%.1f %%", 100*c.HitRatio)))
 	if c.MaxBytes > 0 {
-		const width = 12
+		const width = 10
 		share := float64(c.Bytes) / float64(c.MaxBytes)
 		b := bar(share, width)
 		s += "  cache [" + b + strings.Repeat(" ", max(width-ansi.StringWidth(b), 0)) + "] " + out.Bytes(float64(c.Bytes)) + " of " + out.Bytes(float64(c.MaxBytes))
@@ -203,14 +207,14 @@ func (m *Model) heading(s int, title string, cols []column) []string {
 func (m *Model) row(cols []column, cells []cell) string {
 	rest := m.width - 1
 	for _, c := range cols {
-		rest -= c.width + 1
+		rest -= max(c.width, 0) + 1
 	}
 	var b strings.Builder
 	b.WriteByte(' ')
 	for i, c := range cols {
 		width := c.width
-		if width == 0 {
-			width = max(rest, 8)
+		if width < 0 {
+			width = max(min(rest, -width), 8)
 		}
 		text := ansi.Truncate(cells[i].text, width, "…")
 		pad := strings.Repeat(" ", max(width-ansi.StringWidth(text), 0))
@@ -246,9 +250,9 @@ func (m *Model) helpText() string {
   /           show only rows that contain a text; esc shows all
   + -         ask more or less often
 
-Rates are of the last interval. Sources are estimated from sampled packets: one in
-many, so a quiet source may be missing. IPv6 sources are /64 networks. "Dropped" is
-what was refused; "shadow" is what would have been, were its rule enforced.
+Rates are of the last interval. Sources are estimated from sampled packets,
+so a quiet one may be missing. IPv6 sources are /64 networks. "Dropped" is
+what was refused; "shadow" what would have been, were its rule enforced.
 
 Any key goes back.`
 }
