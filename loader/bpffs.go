@@ -89,16 +89,6 @@ func (r *run) mountBPFFS() error {
 	return nil
 }
 
-func isMountPoint(path string) (bool, error) {
-	all, err := mounts()
-	for _, m := range all {
-		if m.point == path {
-			return true, err
-		}
-	}
-	return false, err
-}
-
 // unmountBPFFS unmounts the bpffs that mountBPFFS made for root, once nothing is in it.
 func unmountBPFFS(root string) (string, error) {
 	all, err := mounts()
@@ -110,7 +100,7 @@ func unmountBPFFS(root string) (string, error) {
 		if m.fstype != "bpf" || m.source != mountSource || m.root != "/" || m.point != root && !usual {
 			continue
 		}
-		if entries, err := os.ReadDir(m.point); err != nil || len(entries) > 0 {
+		if empty, err := emptyBPFFS(m.point); err != nil || !empty {
 			return "", err // in use by others by now
 		}
 		if err := unix.Unmount(m.point, 0); err != nil {
@@ -122,6 +112,18 @@ func unmountBPFFS(root string) (string, error) {
 		return m.point, nil
 	}
 	return "", nil
+}
+
+// emptyBPFFS overlooks what the kernel puts in every bpffs (maps.debug, progs.debug, with
+// CONFIG_BPF_PRELOAD): it alone can make names with a dot.
+func emptyBPFFS(point string) (bool, error) {
+	entries, err := os.ReadDir(point)
+	for _, e := range entries {
+		if !strings.Contains(e.Name(), ".") {
+			return false, err
+		}
+	}
+	return true, err
 }
 
 // makeDirs makes path with its parents and returns what was missing, topmost first.

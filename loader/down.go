@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Removed says what Down took away.
@@ -60,21 +62,19 @@ func down(root string) (*Removed, error) {
 	if err := errors.Join(errs...); err != nil {
 		return gone, err
 	}
-	if mounted, _ := isMountPoint(root); !mounted && exists(root) {
-		entries, err := os.ReadDir(root)
-		if err != nil {
-			return gone, err
-		}
-		if len(entries) == 0 {
-			if err := os.Remove(root); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return gone, err
-			}
-			gone.Changed = append(gone.Changed, "removed "+root)
-		}
-	}
 	point, err := unmountBPFFS(root)
 	if point != "" {
 		gone.Changed = append(gone.Changed, "unmounted bpffs from "+point)
 	}
-	return gone, err
+	if err != nil {
+		return gone, err
+	}
+	// The root is ours, but what others put there is theirs.
+	switch err := os.Remove(root); {
+	case err == nil:
+		gone.Changed = append(gone.Changed, "removed "+root)
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY):
+		return gone, err
+	}
+	return gone, nil
 }

@@ -165,7 +165,7 @@ func needLinks(*objects) []Need {
 func tryLink(t ebpf.ProgramType, attach ebpf.AttachType, target int, flags link.XDPAttachFlags) error {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "berm_probe", Type: t, AttachType: attach, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
 	})
 	if err != nil {
 		return err

@@ -199,14 +199,17 @@ func (r *run) update(l pinnedLink, rep *replacement) error {
 func (r *run) replacePins() error {
 	for _, rep := range r.replace {
 		path := r.at.program(rep.name)
+		var st unix.Stat_t
+		had := unix.Stat(path, &st) == nil
 		if err := os.Rename(newPin(path), path); err != nil {
 			return err
 		}
 		r.undoing("pin the old program again", func() error {
-			if err := os.Remove(path); err != nil || rep.old == nil {
+			err := os.Rename(path, newPin(path))
+			if err != nil || !had || rep.old == nil {
 				return err
 			}
-			return pinClone(rep.old, path)
+			return errors.Join(pinClone(rep.old, path), os.Chown(path, int(st.Uid), int(st.Gid)), unix.Chmod(path, st.Mode&0o7777))
 		})
 	}
 	return nil
