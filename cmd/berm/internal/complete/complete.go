@@ -31,6 +31,9 @@ func Candidates(app *kong.Application, words []string, names func(kind string) [
 	for _, w := range words[:len(words)-1] {
 		at.step(w)
 	}
+	if at.lost {
+		return nil
+	}
 	if at.flag != nil { // the word before wants this one as its value
 		return values(at.flag.Value, last, "", names)
 	}
@@ -61,6 +64,7 @@ type place struct {
 	args    int        // positional arguments of node that are taken
 	flag    *kong.Flag // waits for its value
 	literal bool       // after "--"
+	lost    bool       // a word is no command that there is
 }
 
 func (p *place) step(w string) {
@@ -81,6 +85,7 @@ func (p *place) step(w string) {
 			}
 		}
 		p.args++
+		p.lost = p.lost || len(p.node.Children) > 0
 	}
 }
 

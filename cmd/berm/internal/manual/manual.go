@@ -86,7 +86,7 @@ func (b *Book) page(w *writer, n *kong.Node) {
 	w.printf(".SH DESCRIPTION\n")
 	prose, examples := split(n.Detail)
 	if n.Parent == nil {
-		w.paragraphs(n.Help)
+		prose = n.Help // the rest of its help is in sections of its own
 	}
 	w.paragraphs(prose)
 	if n.Parent == nil {

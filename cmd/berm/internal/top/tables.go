@@ -29,7 +29,7 @@ func (m *Model) columns(section int) []column {
 	case sources:
 		return []column{{"SOURCE", -40, false}, {"CC", 3, false}, {"PPS", 8, true}, {"BIT/S", 8, true}, {"DROPPED", 8, true}, {"MOSTLY", 14, false}}
 	case vips:
-		return []column{{"NAME", 10, false}, {"SERVICE", -48, false}, {"PPS", 7, true}, {"BIT/S", 8, true}, {"DROPPED", 8, true}, {"SHADOW", 7, true}, {"FORWARD", 8, true}}
+		return []column{{"NAME", 15, false}, {"SERVICE", -48, false}, {"PPS", 6, true}, {"BIT/S", 7, true}, {"DROPPED", 8, true}, {"SHADOW", 7, true}, {"FORWARD", 8, true}}
 	}
 	return []column{{"REASON", -40, false}, {"PPS", 8, true}, {"BIT/S", 8, true}, {"SHADOW", 8, true}, {"SHARE", 20, false}}
 }

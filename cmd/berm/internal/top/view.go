@@ -100,10 +100,10 @@ func (m *Model) cache() string {
 	c := m.top.Cache
 	s := fmt.Sprintf("requests %s/s  hits %s", m.paint(out.Bold, out.Count(m.top.Requests)), m.paint(out.Bold, fmt.Sprintf("%.1f %%", 100*c.HitRatio)))
 	if c.MaxBytes > 0 {
-		const width = 10
+		const width = 8
 		share := float64(c.Bytes) / float64(c.MaxBytes)
 		b := bar(share, width)
-		s += "  cache [" + b + strings.Repeat(" ", max(width-ansi.StringWidth(b), 0)) + "] " + out.Bytes(float64(c.Bytes)) + " of " + out.Bytes(float64(c.MaxBytes))
+		s += "  [" + b + strings.Repeat(" ", max(width-ansi.StringWidth(b), 0)) + "] " + out.Bytes(float64(c.Bytes)) + " of " + out.Bytes(float64(c.MaxBytes))
 	}
 	return s + ", " + out.Count(float64(c.Objects)) + " objects"
 }
