@@ -1,0 +1,7 @@
+package main
+
+type confCmd struct{}
+type benchCmd struct{}
+
+func (confCmd) Run() error  { return nil }
+func (benchCmd) Run() error { return nil }
