@@ -141,15 +141,22 @@ func TestUpgradeRefused(t *testing.T) {
 	h.wantUnchanged(before)
 }
 
-// A program that the verifier takes, but that drops what is not ours, is never attached.
+// A program that the verifier takes, but that passes or drops everything, is never attached.
 func TestSelfTestRefuses(t *testing.T) {
-	dropsAll := func(o *objects) {
-		name, _ := o.xdpName()
-		p := o.XDP.Programs[name]
-		p.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, xdpDrop), asm.Return()}
+	always := func(verdict int32) func(*objects) {
+		return func(o *objects) {
+			name, _ := o.xdpName()
+			o.XDP.Programs[name].Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()}
+		}
 	}
+	dropsAll := always(xdpDrop)
 	h := newHost(t, "s0")
 	before := h.snapshot()
+	h.opts.spec = always(xdpPass)
+	if _, err := Up(h.ctx(), h.opts); !errors.Is(err, ErrSelfTest) || !strings.Contains(err.Error(), "cut short") {
+		t.Errorf("Up: %v", err)
+	}
+	h.wantUnchanged(before)
 	h.opts.spec = dropsAll
 	if _, err := Up(h.ctx(), h.opts); !errors.Is(err, ErrSelfTest) || !strings.Contains(err.Error(), "0 of 3 packets passed") {
 		t.Errorf("Up: %v", err)
