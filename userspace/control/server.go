@@ -21,8 +21,9 @@ type Daemon interface {
 	Purge(ctx context.Context, p Purge) (Changes, error)
 	Cache(ctx context.Context) (Cache, error)
 	Top(ctx context.Context, seconds int) (Top, error)
-	// Tables returns the operations on the kernel half, or why it is not there.
-	Tables() (Tables, error)
+	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
+	// returns why it is not there.
+	Tables(f func(Tables) error) error
 }
 
 // maxRequest bounds a request's body.
@@ -51,11 +52,12 @@ func Handler(d Daemon) http.Handler {
 	})
 	for pattern, f := range tableRoutes {
 		handle(pattern, func(r *http.Request) (any, error) {
-			t, err := d.Tables()
-			if err != nil {
-				return nil, err
-			}
-			return f(t, r)
+			var v any
+			err := d.Tables(func(t Tables) (err error) {
+				v, err = f(t, r)
+				return err
+			})
+			return v, err
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

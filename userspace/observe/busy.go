@@ -193,3 +193,10 @@ func (h *History) Over(seconds int) (from, to Snapshot, ok bool) {
 	}
 	return h.ring[max(0, n-1-max(seconds, 1))], h.ring[n-1], true
 }
+
+// Series returns the snapshots of the last minute, oldest first.
+func (h *History) Series() []Snapshot {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]Snapshot(nil), h.ring...)
+}

@@ -1,27 +1,33 @@
 package observe
 
 import (
+	"errors"
 	"strconv"
 	"time"
 
 	"github.com/bermedge/berm/maps"
 )
 
-// Kernel is a source of the kernel half's metrics. set returns nil while it is not open; report is
-// told of maps that cannot be read.
-func Kernel(set func() *maps.Set, report func(error)) Source {
+// Kernel is a source of the kernel half's metrics. use calls its argument with the open maps, or
+// returns why there are none; report is told of maps that cannot be read.
+func Kernel(use func(func(*maps.Set) error) error, report func(error)) Source {
 	return func(emit Emit) {
-		s := set()
-		if s == nil {
-			emit(KernelUp, 0)
-			return
-		}
-		emit(KernelUp, 1)
-		emit(KernelObserve, truth(s.Config.ObserveOnly()))
-		for _, read := range []func(*maps.Set, Emit) error{emitDrops, emitStages, emitVIPs, emitTables, emitBackends} {
-			if err := read(s, emit); err != nil {
-				report(err)
+		up := false
+		err := use(func(s *maps.Set) error {
+			up = true
+			emit(KernelUp, 1)
+			emit(KernelObserve, truth(s.Config.ObserveOnly()))
+			var errs []error
+			for _, read := range []func(*maps.Set, Emit) error{emitDrops, emitStages, emitVIPs, emitTables, emitBackends} {
+				errs = append(errs, read(s, emit))
 			}
+			return errors.Join(errs...)
+		})
+		switch {
+		case !up:
+			emit(KernelUp, 0)
+		case err != nil:
+			report(err)
 		}
 	}
 }
