@@ -36,6 +36,8 @@ type run struct {
 	tick    tickMeter
 	closers []io.Closer
 	undos   []undo // latest last
+
+	upgrading bool
 }
 
 func begin(ctx context.Context, o Options) (*run, error) {
