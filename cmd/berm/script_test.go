@@ -79,7 +79,7 @@ func setup(e *testscript.Env) error {
 	e.Setenv("BERM_SOCKET", e.WorkDir+"/berm.sock")
 	e.Setenv("BERM_CONFIG", e.WorkDir+"/berm.yaml")
 	e.Setenv("BERM_PINS", "/sys/fs/bpf/berm-test-none")
-	return nil
+	return os.WriteFile(e.WorkDir+"/berm.yaml", []byte("node: {name: edge1}\n"), 0o644)
 }
 
 // setupKernel makes an edge (NS) and a CLIENT that reaches 192.0.2.0/24 through it, and names a
@@ -101,6 +101,10 @@ func setupKernel(e *testscript.Env) error {
 		}
 	})
 	e.Setenv("CLIENT", name+"c")
+	conf := "node: {name: edge1}\nkernel: {interfaces: [edge0], rate_cells: 1024, cgroup: none}\n"
+	if err := os.WriteFile(e.WorkDir+"/berm.yaml", []byte(conf), 0o644); err != nil {
+		return err
+	}
 	for _, c := range []string{
 		"netns add " + name,
 		"netns add " + name + "c",
