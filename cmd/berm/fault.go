@@ -8,7 +8,6 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/control"
 )
 
@@ -66,7 +65,7 @@ func explain(err error) fault {
 		switch e.Status {
 		case http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusConflict:
 			f.Code = exitUsage
-		case http.StatusNotFound:
+		case http.StatusNotFound, http.StatusServiceUnavailable:
 			f.Code = exitAbsent
 		case http.StatusForbidden:
 			f.Code = exitPermission
@@ -74,12 +73,18 @@ func explain(err error) fault {
 		return f
 	}
 	switch {
-	case errors.Is(err, control.ErrDown), errors.Is(err, maps.ErrNotUp), errors.Is(err, maps.ErrContract), errors.Is(err, maps.ErrNotFound):
+	case errors.Is(err, control.ErrDown):
 		f.Code = exitAbsent
-	case errors.Is(err, maps.ErrOverlap), errors.Is(err, maps.ErrInUse):
-		f.Code = exitUsage
 	case errors.Is(err, fs.ErrPermission):
 		f.Code = exitPermission
 	}
 	return f
+}
+
+// same gives errors of the direct way to the maps the form that the daemon's have.
+func (a *app) same(err error) error {
+	if _, own := errors.AsType[*failure](err); err == nil || own || a.by != byMaps {
+		return err
+	}
+	return control.AsError(err)
 }

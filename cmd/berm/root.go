@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 	"strings"
 	"time"
 
@@ -67,6 +68,8 @@ Examples:
 func (r *root) names(ctx context.Context, words []string, kind string) []string {
 	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
+	// The parser, which would read these, has not seen an unfinished command line.
+	r.Socket, r.Pins, r.Config = os.Getenv("BERM_SOCKET"), os.Getenv("BERM_PINS"), os.Getenv("BERM_CONFIG")
 	for i, w := range words { // the flags of an unfinished command line
 		name, value, given := strings.Cut(w, "=")
 		if !given && i+1 < len(words) {

@@ -48,6 +48,8 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"exits":      exits,
 	"tty":        tty,
 	"deadsocket": deadSocket,
+	"serve":      serve,
+	"unserve":    unserve,
 }
 
 // exits runs a command and checks its exit code: exits 3 berm status.
@@ -73,14 +75,15 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 
 // setup keeps a script away from a Berm that this machine runs.
 func setup(e *testscript.Env) error {
+	e.Values[stopKey{}] = new(func())
 	e.Setenv("BERM_SOCKET", e.WorkDir+"/berm.sock")
 	e.Setenv("BERM_CONFIG", e.WorkDir+"/berm.yaml")
 	e.Setenv("BERM_PINS", "/sys/fs/bpf/berm-test-none")
-	return nil
+	return os.WriteFile(e.WorkDir+"/berm.yaml", []byte("node: {name: edge1}\n"), 0o644)
 }
 
-// setupKernel makes a namespace with a pair of interfaces and names a pin root; both go
-// when the script ends, whatever it did.
+// setupKernel makes an edge (NS) and a CLIENT that reaches 192.0.2.0/24 through it, and names a
+// pin root; all go when the script ends, whatever it did.
 func setupKernel(e *testscript.Env) error {
 	if err := setup(e); err != nil {
 		return err
@@ -91,17 +94,27 @@ func setupKernel(e *testscript.Env) error {
 	e.Setenv("BERM_PINS", pins)
 	e.Defer(func() {
 		_ = exec.Command("ip", "netns", "del", name).Run()
+		_ = exec.Command("ip", "netns", "del", name+"c").Run()
 		code := run(context.Background(), []string{"--pins", pins, "kernel", "down", "--json"}, nil, &strings.Builder{}, os.Stderr)
 		if _, err := os.Stat(pins); code != 0 || err == nil {
 			panic("berm kernel down left " + pins)
 		}
 	})
+	e.Setenv("CLIENT", name+"c")
+	conf := "node: {name: edge1}\nkernel: {interfaces: [edge0], rate_cells: 1024, cgroup: none}\n"
+	if err := os.WriteFile(e.WorkDir+"/berm.yaml", []byte(conf), 0o644); err != nil {
+		return err
+	}
 	for _, c := range []string{
 		"netns add " + name,
+		"netns add " + name + "c",
 		"-n " + name + " link set lo up",
-		"-n " + name + " link add edge0 type veth peer name wire0",
+		"-n " + name + " link add edge0 type veth peer name wire0 netns " + name + "c",
+		"-n " + name + " addr add 198.51.100.1/24 dev edge0",
 		"-n " + name + " link set edge0 up",
-		"-n " + name + " link set wire0 up",
+		"-n " + name + "c addr add 198.51.100.7/24 dev wire0",
+		"-n " + name + "c link set wire0 up",
+		"-n " + name + "c route add 192.0.2.0/24 via 198.51.100.1",
 	} {
 		if out, err := exec.Command("ip", strings.Fields(c)...).CombinedOutput(); err != nil {
 			return fmt.Errorf("ip %s: %w: %s", c, err, out)
