@@ -18,7 +18,7 @@ func (t *PrefixTable) buildTrie() error {
 	rest := t.segments6
 	for slot := range t.root {
 		first := uint64(slot) << 48
-		last := first | 1<<48 - 1
+		last := first | (1<<48 - 1)
 		var inside []segment6
 		inside, rest = cut(rest, first, last)
 		if id, ok := uniform(inside, first, last); ok {

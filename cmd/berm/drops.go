@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/bermedge/berm/cmd/berm/internal/out"
+	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/control"
 )
 
@@ -49,7 +50,7 @@ func (c *dropsCmd) Run(a *app) error {
 		if len(rows) == 0 {
 			a.out.Printf("nothing was dropped\n")
 		} else {
-			a.out.Table([]string{"REASON", "NR>", "DROPPED>", "BYTES>", "SHADOW>", "BYTES>"}, rows)
+			a.out.Table([]string{"REASON", "NR>", "DROPPED>", "BYTES>", "SHADOW>", "BYTES>", "BECAUSE"}, rows)
 		}
 		if c.Stages {
 			a.stages(d.Stages)
@@ -63,7 +64,8 @@ func (c *dropsCmd) rows(d control.Drops) (rows [][]out.Cell) {
 			continue
 		}
 		row := out.Row(r.Reason, sprintf("%d", r.Number), count(r.Dropped.Packets), out.Bytes(float64(r.Dropped.Bytes)),
-			count(r.Shadowed.Packets), out.Bytes(float64(r.Shadowed.Bytes)))
+			count(r.Shadowed.Packets), out.Bytes(float64(r.Shadowed.Bytes)), maps.Drop(r.Number).Meaning())
+		mark(row, 6, true, out.Dim)
 		mark(row, 2, r.Dropped.Packets > 0, out.Bad)
 		mark(row, 4, r.Shadowed.Packets > 0, out.Warn)
 		rows = append(rows, row)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/control"
 )
 
@@ -73,8 +74,10 @@ func explain(err error) fault {
 		return f
 	}
 	switch {
-	case errors.Is(err, control.ErrDown):
+	case errors.Is(err, control.ErrDown), errors.Is(err, maps.ErrNotUp), errors.Is(err, maps.ErrContract), errors.Is(err, maps.ErrNotFound):
 		f.Code = exitAbsent
+	case errors.Is(err, maps.ErrOverlap), errors.Is(err, maps.ErrInUse):
+		f.Code = exitUsage
 	case errors.Is(err, fs.ErrPermission):
 		f.Code = exitPermission
 	}

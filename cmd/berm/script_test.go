@@ -45,7 +45,9 @@ func TestRootScripts(t *testing.T) {
 
 // commands are what scripts can do besides exec.
 var commands = map[string]func(*testscript.TestScript, bool, []string){
-	"exits": exits,
+	"exits":      exits,
+	"tty":        tty,
+	"deadsocket": deadSocket,
 }
 
 // exits runs a command and checks its exit code: exits 3 berm status.

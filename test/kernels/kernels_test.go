@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -68,6 +69,7 @@ func TestKernels(t *testing.T) {
 
 func buildInit(t *testing.T) string {
 	t.Helper()
+	watch(t, "bpf", "loader", "maps", filepath.Join("test", "kernels", "init"))
 	out := filepath.Join(t.TempDir(), "init")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
@@ -75,6 +77,24 @@ func buildInit(t *testing.T) string {
 		t.Fatalf("build init: %v\n%s", err, msg)
 	}
 	return out
+}
+
+// watch looks at the sources of init, so that go test does not take an earlier result for that
+// of changed ones: of them it only sees what is linked into the test itself.
+func watch(t *testing.T, folders ...string) {
+	t.Helper()
+	for _, folder := range folders {
+		err := filepath.WalkDir(filepath.Join("..", "..", folder), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			_, err = os.Stat(path)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // boot returns what the machine printed until it powered off.
