@@ -288,6 +288,3 @@ func (r *run) sumUp() error {
 	}
 	return nil
 }
-
-// closeOnEnd keeps c until the run is over.
-func (r *run) closeOnEnd(c interface{ Close() error }) { r.closers = append(r.closers, c) }

@@ -35,6 +35,8 @@ const (
 	qemu = "qemu-system-x86_64"
 	// Emulation of a busy machine: boots take 4 s on a quiet one.
 	bootDeadline = 4 * time.Minute
+	// The verifier gives up at 1,000,000 instructions and 512 bytes: hear of it before.
+	mostProcessed, mostStack = 800_000, 480
 	// The kernel half's tables take 250 MiB, and twice in an upgrade's rehearsal at worst.
 	memoryMiB = "1536"
 )
@@ -145,6 +147,11 @@ func judge(t *testing.T, out string) (table []loader.Verified) {
 	}
 	if len(table) == 0 {
 		t.Error("no verifier statistics")
+	}
+	for _, v := range table {
+		if v.Processed > mostProcessed || v.Stack > mostStack {
+			t.Errorf("%s needs %d instructions and %d bytes of stack of the verifier of %s: near its limits", v.Program, v.Processed, v.Stack, v.Kernel)
+		}
 	}
 	if t.Failed() || testing.Verbose() {
 		t.Log(out)
