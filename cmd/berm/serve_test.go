@@ -18,13 +18,13 @@ import (
 // the CLI's concern written down.
 type daemon struct{ set *maps.Set }
 
-func (d *daemon) Tables() (control.Tables, error) {
+func (d *daemon) Tables(use func(control.Tables) error) error {
 	if d.set == nil {
-		return nil, &control.Error{Status: http.StatusServiceUnavailable, Message: "the kernel half is not up", Hint: "berm kernel up"}
+		return &control.Error{Status: http.StatusServiceUnavailable, Message: "the kernel half is not up", Hint: "berm kernel up"}
 	}
-	return control.NewLocal(d.set, func(context.Context, []string) ([]string, error) {
+	return use(control.NewLocal(d.set, func(context.Context, []string) ([]string, error) {
 		return nil, &control.Error{Message: "geo database none.mmdb: no such file", Hint: "check geo.databases"}
-	}), nil
+	}))
 }
 
 func (d *daemon) Status(ctx context.Context) (control.Status, error) {
@@ -43,9 +43,10 @@ func (d *daemon) Status(ctx context.Context) (control.Status, error) {
 		s.Problems = []string{"the kernel half is not up"}
 		return s, nil
 	}
-	t, _ := d.Tables()
-	var err error
-	s.VIPs, err = t.VIPs(ctx)
+	err := d.Tables(func(t control.Tables) (err error) {
+		s.VIPs, err = t.VIPs(ctx)
+		return err
+	})
 	s.Kernel = control.KernelInfo{Attached: true, VIPs: len(s.VIPs)}
 	return s, err
 }
