@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 DESTDIR ?=
 PREFIX ?= /usr
+DIST ?= dist
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0)
 
 # Looked for once, and only by targets that need it.
@@ -19,7 +20,7 @@ GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 STAGES := setup check-generated check-fmt lint test-unit test-root test-e2e test-kernels
 
 # Packages whose tests load programs or make namespaces; the tests of all others run anywhere.
-ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./cmd/... ./test/rig/...
+ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./cmd/... ./test/rig/... ./test/scenario/... ./test/packaging/...
 GO_TEST = $(GO) test -buildvcs=false -shuffle=on
 
 .PHONY: help
@@ -37,6 +38,7 @@ run: build ## sudo make run: an edge with built-in defaults, until Ctrl-C
 .PHONY: generate
 generate: ## compile the BPF programs into the committed Go bindings, and write the lists in doc/ (needs clang-19)
 	@$(AS) $(GO) generate ./...
+	@$(AS) $(GO) test -buildvcs=false -count=1 ./test/presubmit -run TestLists -update >/dev/null
 
 .PHONY: fmt
 fmt: .build/tools/golangci-lint ## format Go (gofumpt) and C (clang-format-19)
@@ -101,7 +103,7 @@ install: build man ## sudo make install [DESTDIR=] [PREFIX=/usr]
 package: build man .build/tools/pack ## write dist/berm_VERSION_ARCH.deb
 	@rm -rf .build/root
 	@$(AS) scripts/install .build/root /usr
-	@$(AS) .build/tools/pack -version '$(VERSION)' -arch "$$($(GO) env GOARCH)"
+	@$(AS) .build/tools/pack -version '$(VERSION)' -arch "$$($(GO) env GOARCH)" -out '$(DIST)'
 
 .build/tools/pack: scripts/tools/go.mod scripts/tools/pack/main.go
 	@$(AS) $(GO) -C scripts/tools build -buildvcs=false -o ../../$@ ./pack

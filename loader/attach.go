@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -84,6 +83,9 @@ func (r *run) attachedAlready(ifc *net.Interface, links []pinnedLink, prog *ebpf
 				r.note("interface %s runs another build of the program than the pinned one (try: berm kernel upgrade)", ifc.Name)
 			}
 		}
+		if r.opts.Mode != Auto && string(r.opts.Mode) != on.mode {
+			r.note("interface %s stays in %s mode, not %s, until berm kernel down and up", ifc.Name, on.mode, r.opts.Mode)
+		}
 		return &Attachment{Name: ifc.Name, Index: ifc.Index, Mode: on.mode}, nil
 	}
 	return nil, nil
@@ -156,7 +158,7 @@ func interfaceThere(ifc *net.Interface) bool {
 // noteOthers tells of interfaces that are attached though nobody asked for them now.
 func (r *run) noteOthers(links []pinnedLink) {
 	for _, l := range links {
-		if l.info.Type != link.XDPType || exists(l.path) == false {
+		if l.info.Type != link.XDPType || !exists(l.path) {
 			continue
 		}
 		asked := false
@@ -167,57 +169,6 @@ func (r *run) noteOthers(links []pinnedLink) {
 			r.note("interface %s is attached, though not asked for now; it stays until berm kernel down", l.ifname)
 		}
 	}
-}
-
-func (r *run) attachSockOps() error {
-	if r.opts.Cgroup == CgroupNone {
-		return nil
-	}
-	path, err := findCgroup(r.opts.Cgroup)
-	if errors.Is(err, errNoCgroup) && r.opts.Cgroup == CgroupAuto {
-		r.note("%v: paths of TCP connections are not measured", err)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	r.report.Cgroup = path
-	pin := r.to.sockOpsLink()
-	if exists(pin) {
-		old, err := openLink(pin)
-		if err != nil {
-			return err
-		}
-		r.closeOnEnd(old.link)
-		if cg := old.info.Cgroup(); cg != nil && cg.CgroupId != 0 {
-			if id, err := cgroupID(path); err == nil && id != cg.CgroupId {
-				r.note("sock_ops stays on the cgroup it is on, not %s, until berm kernel down and up", path)
-			}
-			return nil
-		}
-		if err := os.Remove(pin); err != nil {
-			return err
-		}
-		r.changed("dropped the link of a cgroup that was removed")
-	}
-	name, err := r.objs.sockOpsName()
-	if err != nil {
-		return err
-	}
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: path, Attach: ebpf.AttachCGroupSockOps, Program: r.progs[name]})
-	if err != nil {
-		if errors.Is(err, unix.EPERM) {
-			err = fmt.Errorf("%w (a program attached there without BPF_F_ALLOW_MULTI excludes ours)", err)
-		}
-		return fmt.Errorf("cgroup %s: %w", path, err)
-	}
-	r.closeOnEnd(l)
-	r.undoing("detach from "+path, func() error { return detachAndUnpin(l, pin) })
-	if err := l.Pin(pin); err != nil {
-		return fmt.Errorf("pin link of cgroup %s: %w", path, err)
-	}
-	r.changed("attached sock_ops to %s", path)
-	return nil
 }
 
 func detachAndUnpin(l link.Link, path string) error {
@@ -245,45 +196,6 @@ func xdpOn(ifindex int) (attached, error) {
 	}
 	mode := map[uint32]string{nl.XDP_ATTACHED_DRV: string(Native), nl.XDP_ATTACHED_SKB: string(Generic), nl.XDP_ATTACHED_HW: "hardware"}[x.AttachMode]
 	return attached{mode, x.ProgId}, nil
-}
-
-var errNoCgroup = errors.New("no cgroup2 is mounted")
-
-// findCgroup returns the root of the cgroup2 hierarchy: /sys/fs/cgroup on unified hosts, a folder below it on
-// hybrid ones, or elsewhere.
-func findCgroup(want string) (string, error) {
-	if want != CgroupAuto {
-		var st unix.Statfs_t
-		if err := unix.Statfs(want, &st); err != nil {
-			return "", fmt.Errorf("cgroup %s: %w", want, err)
-		}
-		if st.Type != unix.CGROUP2_SUPER_MAGIC {
-			return "", fmt.Errorf("cgroup %s is not in a cgroup2 hierarchy", want)
-		}
-		return want, nil
-	}
-	all, err := mounts()
-	if err != nil {
-		return "", err
-	}
-	best := ""
-	for _, m := range all {
-		if m.fstype == "cgroup2" && m.root == "/" && (best == "" || strings.HasPrefix(m.point, "/sys/fs/cgroup")) {
-			best = m.point
-		}
-	}
-	if best == "" {
-		return "", errNoCgroup
-	}
-	return best, nil
-}
-
-func cgroupID(path string) (uint64, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, err
-	}
-	return st.Ino, nil
 }
 
 func findByIndex(ifindex int) (string, error) {

@@ -62,19 +62,32 @@ func down(root string) (*Removed, error) {
 	if err := errors.Join(errs...); err != nil {
 		return gone, err
 	}
-	point, err := unmountBPFFS(root)
+	// The root is a directory in a bpffs, or where we mounted one: one of the two can be removed at once.
+	made, err := removeRoot(root)
+	point, uerr := unmountBPFFS(root)
+	if err := errors.Join(err, uerr); err != nil {
+		return gone, err
+	}
 	if point != "" {
 		gone.Changed = append(gone.Changed, "unmounted bpffs from "+point)
 	}
-	if err != nil {
-		return gone, err
+	if !made {
+		made, err = removeRoot(root)
 	}
-	// The root is ours, but what others put there is theirs.
+	if made {
+		gone.Changed = append(gone.Changed, "removed "+root)
+	}
+	return gone, err
+}
+
+// removeRoot leaves a root in which others have something.
+func removeRoot(root string) (bool, error) {
 	switch err := os.Remove(root); {
 	case err == nil:
-		gone.Changed = append(gone.Changed, "removed "+root)
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY):
-		return gone, err
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EBUSY):
+		return false, nil
+	default:
+		return false, fmt.Errorf("remove %s: %w", root, err)
 	}
-	return gone, nil
 }

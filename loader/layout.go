@@ -8,16 +8,18 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/bermedge/berm/maps"
 )
 
-// contract is BERM_CONTRACT: it names the directory of the pins.
-const contract = 1
+// contract names the directory of the pins.
+const contract = maps.Contract
 
 // layout is where things are pinned below one contract's directory. Maps lie in the directory
 // itself, since readers open them by name; programs and links in folders of their own.
 type layout struct{ dir string }
 
-func layoutOf(root string) layout { return layout{filepath.Join(root, "v"+strconv.Itoa(contract))} }
+func layoutOf(root string) layout { return layout{maps.PinDir(root)} }
 
 // incoming is the directory that becomes l by one rename. What a killed loader left there is swept
 // by the next one. (bpffs allows no dot in a name.)

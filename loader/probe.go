@@ -93,6 +93,7 @@ func needPrivilege() Need {
 func needPrograms(*objects) []Need {
 	return []Need{
 		{"XDP programs", "4.8", "CONFIG_BPF_SYSCALL", missingOnly(features.HaveProgramType(ebpf.XDP))},
+		{"XDP on frames larger than a page", "5.18", "", tryFrags()},
 		{"sock_ops programs", "4.13", "CONFIG_CGROUP_BPF", missingOnly(features.HaveProgramType(ebpf.SockOps))},
 	}
 }
@@ -189,6 +190,21 @@ func tryLink(t ebpf.ProgramType, attach ebpf.AttachType, target int, flags link.
 		return ebpf.ErrNotSupported
 	}
 	return nil
+}
+
+// tryFrags: kernels without them refuse the flag (BPF_F_XDP_HAS_FRAGS).
+func tryFrags() error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "berm_probe", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, Flags: unix.BPF_F_XDP_HAS_FRAGS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpPass), asm.Return()},
+	})
+	if errors.Is(err, unix.EINVAL) {
+		return ebpf.ErrNotSupported
+	}
+	if err != nil {
+		return nil // says nothing about frames
+	}
+	return prog.Close()
 }
 
 // missingOnly keeps what says for sure that a feature is not there. A probe that failed for another reason

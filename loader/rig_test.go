@@ -179,6 +179,10 @@ func (h *host) snapshot() string {
 		h.t.Fatal(err)
 	}
 	for _, m := range all {
+		// Mounts of others may vanish under us: removing a mount point unmounts it in every namespace.
+		if m.fstype != "bpf" || !strings.HasPrefix(m.point, filepath.Dir(h.opts.Pins)) && m.point != bpffsDefault {
+			continue
+		}
 		add("mount %s %s", m.fstype, m.point)
 	}
 	err = filepath.WalkDir(filepath.Dir(h.opts.Pins), func(path string, d fs.DirEntry, err error) error {

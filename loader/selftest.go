@@ -68,4 +68,3 @@ func (r *run) selfTest() error {
 	}
 	return nil
 }
-func (r *run) rehearse() error { return nil }

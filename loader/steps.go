@@ -31,11 +31,12 @@ type run struct {
 	ifaces  []*net.Interface
 	maps    map[string]*ebpf.Map     // by the name of their pin
 	progs   map[string]*ebpf.Program // likewise
-	attach  map[string]Attachment    // what is attached, by interface
 	replace []*replacement           // of Upgrade
 	tick    tickMeter
 	closers []io.Closer
 	undos   []undo // latest last
+
+	upgrading bool // load anew, whatever is there
 }
 
 func begin(ctx context.Context, o Options) (*run, error) {
@@ -49,14 +50,18 @@ func begin(ctx context.Context, o Options) (*run, error) {
 	}
 	r := &run{
 		opts: o, lock: lock,
-		report: &Report{Kernel: kernelRelease(), Changed: []string{}, Notes: []string{}},
-		at:     layoutOf(o.Pins), to: layoutOf(o.Pins),
+		report: &Report{
+			Kernel: kernelRelease(), Interfaces: []Attachment{}, Programs: []Program{}, Changed: []string{}, Notes: []string{},
+		},
+		at: layoutOf(o.Pins), to: layoutOf(o.Pins),
 		maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{},
-		attach: map[string]Attachment{},
 	}
 	r.report.Pins = r.at.dir
 	return r, nil
 }
+
+// closeOnEnd keeps c until the run is over.
+func (r *run) closeOnEnd(c io.Closer) { r.closers = append(r.closers, c) }
 
 // end lets go of all that is not pinned, the lock last.
 func (r *run) end(err error) error {

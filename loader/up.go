@@ -131,21 +131,29 @@ func (r *run) makeDirectory() error {
 	return nil
 }
 
+// complete: every program and map was found, so that there is nothing to load.
+func (r *run) complete() bool {
+	if r.upgrading {
+		return false
+	}
+	for _, spec := range r.objs.both() {
+		for name := range spec.Programs {
+			if r.progs[name] == nil {
+				return false
+			}
+		}
+	}
+	for name := range r.objs.mapSpecs() {
+		if r.maps[name] == nil {
+			return false
+		}
+	}
+	return true
+}
+
 // load makes and loads whatever openPins did not find.
 func (r *run) load() error {
-	xdp, err := r.objs.xdpName()
-	if err != nil {
-		return err
-	}
-	sockOps, err := r.objs.sockOpsName()
-	if err != nil {
-		return err
-	}
-	complete := r.progs[xdp] != nil && r.progs[sockOps] != nil
-	for name := range r.objs.mapSpecs() {
-		complete = complete && r.maps[name] != nil
-	}
-	if complete {
+	if r.complete() {
 		return nil
 	}
 	r.sizeMaps(r.objs)
@@ -280,6 +288,3 @@ func (r *run) sumUp() error {
 	}
 	return nil
 }
-
-// closeOnEnd keeps c until the run is over.
-func (r *run) closeOnEnd(c interface{ Close() error }) { r.closers = append(r.closers, c) }

@@ -86,40 +86,50 @@ func (h *host) openMap(name string) *ebpf.Map {
 
 var errInjected = errors.New("injected")
 
-// Every step fails in turn, on a fresh host and on one where part of the kernel half is missing.
-func TestUpFailsWithoutTrace(t *testing.T) {
-	for _, s := range upSteps {
-		fail := func(h *host, fresh bool) {
-			if !fresh {
-				h.mustUp()
-				h.veth("b1")
-				h.opts.Interfaces = append(h.opts.Interfaces, "b1")
-				if err := os.Remove(layoutOf(h.opts.Pins).mapPin("berm_drops")); err != nil {
-					t.Fatal(err)
-				}
-				h.opts.Group = "12345"
+// failEach lets every step fail in turn and wants everything to be as before.
+func (h *host) failEach(steps []step, call func(context.Context, Options) (*Report, error)) {
+	h.t.Helper()
+	before := h.snapshot()
+	for _, s := range steps {
+		o := h.opts
+		o.hook = func(step string) error {
+			if step == s.name {
+				return errInjected
 			}
-			before := h.snapshot()
-			h.opts.hook = func(step string) error {
-				if step == s.name {
-					return errInjected
-				}
-				return nil
-			}
-			if _, err := Up(h.ctx(), h.opts); !errors.Is(err, errInjected) || !strings.Contains(err.Error(), s.name) {
-				h.t.Fatalf("error %v", err)
-			} else if strings.Contains(err.Error(), "undo") {
-				h.t.Errorf("error %v", err)
-			}
-			h.wantUnchanged(before)
-			h.opts.hook = nil
-			h.mustUp()
-			if s := h.mustStatus(); len(s.Problems) > 0 {
-				h.t.Errorf("after a second try: %q", s.Problems)
-			}
+			return nil
 		}
-		t.Run(s.name+"/fresh", func(t *testing.T) { fail(newHost(t, "b0"), true) })
-		t.Run(s.name+"/partly up", func(t *testing.T) { fail(newHost(t, "b0"), false) })
+		if _, err := call(h.ctx(), o); !errors.Is(err, errInjected) || !strings.Contains(err.Error(), s.name) {
+			h.t.Fatalf("step %q: error %v", s.name, err)
+		} else if strings.Contains(err.Error(), "undo") {
+			h.t.Errorf("step %q: error %v", s.name, err)
+		}
+		if after := h.snapshot(); after != before {
+			h.t.Errorf("step %q left something behind.\nbefore:\n%s\nafter:\n%s", s.name, before, after)
+		}
+	}
+}
+
+func TestUpFailsWithoutTrace(t *testing.T) {
+	h := newHost(t, "b0", "b1")
+	h.failEach(upSteps, Up)
+	h.mustUp()
+	if s := h.mustStatus(); len(s.Problems) > 0 {
+		t.Errorf("after all that: %q", s.Problems)
+	}
+}
+
+func TestUpFailsWithoutTraceWhenPartlyUp(t *testing.T) {
+	h := newHost(t, "b2")
+	h.mustUp()
+	h.veth("b3")
+	h.opts.Interfaces, h.opts.Group = []string{"b2", "b3"}, "12345"
+	if err := os.Remove(layoutOf(h.opts.Pins).mapPin("berm_drops")); err != nil {
+		t.Fatal(err)
+	}
+	h.failEach(upSteps, Up)
+	h.mustUp()
+	if s := h.mustStatus(); len(s.Problems) > 0 {
+		t.Errorf("after all that: %q", s.Problems)
 	}
 }
 
@@ -164,6 +174,25 @@ func TestUpUnknownInterface(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	h.wantUnchanged(before)
+}
+
+// The device goes after it was found and before it is attached to.
+func TestInterfaceVanishesMeanwhile(t *testing.T) {
+	for _, mode := range []Mode{Native, Auto} {
+		h := newHost(t, "d1", "d2")
+		before := h.snapshot()
+		h.opts.Mode = mode
+		h.opts.hook = func(step string) error {
+			if step == "pin" {
+				h.remove("d2")
+			}
+			return nil
+		}
+		if _, err := Up(h.ctx(), h.opts); !errors.Is(err, ErrNoInterface) || !strings.Contains(err.Error(), "d2: vanished") {
+			t.Errorf("mode %s: error %v", mode, err)
+		}
+		h.wantUnchanged(before)
+	}
 }
 
 func TestInterfaceVanishesAndReturns(t *testing.T) {

@@ -43,7 +43,7 @@ func (r *run) mustBeUp() error {
 		}
 		return fmt.Errorf("%s: %w", r.at.dir, ErrNotUp)
 	}
-	r.report.AlreadyUp = true
+	r.report.AlreadyUp, r.upgrading = true, true
 	return nil
 }
 

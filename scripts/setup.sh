@@ -2,6 +2,7 @@
 # Installs what the tests and the developer targets need, from Debian. Does nothing, and says
 # nothing, when all of it is there. Building and running Berm need none of this.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 packages=(
 	# the race detector, and regenerating the BPF programs
@@ -16,38 +17,52 @@ packages=(
 	systemd man-db jq
 )
 
-missing=()
-for p in "${packages[@]}"; do
-	[[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] || missing+=("$p")
-done
-((${#missing[@]})) || exit 0
-
-if [[ $(id -u) != 0 ]]; then
-	echo "Not installed, and installing needs root (sudo make setup): ${missing[*]}" >&2
-	exit 0
-fi
-command -v apt-get >/dev/null || {
-	echo "These Debian packages, or your distribution's like them, must be installed: ${missing[*]}" >&2
-	exit 1
-}
-
-echo "installing ${missing[*]}"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-export DEBIAN_FRONTEND=noninteractive
-quietly() {
+quietly() { # what it printed matters only when it fails
 	"$@" >"$log" 2>&1 </dev/null || {
 		cat "$log" >&2
 		echo "failed: $*" >&2
 		return 1
 	}
 }
-quietly apt-get update -q
-# No services: the tests start their own daemons in their own namespaces.
-policy=/usr/sbin/policy-rc.d
-if [[ ! -e $policy ]]; then
-	printf '#!/bin/sh\nexit 101\n' >$policy
-	chmod +x $policy
-	trap 'rm -f "$log" "$policy"' EXIT
+
+install_missing() {
+	if [[ $(id -u) != 0 ]]; then
+		echo "Not installed, and installing needs root (sudo make setup): $*" >&2
+		return
+	fi
+	if ! command -v apt-get >/dev/null; then
+		echo "These Debian packages, or your distribution's like them, must be installed: $*" >&2
+		return 1
+	fi
+	echo "installing $*"
+	quietly apt-get update -q
+	# No services: the tests start daemons of their own, in namespaces of their own.
+	local policy=/usr/sbin/policy-rc.d
+	if [[ ! -e $policy ]]; then
+		trap 'rm -f "$log" /usr/sbin/policy-rc.d' EXIT
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod +x $policy
+	fi
+	DEBIAN_FRONTEND=noninteractive quietly apt-get install -q -y --no-install-recommends \
+		-o Dpkg::Use-Pty=0 "$@"
+}
+
+missing=()
+for p in "${packages[@]}"; do
+	[[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] || missing+=("$p")
+done
+((${#missing[@]} == 0)) || install_missing "${missing[@]}"
+
+# The oldest kernel that we support, for test/kernels; 6.12 as well where the archive has it.
+fetch_kernels() {
+	local series
+	series=$(apt-cache search --names-only '^linux-image-6\.(1|12)\.[0-9].*-cloud-amd64$' |
+		sed -E 's/^linux-image-(6\.[0-9]+)\..*/\1/' | sort -uV)
+	"$@" scripts/as-user scripts/kernels.sh ${series:-6.1}
+}
+if [[ ! -s .build/kernels/6.1/vmlinuz ]] && ! fetch_kernels quietly 2>/dev/null; then
+	[[ $(id -u) != 0 ]] || quietly apt-get update -q # the package lists are missing or stale
+	fetch_kernels quietly
 fi
-quietly apt-get install -q -y --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}"

@@ -30,6 +30,7 @@ type app struct {
 	out    *out.Printer
 	code   int // exit code of a command that found something wrong and said so itself
 
+	where   *settings      // once read
 	tables  control.Tables // once chosen
 	by      string
 	closers []func() error
@@ -143,7 +144,7 @@ func (a *app) tell(c control.Changes, by string) error {
 
 // note tells people what machines see from a field.
 func (a *app) note(format string, args ...any) {
-	if !a.root.JSON {
+	if !a.root.JSON && a.stderr != nil {
 		p := out.Printer{W: a.stderr, Color: colour(a.stderr, a.root)}
 		p.Printf("%s\n", p.Paint(out.Warn, "note: ")+sprintf(format, args...))
 	}

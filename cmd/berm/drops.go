@@ -1,10 +1,10 @@
 package main
 
 import (
-	"context"
 	"time"
 
 	"github.com/bermedge/berm/cmd/berm/internal/out"
+	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/control"
 )
 
@@ -49,7 +49,7 @@ func (c *dropsCmd) Run(a *app) error {
 		if len(rows) == 0 {
 			a.out.Printf("nothing was dropped\n")
 		} else {
-			a.out.Table([]string{"REASON", "NR>", "DROPPED>", "BYTES>", "SHADOW>", "BYTES>"}, rows)
+			a.out.Table([]string{"REASON", "NR>", "DROPPED>", "BYTES>", "SHADOW>", "BYTES>", "BECAUSE"}, rows)
 		}
 		if c.Stages {
 			a.stages(d.Stages)
@@ -63,7 +63,8 @@ func (c *dropsCmd) rows(d control.Drops) (rows [][]out.Cell) {
 			continue
 		}
 		row := out.Row(r.Reason, sprintf("%d", r.Number), count(r.Dropped.Packets), out.Bytes(float64(r.Dropped.Bytes)),
-			count(r.Shadowed.Packets), out.Bytes(float64(r.Shadowed.Bytes)))
+			count(r.Shadowed.Packets), out.Bytes(float64(r.Shadowed.Bytes)), maps.Drop(r.Number).Meaning())
+		mark(row, 6, true, out.Dim)
 		mark(row, 2, r.Dropped.Packets > 0, out.Bad)
 		mark(row, 4, r.Shadowed.Packets > 0, out.Warn)
 		rows = append(rows, row)
@@ -132,34 +133,6 @@ func (c *dropsCmd) watch(a *app, t control.Tables) error {
 	return nil
 }
 
-// ratesBetween is the difference of two readings. A counter that fell was reset by a new
-// kernel half; it started from zero.
-func ratesBetween(before, now control.Drops, seconds float64) dropRates {
-	was := map[uint32]control.Drop{}
-	for _, d := range before.Drops {
-		was[d.Number] = d
-	}
-	r := dropRates{Seconds: seconds, Drops: []control.TopDrop{}}
-	for _, d := range now.Drops {
-		b := was[d.Number]
-		td := control.TopDrop{Reason: d.Reason, Dropped: perSecond(b.Dropped, d.Dropped, seconds), Shadowed: perSecond(b.Shadowed, d.Shadowed, seconds)}
-		r.Packets += td.Dropped.Packets
-		r.Bytes += td.Dropped.Bytes
-		r.Drops = append(r.Drops, td)
-	}
-	return r
-}
-
-func perSecond(before, now control.Counter, seconds float64) control.Rate {
-	diff := func(b, n uint64) float64 {
-		if n < b {
-			b = 0
-		}
-		return float64(n-b) / seconds
-	}
-	return control.Rate{Packets: diff(before.Packets, now.Packets), Bytes: diff(before.Bytes, now.Bytes)}
-}
-
 func (c *dropsCmd) print(a *app, screen *screen, r dropRates) {
 	var rows [][]out.Cell
 	for _, d := range r.Drops {
@@ -176,83 +149,4 @@ func (c *dropsCmd) print(a *app, screen *screen, r dropRates) {
 			p.Table([]string{"REASON", "PACKETS/s>", "BITS/s>", "SHADOW/s>"}, rows)
 		}
 	})
-}
-
-// screen draws over what it drew before, on terminals; elsewhere prints follow each other.
-type screen struct {
-	p     *out.Printer
-	over  bool
-	lines int
-}
-
-func (a *app) redraw() *screen {
-	return &screen{p: a.out, over: isTerminal(a.stdout)}
-}
-
-func (s *screen) draw(f func(*out.Printer)) {
-	var c lineCounter
-	f(&out.Printer{W: &c, Color: s.p.Color})
-	if s.over && s.lines > 0 {
-		s.p.Printf("\x1b[%dA\x1b[J", s.lines) // up, and clear to the end
-	}
-	s.p.Printf("%s", c.text)
-	s.lines = c.lines
-}
-
-type lineCounter struct {
-	text  []byte
-	lines int
-}
-
-func (c *lineCounter) Write(b []byte) (int, error) {
-	for _, x := range b {
-		if x == '\n' {
-			c.lines++
-		}
-	}
-	c.text = append(c.text, b...)
-	return len(b), nil
-}
-
-// watchTables makes rates out of counters, for a view that the daemon cannot give.
-func watchTables(t control.Tables) func(context.Context, int) (control.Top, error) {
-	var (
-		last   time.Time
-		drops  control.Drops
-		before = map[string]control.VIPCounters{}
-	)
-	return func(ctx context.Context, _ int) (top control.Top, err error) {
-		vips, err := t.VIPs(ctx)
-		if err != nil {
-			return top, err
-		}
-		d, err := t.Drops(ctx)
-		if err != nil {
-			return top, err
-		}
-		now := time.Now()
-		seconds := now.Sub(last).Seconds()
-		first := last.IsZero()
-		for _, v := range vips {
-			b := before[v.Name]
-			if first {
-				b = v.Counters
-			}
-			top.VIPs = append(top.VIPs, control.TopVIP{
-				Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol,
-				In: perSecond(b.In, v.Counters.In, seconds), Dropped: perSecond(b.Dropped, v.Counters.Dropped, seconds),
-				Shadowed: perSecond(b.Shadowed, v.Counters.Shadowed, seconds), Forwarded: perSecond(b.Forwarded, v.Counters.Forwarded, seconds),
-			})
-			before[v.Name] = v.Counters
-		}
-		if first {
-			drops, seconds = d, 0
-		}
-		if seconds > 0 {
-			top.Drops = ratesBetween(drops, d, seconds).Drops
-		}
-		top.Seconds, top.Sources = seconds, []control.TopSource{}
-		drops, last = d, now
-		return top, nil
-	}
 }

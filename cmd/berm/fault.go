@@ -65,7 +65,7 @@ func explain(err error) fault {
 		switch e.Status {
 		case http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusConflict:
 			f.Code = exitUsage
-		case http.StatusNotFound:
+		case http.StatusNotFound, http.StatusServiceUnavailable:
 			f.Code = exitAbsent
 		case http.StatusForbidden:
 			f.Code = exitPermission
@@ -79,4 +79,12 @@ func explain(err error) fault {
 		f.Code = exitPermission
 	}
 	return f
+}
+
+// same gives errors of the direct way to the maps the form that the daemon's have.
+func (a *app) same(err error) error {
+	if _, own := errors.AsType[*failure](err); err == nil || own || a.by != byMaps {
+		return err
+	}
+	return control.AsError(err)
 }

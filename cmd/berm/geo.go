@@ -55,7 +55,7 @@ func (c *geoLoad) Run(a *app) error {
 
 type geoPolicy struct {
 	Name     string   `arg:"" optional:"" complete:"geo" help:"Policy; without it, all are listed."`
-	Fallback string   `enum:",allow,drop,shadow,mark" default:"" placeholder:"ACTION" help:"For countries without a rule and unknown ones: allow, drop, shadow or mark."`
+	Fallback *string  `enum:"allow,drop,shadow,mark" placeholder:"ACTION" help:"For countries without a rule and unknown ones: allow, drop, shadow or mark."`
 	Allow    []string `placeholder:"CC" help:"Let these countries in."`
 	Drop     []string `placeholder:"CC" help:"Refuse these countries."`
 	Shadow   []string `placeholder:"CC" help:"Count these countries as if refused, and let them in."`
@@ -77,7 +77,7 @@ Examples:
 }
 
 func (c *geoPolicy) changes() bool {
-	return c.Fallback != "" || len(c.Allow)+len(c.Drop)+len(c.Shadow)+len(c.Mark)+len(c.Clear) > 0 || c.Replace
+	return c.Fallback != nil || len(c.Allow)+len(c.Drop)+len(c.Shadow)+len(c.Mark)+len(c.Clear) > 0 || c.Replace
 }
 
 func (c *geoPolicy) Run(a *app) error {
@@ -116,8 +116,8 @@ func (c *geoPolicy) apply(p *control.GeoPolicy) error {
 	if c.Replace {
 		*p = control.GeoPolicy{Name: p.Name, Fallback: p.Fallback}
 	}
-	if c.Fallback != "" {
-		p.Fallback = c.Fallback
+	if c.Fallback != nil {
+		p.Fallback = *c.Fallback
 	}
 	lists := []*[]string{&p.Allow, &p.Drop, &p.Shadow, &p.Mark, nil}
 	seen := map[string]bool{}

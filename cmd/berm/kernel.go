@@ -31,7 +31,7 @@ Examples:
 // kernelFlags override the section kernel of the configuration.
 type kernelFlags struct {
 	Interface []string `short:"i" placeholder:"NAME" help:"Interface to attach to; repeatable. Overrides the configuration."`
-	Mode      string   `enum:",auto,native,generic" default:"" placeholder:"MODE" help:"auto (native, else generic, and says so), native or generic."`
+	Mode      *string  `enum:"auto,native,generic" placeholder:"MODE" help:"auto (native, else generic, and says so), native or generic."`
 	Cgroup    string   `placeholder:"PATH" complete:":dirs" help:"Where TCP connections are measured: auto, none or a path."`
 	Group     string   `placeholder:"NAME" help:"Group that may use the maps; the daemon is in it (default: berm)."`
 	RateCells int      `placeholder:"N" help:"Size of the rate table: a power of two, 8 bytes each (default: 8388608)."`
@@ -46,8 +46,8 @@ func (k *kernelFlags) options(a *app) (loader.Options, error) {
 	if len(k.Interface) > 0 {
 		o.Interfaces = k.Interface
 	}
-	if k.Mode != "" {
-		o.Mode = loader.Mode(k.Mode)
+	if k.Mode != nil {
+		o.Mode = loader.Mode(*k.Mode)
 	}
 	if k.Cgroup != "" {
 		o.Cgroup = k.Cgroup

@@ -2,13 +2,30 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 
+	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/control"
 )
 
-func openLocal(string) (control.Tables, func() error, error) { return nil, nil, errors.New("pending") }
+// openLocal opens the pinned maps, the way that is left while the daemon is down.
+func openLocal(pins string) (control.Tables, func() error, error) {
+	set, err := maps.Open(maps.PinDir(pins))
+	if err != nil {
+		return nil, nil, err
+	}
+	return control.NewLocal(set, nil), set.Close, nil
+}
 
+// neither explains why nothing could be reached, and what to do about it.
 func (a *app) neither(err error) error {
-	return fail(exitAbsent, "Load the kernel half (berm kernel up), start the daemon (systemctl start bermd), or name --socket or --pins.",
-		"bermd is not running (nobody listens at %s), and the pinned maps cannot be opened: %w", a.settings().socket, err)
+	what := "bermd is not running (nobody listens at %s), and without it the pinned maps are needed: %w"
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fail(exitPermission, "", what, a.settings().socket, err)
+	case errors.Is(err, maps.ErrNotUp), errors.Is(err, maps.ErrContract):
+		return fail(exitAbsent, "Load the kernel half (berm kernel up), start the daemon (systemctl start bermd), or name --socket or --pins.",
+			what, a.settings().socket, err)
+	}
+	return fail(exitFailed, "", what, a.settings().socket, err)
 }

@@ -43,7 +43,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	a := newApp(ctx, r, stdin, stdout, stderr)
 	defer a.close()
-	if err := k.Run(a); err != nil {
+	if err := a.same(k.Run(a)); err != nil {
 		return report(stderr, r.JSON, colour(stderr, r), err)
 	}
 	return a.code

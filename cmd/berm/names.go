@@ -1,5 +1,7 @@
 package main
 
+import "slices"
+
 // names lists what exists of a kind, for completion: nothing when nothing answers.
 func (a *app) names(kind string) (found []string) {
 	t, err := a.open()
@@ -32,5 +34,6 @@ func (a *app) names(kind string) (found []string) {
 			found = append(found, v.Source.String())
 		}
 	}
-	return found
+	slices.Sort(found)
+	return slices.Compact(found)
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -66,16 +68,20 @@ Examples:
 func (r *root) names(ctx context.Context, words []string, kind string) []string {
 	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
+	// The parser, which would read these, has not seen an unfinished command line.
+	r.Socket, r.Pins, r.Config = os.Getenv("BERM_SOCKET"), os.Getenv("BERM_PINS"), os.Getenv("BERM_CONFIG")
 	for i, w := range words { // the flags of an unfinished command line
-		if i+1 < len(words) {
-			switch w {
-			case "--socket":
-				r.Socket = words[i+1]
-			case "--pins":
-				r.Pins = words[i+1]
-			case "--config":
-				r.Config = words[i+1]
-			}
+		name, value, given := strings.Cut(w, "=")
+		if !given && i+1 < len(words) {
+			value = words[i+1]
+		}
+		switch name {
+		case "--socket":
+			r.Socket = value
+		case "--pins":
+			r.Pins = value
+		case "--config":
+			r.Config = value
 		}
 	}
 	a := newApp(ctx, r, nil, nil, nil)

@@ -29,12 +29,18 @@ func or(s, instead string) string {
 
 func count(n uint64) string { return out.Count(float64(n)) }
 
-// plural writes "1 object", "2 objects".
+// plural writes "1 object", "2 objects", "2 policies", "2 classes".
 func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
+	switch {
+	case n == 1:
+	case strings.HasSuffix(what, "y"):
+		what = strings.TrimSuffix(what, "y") + "ies"
+	case strings.HasSuffix(what, "s"):
+		what += "es"
+	default:
+		what += "s"
 	}
-	return strconv.Itoa(n) + " " + what + "s"
+	return strconv.Itoa(n) + " " + what
 }
 
 // quantity is a number with an optional decimal suffix: 1500, 10k, 2.5M.

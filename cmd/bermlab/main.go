@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,56 +32,91 @@ type cli struct {
 	Run   runCmd   `cmd:"" help:"Build a lab, run its scenario, print each check, take it down."`
 }
 
+// Exit codes, the same as berm's.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
 func main() {
 	scenario.MaybeActor()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	var c cli
-	k := kong.Parse(&c, kong.Name("bermlab"),
-		kong.Description("Labs in network namespaces: topologies, scenarios, and what they checked.\n\nExit codes: 0 all checks hold, 1 not, or failed, 2 usage."),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
-		kong.BindTo(ctx, (*context.Context)(nil)))
-	if err := k.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "bermlab:", err)
-		os.Exit(1)
-	}
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
+
+// run is main with its surroundings as arguments; it returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var c cli
+	code, exited := exitOK, false
+	parser, err := kong.New(&c, kong.Name("bermlab"),
+		kong.Description("Labs in network namespaces: topologies, scenarios, and what they checked.\n\nExit codes: 0 all checks hold, 1 not, or failed, 2 usage."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(n int) { code, exited = n, true }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(&output{stdout, stderr}))
+	if err != nil {
+		panic(err) // the command structs contradict themselves
+	}
+	k, err := parser.Parse(args)
+	if exited { // --help was printed
+		return code
+	}
+	code = exitUsage
+	if err == nil {
+		code, err = exitFailed, k.Run()
+	}
+	if errors.Is(err, scenario.ErrUnknown) {
+		code = exitUsage
+	}
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(stderr, "bermlab:", err)
+	return code
+}
+
+// output is where commands write.
+type output struct{ out, err io.Writer }
 
 type listCmd struct{}
 
-func (listCmd) Run() error {
+func (listCmd) Run(o *output) error {
 	for _, s := range scenario.All() {
-		fmt.Printf("%-8s %s\n", s.ID, s.Summary)
+		fmt.Fprintf(o.out, "%-8s %s\n", s.ID, s.Summary)
 	}
 	up, err := rig.Leftovers()
 	if err != nil {
 		return err
 	}
 	for _, name := range up {
-		fmt.Printf("up: %s\n", name)
+		fmt.Fprintf(o.out, "up: %s\n", name)
 	}
 	return nil
 }
 
 type upCmd struct {
 	ID  string `arg:"" help:"Scenario."`
+	Lab string `help:"Name of the lab; else the scenario's. An earlier lab of that name is removed."`
 	Bin string `help:"Directory of berm, bermd and bermprobe; else beside bermlab, else PATH." type:"existingdir" env:"BERM_BIN"`
 }
 
-func (u *upCmd) Run(ctx context.Context) (err error) {
+func (u *upCmd) Run(ctx context.Context, o *output) (err error) {
 	s, err := scenario.Find(u.ID)
 	if err != nil {
 		return err
 	}
-	lab, err := rig.New(s.ID)
+	lab, err := rig.New(cmp.Or(u.Lab, s.ID))
 	if err != nil {
 		return err
 	}
-	top, err := s.Up(ctx, lab, scenario.Options{Bin: u.Bin, Log: logTo(os.Stdout)})
+	top, err := s.Up(ctx, lab, scenario.Options{Bin: u.Bin, Log: logTo(o.out)})
 	if err != nil {
 		return errors.Join(err, lab.Close())
 	}
-	fmt.Print("\n", top.Guide())
+	fmt.Fprint(o.out, "\n", top.Guide())
 	return lab.Release()
 }
 
@@ -88,7 +124,7 @@ type downCmd struct {
 	ID []string `arg:"" optional:"" help:"Labs; none = all."`
 }
 
-func (d *downCmd) Run() error {
+func (d *downCmd) Run(o *output) error {
 	names := d.ID
 	if len(names) == 0 {
 		var err error
@@ -102,7 +138,7 @@ func (d *downCmd) Run() error {
 			errs = append(errs, err)
 			continue
 		}
-		fmt.Println("down:", name)
+		fmt.Fprintln(o.out, "down:", name)
 	}
 	return errors.Join(errs...)
 }
@@ -148,6 +184,7 @@ func (c *shellCmd) Run() error {
 
 type runCmd struct {
 	ID   string `arg:"" help:"Scenario."`
+	Lab  string `help:"Name of the lab; else the scenario's. An earlier lab of that name is removed."`
 	JSON bool   `help:"Print exactly one JSON object on standard output; progress goes to standard error."`
 	Keep bool   `help:"Leave the lab up at the end."`
 	Bin  string `help:"Directory of berm, bermd and bermprobe; else beside bermlab, else PATH." type:"existingdir" env:"BERM_BIN"`
@@ -156,12 +193,12 @@ type runCmd struct {
 
 var errChecks = errors.New("not all checks hold")
 
-func (c *runCmd) Run(ctx context.Context) (err error) {
+func (c *runCmd) Run(ctx context.Context, o *output) (err error) {
 	s, err := scenario.Find(c.ID)
 	if err != nil {
 		return err
 	}
-	lab, err := rig.New(s.ID)
+	lab, err := rig.New(cmp.Or(c.Lab, s.ID))
 	if err != nil {
 		return err
 	}
@@ -172,9 +209,9 @@ func (c *runCmd) Run(ctx context.Context) (err error) {
 			err = errors.Join(err, lab.Close())
 		}
 	}()
-	var text io.Writer = os.Stdout
+	text := o.out
 	if c.JSON {
-		text = os.Stderr
+		text = o.err
 	}
 	rec := &scenario.Recorder{OnCheck: func(k scenario.Check) { printCheck(text, k) }}
 	report, err := scenario.Run(ctx, s, lab, scenario.Options{Bin: c.Bin, Only: c.Only, Log: logTo(text)}, rec)
@@ -183,7 +220,7 @@ func (c *runCmd) Run(ctx context.Context) (err error) {
 		report = scenario.NewReport(s.ID, append(rec.Checks(), scenario.Check{Name: "lab", Want: "runs", Got: err.Error()}))
 	}
 	if c.JSON {
-		err = errors.Join(err, json.NewEncoder(os.Stdout).Encode(report))
+		err = errors.Join(err, json.NewEncoder(o.out).Encode(report))
 	}
 	if err == nil && !report.OK {
 		err = errChecks

@@ -78,7 +78,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return code
 }
 
-// usage marks errors that the caller can mend by asking differently.
+// usage marks errors that the caller can mend by asking differently. The parser calls the
+// Validate methods of options, so that theirs are among them.
 type usage struct{ error }
 
 func (u usage) Unwrap() error { return u.error }
@@ -111,9 +112,6 @@ Examples:
 }
 
 func (l *loadCmd) Run(ctx context.Context, c *cli, w io.Writer) error {
-	if err := l.Validate(); err != nil {
-		return usage{err}
-	}
 	rep, err := load.Run(ctx, l.Options)
 	if err != nil {
 		return err
@@ -140,9 +138,6 @@ Examples:
 }
 
 func (p *packetsCmd) Run(ctx context.Context, c *cli, w io.Writer) error {
-	if err := p.Validate(); err != nil {
-		return usage{err}
-	}
 	rep, err := packets.Run(ctx, p.Options)
 	if err != nil {
 		return err

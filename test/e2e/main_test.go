@@ -47,20 +47,24 @@ func TestMainPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lab := rigtest.New(t, "ip", "bird", "curl", "gtlsclient", "wrk", "taskset")
-	top, err := s.Up(t.Context(), lab, scenario.Options{Bin: binaries(t), Log: t.Logf})
+	lab := rigtest.New(t, "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "tcpdump")
+	opts := scenario.Options{Bin: binaries(t), Log: t.Logf}
+	top, err := s.Up(t.Context(), lab, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, step := range top.Steps() {
 		t.Run(step.Name, func(t *testing.T) {
-			scenario.RunStep(t.Context(), &scenario.Recorder{OnCheck: func(c scenario.Check) {
+			opts := opts
+			opts.Log = t.Logf
+			rec := &scenario.Recorder{OnCheck: func(c scenario.Check) {
 				if !c.OK {
 					t.Errorf("%s: %s %s, want %s", c.Name, c.Got, c.Unit, c.Want)
 				} else {
 					t.Logf("%s: %s %s (want %s)", c.Name, c.Got, c.Unit, c.Want)
 				}
-			}}, step)
+			}}
+			scenario.RunStep(t.Context(), top, step, opts, rec)
 		})
 	}
 }

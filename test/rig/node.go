@@ -39,13 +39,28 @@ func (l *Lab) AddNode(name string) (_ *Node, err error) {
 	l.mu.Lock()
 	l.nodes[name] = n
 	l.mu.Unlock()
-	// Replies leave by another way than requests came in: that is what direct return means.
-	for _, key := range []string{"net.ipv4.conf.all.rp_filter", "net.ipv4.conf.default.rp_filter"} {
-		if err := n.Sysctl(key, "0"); err != nil {
-			return nil, err
-		}
+	if err := n.calm(); err != nil {
+		return nil, err
 	}
 	return n, n.Up("lo")
+}
+
+// calm turns off what the kernel does by itself and a lab does not expect.
+func (n *Node) calm() error {
+	for _, kv := range [][2]string{
+		// Replies leave by another way than requests came in: that is what direct return means.
+		{"net.ipv4.conf.all.rp_filter", "0"},
+		{"net.ipv4.conf.default.rp_filter", "0"},
+		// Addresses are ours alone: looking for duplicates delays neighbour discovery by a second.
+		{"net.ipv6.conf.default.accept_dad", "0"},
+		{"net.ipv6.conf.default.dad_transmits", "0"},
+		{"net.ipv6.conf.default.router_solicitations", "0"},
+	} {
+		if err := n.Sysctl(kv[0], kv[1]); err != nil {
+			return fmt.Errorf("%s: %s: %w", n.Name, kv[0], err)
+		}
+	}
+	return nil
 }
 
 // createNamespace leaves the calling goroutine's thread where it was, or lets it die.

@@ -16,11 +16,13 @@ const (
 	edgeAS   = 64513
 )
 
-const birdCommon = `log stderr { info, warning, error, fatal, bug };
+// birdCommon watches with BFD, which is for edges that hang: a lost link is seen at once. One
+// second, since a busy lab machine may keep a BIRD from its CPU for some hundred milliseconds.
+const birdCommon = `log stderr { info, remote, warning, error, auth, fatal, bug, trace };
 router id %s;
 protocol device { scan time 1; }
 protocol bfd {
-  interface "*" { min rx interval 100 ms; min tx interval 100 ms; idle tx interval 300 ms; multiplier 3; };
+  interface "*" { min rx interval 200 ms; min tx interval 200 ms; idle tx interval 500 ms; multiplier 5; };
 }
 `
 
@@ -61,7 +63,7 @@ func birdSession(name string, family int, local, remote string, localAS, remoteA
   local %s as %d;
   neighbor %s as %d;
   direct;
-  bfd on;
+  bfd on; debug { states };
   connect delay time 1; connect retry time 1; error wait time 1, 2; hold time 9;
   ipv%d { %s };
 }

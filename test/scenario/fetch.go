@@ -15,7 +15,7 @@ import (
 const (
 	fetchObjects = 1000
 	fetchChunks  = 8
-	fetchPasses  = 2
+	fetchPasses  = 3
 )
 
 // fetched is one object as a real client got it.
@@ -42,9 +42,9 @@ func (m *Main) checkFetch(ctx context.Context, r *Recorder) error {
 		{"h2", "2", curl("--http2")},
 		{"h3", "3", gtlsclient},
 	} {
-		for family, vip := range map[int]string{4: vip4, 6: vip6} {
-			tag := fmt.Sprintf("%s-v%d", p.name, family)
-			if err := m.fetchAll(ctx, r, tag, vip, p.version, p.get); err != nil {
+		for _, f := range []struct{ name, vip string }{{"v4", vip4}, {"v6", vip6}} {
+			tag := p.name + "-" + f.name
+			if err := m.fetchAll(ctx, r, tag, f.vip, p.version, p.get); err != nil {
 				return fmt.Errorf("%s: %w", tag, err)
 			}
 		}
@@ -163,7 +163,7 @@ func curl(version string) client {
 // gtlsclient fetches over HTTP/3 with ngtcp2's client. It names its downloads after the last
 // element of the path and tells of headers in its debug output.
 func gtlsclient(ctx context.Context, m *Main, vip, dir string, paths []string) ([]fetched, error) {
-	args := []string{"gtlsclient", "--exit-on-all-streams-close", "--timeout=20s", "--no-quic-dump",
+	args := []string{"gtlsclient", "--exit-on-all-streams-close", "--timeout=20s", "--no-quic-dump", "--no-http-dump",
 		"--sni=" + edgeName, "--download=" + dir, vip, "443"}
 	for _, p := range paths {
 		args = append(args, "https://"+edgeName+p)

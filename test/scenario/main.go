@@ -218,16 +218,18 @@ func (m *Main) awaitService(ctx context.Context) error {
 // Steps are in an order that leaves the caches warm for those that measure time.
 func (m *Main) Steps() []Step {
 	return []Step{
-		{"objects over each protocol", m.checkFetch},
-		{"a blocked country", m.checkBlocked},
-		{"a rule in shadow form", m.checkShadow},
-		{"an over-rate client", m.checkRate},
-		{"a good client beside an over-rate one", m.checkNeighbour},
-		{"sharing of new flows", m.checkShare},
-		{"steer explain", m.checkExplain},
-		{"purge by URL", m.checkPurge},
-		{"program upgrade under load", m.checkUpgrade},
-		{"kill -9 of bermd", m.checkCrash},
-		{"loss of an edge", m.checkFailover},
+		{Name: "privilege of bermd", Run: m.checkPrivilege},
+		{Name: "objects over each protocol", Run: m.checkFetch, Loud: true},
+		{Name: "network facts of paths", Run: m.checkPaths},
+		{Name: "a blocked country", Run: m.checkBlocked},
+		{Name: "a rule in shadow form", Run: m.checkShadow},
+		{Name: "an over-rate client", Run: m.checkRate, Loud: true},
+		{Name: "a good client beside an over-rate one", Run: m.checkNeighbour, Loud: true},
+		{Name: "sharing of new flows", Run: m.checkShare, Loud: true},
+		{Name: "steer explain", Run: m.checkExplain},
+		{Name: "purge by URL", Run: m.checkPurge},
+		{Name: "program upgrade under load", Run: m.checkUpgrade, Loud: true},
+		{Name: "kill -9 of bermd", Run: m.checkCrash},
+		{Name: "loss of an edge", Run: m.checkFailover},
 	}
 }

@@ -46,12 +46,18 @@ type Topology interface {
 	Steps() []Step
 	// Guide tells a person what is where.
 	Guide() string
+	// Watch captures packets until stop is called, which keeps the files or removes them.
+	Watch() (stop func(keep bool) ([]string, error), err error)
+	// Explain says what a person would look at first when a check failed.
+	Explain(ctx context.Context) string
 }
 
 // Step is one part of a scenario. An error means that it could not be carried out.
 type Step struct {
 	Name string
 	Run  func(ctx context.Context, r *Recorder) error
+	// Loud steps send more than a capture can hold, or measure time: they run without one.
+	Loud bool
 }
 
 // Options of a run.
@@ -76,12 +82,15 @@ func All() []Scenario {
 	}}
 }
 
+// ErrUnknown is returned for a scenario that does not exist.
+var ErrUnknown = errors.New("no scenario")
+
 // Find returns the scenario of that name.
 func Find(id string) (Scenario, error) {
 	all := All()
 	i := slices.IndexFunc(all, func(s Scenario) bool { return s.ID == id })
 	if i < 0 {
-		return Scenario{}, fmt.Errorf("no scenario %q (bermlab list)", id)
+		return Scenario{}, fmt.Errorf("%w %q (bermlab list)", ErrUnknown, id)
 	}
 	return all[i], nil
 }
@@ -140,17 +149,36 @@ func figure(v float64) string {
 // stepLimit is far above what a step needs; it turns a hang into a failure that says where.
 const stepLimit = 90 * time.Second
 
-// RunStep runs one step; one that cannot be carried out is a failed check of its own.
-func RunStep(ctx context.Context, r *Recorder, s Step) {
+// RunStep runs one step; one that cannot be carried out is a failed check of its own. When a
+// check fails, what explains it is logged.
+func RunStep(ctx context.Context, top Topology, s Step, opts Options, r *Recorder) {
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
+	stop := func(bool) ([]string, error) { return nil, nil }
 	before := len(r.checks)
-	err := s.Run(ctx, r)
+	var err error
+	if !s.Loud {
+		stop, err = top.Watch()
+	}
+	if err == nil {
+		err = s.Run(ctx, r)
+	}
 	if err == nil && len(r.checks) == before {
 		err = errors.New("checked nothing")
 	}
 	if err != nil {
 		r.Add(Check{Name: s.Name + ": carried out", Want: "no error", Got: err.Error()})
+	}
+	failed := slices.ContainsFunc(r.checks[before:], func(c Check) bool { return !c.OK })
+	files, err := stop(failed)
+	if err != nil {
+		opts.logf("captures: %v", err)
+	}
+	if failed {
+		opts.logf("%s", top.Explain(context.WithoutCancel(ctx)))
+		for _, f := range files {
+			opts.logf("capture: %s", f)
+		}
 	}
 }
 
@@ -169,7 +197,7 @@ func Run(ctx context.Context, s Scenario, lab *rig.Lab, opts Options, r *Recorde
 			return Report{Scenario: s.ID, Checks: r.checks}, err
 		}
 		opts.logf("%s", step.Name)
-		RunStep(ctx, r, step)
+		RunStep(ctx, top, step, opts, r)
 	}
 	return NewReport(s.ID, r.checks), nil
 }

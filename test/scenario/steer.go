@@ -96,7 +96,7 @@ func (m *Main) checkExplain(ctx context.Context, r *Recorder) error {
 		}
 		var says control.Steering
 		// Every edge must say the same, whoever is asked.
-		err = m.edges[i/2%2].ask(ctx, &says, "steer", "explain", "tcp", f.conn.LocalAddr().String(), vipPort(vip, 80))
+		err = m.edges[i/2%2].ask(ctx, &says, "steer", "explain", f.conn.LocalAddr().String(), vipPort(vip, 80), "tcp")
 		if err != nil {
 			return err
 		}

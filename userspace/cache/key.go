@@ -42,36 +42,33 @@ func appendTarget(dst []byte, u *url.URL) []byte {
 	if path == "" {
 		path = "/"
 	}
-	dst = appendNormal(dst, path)
+	dst = appendNormal(dst, path, "/!$&'()*+,;=:@[]")
 	if u.RawQuery != "" || u.ForceQuery {
 		dst = append(dst, '?')
-		dst = appendNormal(dst, u.RawQuery)
+		dst = appendNormal(dst, u.RawQuery, "/!$&'()*+,;=:@[]?\\^`{|}%")
 	}
 	return dst
 }
 
-// appendNormal appends s with its escapes in normal form. What is no escape stays as it is.
-func appendNormal(dst []byte, s string) []byte {
-	if strings.IndexByte(s, '%') < 0 {
-		return append(dst, s...)
-	}
+// appendNormal appends s with its escapes in normal form. What is neither unreserved nor in plain is escaped: on the
+// wire it would be anyway.
+func appendNormal(dst []byte, s, plain string) []byte {
+	const digits = "0123456789ABCDEF"
 	for i := 0; i < len(s); i++ {
-		if s[i] != '%' || i+2 >= len(s) {
-			dst = append(dst, s[i])
-			continue
+		c := s[i]
+		escape := !unreserved(c) && strings.IndexByte(plain, c) < 0
+		if c == '%' && i+2 < len(s) {
+			if hi, lo := unhex(s[i+1]), unhex(s[i+2]); hi >= 0 && lo >= 0 {
+				c = byte(hi<<4 | lo)
+				escape = !unreserved(c)
+				i += 2
+			}
 		}
-		hi, lo := unhex(s[i+1]), unhex(s[i+2])
-		if hi < 0 || lo < 0 {
-			dst = append(dst, s[i])
-			continue
-		}
-		if c := byte(hi<<4 | lo); unreserved(c) {
-			dst = append(dst, c)
+		if escape {
+			dst = append(dst, '%', digits[c>>4], digits[c&15])
 		} else {
-			const digits = "0123456789ABCDEF"
-			dst = append(dst, '%', digits[hi], digits[lo])
+			dst = append(dst, c)
 		}
-		i += 2
 	}
 	return dst
 }

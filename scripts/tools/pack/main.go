@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +17,6 @@ import (
 
 	"github.com/goreleaser/nfpm/v2"
 	_ "github.com/goreleaser/nfpm/v2/deb" // registers the only packager we use
-	"github.com/goreleaser/nfpm/v2/files"
 )
 
 func main() {
@@ -39,7 +39,6 @@ func pack(version, arch, tree, out string) (path string, err error) {
 		"VERSION": version,
 		"ARCH":    arch,
 		"TREE":    strings.TrimSuffix(tree, "/") + "/",
-		"MTIME":   sourceDate().Format(time.RFC3339),
 	}
 	config, err := nfpm.ParseFileWithEnvMapping("scripts/deb/nfpm.yaml", func(name string) string { return vars[name] })
 	if err != nil {
@@ -49,8 +48,11 @@ func pack(version, arch, tree, out string) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
+	info.MTime = sourceDate()
+	if err := stamp(tree, info.MTime); err != nil {
+		return "", err
+	}
 	info = nfpm.WithDefaults(info)
-	rootOwned(info.Contents)
 	packager, err := nfpm.Get("deb")
 	if err != nil {
 		return "", err
@@ -62,13 +64,14 @@ func pack(version, arch, tree, out string) (path string, err error) {
 	return path, write(path, func(w io.Writer) error { return packager.Package(info, w) })
 }
 
-// rootOwned gives everything to root: the tree was built by whoever called make.
-func rootOwned(contents files.Contents) {
-	for _, c := range contents {
-		if c.FileInfo != nil {
-			c.FileInfo.Owner, c.FileInfo.Group = "root", "root"
+// stamp gives every file of the tree one date, so that two packages of one commit are equal.
+func stamp(tree string, at time.Time) error {
+	return filepath.WalkDir(tree, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
 		}
-	}
+		return os.Chtimes(path, at, at)
+	})
 }
 
 // write leaves a whole file or none.
@@ -106,11 +109,11 @@ func debianVersion(git string) string {
 	return v + strings.ReplaceAll(m[4], "-", ".")
 }
 
-// sourceDate makes two packages of one commit equal.
+// sourceDate is the commit's.
 func sourceDate() time.Time {
 	stamp := os.Getenv("SOURCE_DATE_EPOCH")
 	if stamp == "" {
-		out, err := exec.Command("git", "log", "-1", "--format=%ct").Output()
+		out, err := exec.Command("git", "-c", "safe.directory=*", "log", "-1", "--format=%ct").Output()
 		if err != nil {
 			return time.Now().UTC()
 		}

@@ -94,7 +94,9 @@ func (m *Model) vipRows() (rows [][]cell) {
 	for _, v := range m.top.VIPs {
 		service := serviceName(v)
 		rows = append(rows, []cell{
-			{text: v.Name, style: out.Bold}, {text: service}, rate(v.In.Packets), bits(v.In.Bytes),
+			{text: v.Name, style: out.Bold},
+			{text: service},
+			rate(v.In.Packets), bits(v.In.Bytes),
 			alarming(v.Dropped.Packets, out.Bad), alarming(v.Shadowed.Packets, out.Warn), rate(v.Forwarded.Packets),
 		})
 	}
@@ -116,7 +118,8 @@ func (m *Model) dropRows() (rows [][]cell) {
 			share = d.Dropped.Packets / total
 		}
 		rows = append(rows, []cell{
-			{text: d.Reason}, alarming(d.Dropped.Packets, out.Bad), bits(d.Dropped.Bytes), alarming(d.Shadowed.Packets, out.Warn),
+			{text: d.Reason},
+			alarming(d.Dropped.Packets, out.Bad), bits(d.Dropped.Bytes), alarming(d.Shadowed.Packets, out.Warn),
 			{text: bar(share, 20), value: share, style: out.Bad},
 		})
 	}

@@ -43,6 +43,9 @@ func (s *Source) UnmarshalText(text []byte) error {
 
 // Validate reports every mistake at once.
 func (o *Options) Validate() error {
+	if !o.Src.IsValid() || !o.Dst.IsValid() {
+		return errors.New("--src and --dst: both are needed")
+	}
 	var errs []error
 	if o.Src.Addr().Is4() != o.Dst.Addr().Is4() {
 		errs = append(errs, fmt.Errorf("--src %s and --dst %s: not of one family", o.Src, o.Dst))
