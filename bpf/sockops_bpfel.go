@@ -44,6 +44,7 @@ const (
 	SockOpsMapBermVipSlots      = "berm_vip_slots"
 	SockOpsMapBermVipStats      = "berm_vip_stats"
 	SockOpsMapBermVips          = "berm_vips"
+	SockOpsMapPathReports       = "path_reports"
 	SockOpsProgBermSockOps      = "berm_sock_ops"
 )
 
@@ -124,6 +125,7 @@ type SockOpsMapSpecs struct {
 	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
+	PathReports       *ebpf.MapSpec `ebpf:"path_reports"`
 }
 
 // SockOpsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -180,6 +182,7 @@ type SockOpsMaps struct {
 	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.Map `ebpf:"berm_vips"`
+	PathReports       *ebpf.Map `ebpf:"path_reports"`
 }
 
 func (m *SockOpsMaps) Close() error {
@@ -212,6 +215,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermVipSlots,
 		m.BermVipStats,
 		m.BermVips,
+		m.PathReports,
 	)
 }
 

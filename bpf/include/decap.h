@@ -113,6 +113,7 @@ static __always_inline int decap(struct packet *pkt)
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_INNER, false));
 		return foreign(pkt, BERM_STAGE_DECAP);
 	}
+	forget(pkt);
 	pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst, pkt->sport,
 			      pkt->dport, pkt->flow_proto);
 	if (!tag_fits(pkt->cfg, pkt->flow, tag)) {

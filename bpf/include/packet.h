@@ -123,7 +123,19 @@ static __always_inline void forget(struct packet *pkt)
 	pkt->facts ^= zero;
 	pkt->shadowed ^= zero;
 	pkt->bad ^= zero;
+	pkt->proto ^= zero;
+	pkt->flow_proto ^= zero;
+	pkt->dport ^= zero;
+	pkt->header ^= zero;
+	pkt->l3 ^= zero;
 }
+
+/* A stage of the pipeline. */
+#define RUN(pkt, stage)           \
+	do {                      \
+		STAGE(stage);     \
+		forget(pkt);      \
+	} while (0)
 
 /* Take the next len bytes, or NULL if the packet ends before them.
  * len must be a constant: the verifier follows constants, not sums.
