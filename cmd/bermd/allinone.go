@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -67,7 +68,13 @@ func (r *run) builtInConfig(group, origin string) (*config.Config, error) {
 	if err := template.Must(template.New("built-in").Parse(builtIn)).Execute(&text, v); err != nil {
 		return nil, err
 	}
-	return config.Parse("built-in settings", text.Bytes())
+	cfg, err := config.Parse("built-in settings", text.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	cfg.Kernel.Pins = cmp.Or(r.Pins, cfg.Kernel.Pins)
+	cfg.Admin.Socket = cmp.Or(r.Socket, cfg.Admin.Socket)
+	return cfg, nil
 }
 
 // defaultInterfaces are lo, over which this host reaches its own addresses, and the default
