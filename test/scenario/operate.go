@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"regexp"
 	"strconv"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bermedge/berm/maps"
 )
 
 // checkPrivilege reads what the daemons may do from the kernel, not from them.
@@ -189,6 +192,10 @@ func (m *Main) checkCrash(ctx context.Context, r *Recorder) error {
 	r.AtLeast("bermd killed: of those by the edge without a daemon", float64(total)/4, float64(ownAfter-own), "packets")
 	r.Equal("bermd killed: packets that reach a socket", 0, reachedAfter-reached, "packets")
 
+	if err := m.verdictByHand(ctx, r, e); err != nil {
+		return err
+	}
+
 	start := time.Now()
 	if err := e.startDaemon(ctx); err != nil {
 		return err
@@ -204,5 +211,62 @@ func (m *Main) checkCrash(ctx context.Context, r *Recorder) error {
 		return err
 	}
 	r.Equal("bermd restarted: new flows answered", 1000, l.Status["200"], "flows "+failures(l.Failures))
+	return nil
+}
+
+// verdictByHand refuses a source with root's CLI on an edge whose daemon is down.
+func (m *Main) verdictByHand(ctx context.Context, r *Recorder, e *Edge) error {
+	if _, err := e.berm(ctx, "verdict", "add", watched4, "--for", "1m", "--reason", "lab"); err != nil {
+		return err
+	}
+	dropped, _, err := e.drops(ctx, "verdict")
+	if err != nil {
+		return err
+	}
+	arrived, err := m.sunk(ctx, watched4)
+	if err != nil {
+		return err
+	}
+	total, err := m.packets(ctx, m.good, "--src", watched4, "--dst", vipPort(vip4, sinkPort), "--pps", "10000", "--count", "4000")
+	if err != nil {
+		return err
+	}
+	got, err := m.settled(ctx, watched4, arrived+total)
+	if err != nil {
+		return err
+	}
+	after, _, err := e.drops(ctx, "verdict")
+	if err != nil {
+		return err
+	}
+	// The other edge knows nothing of the verdict and lets its share in.
+	r.AtLeast("bermd killed: packets dropped by a verdict given by hand", float64(total)/4, float64(after-dropped), "packets")
+	r.Equal("bermd killed: of that source passed and dropped", total, got-arrived+after-dropped, "packets")
+	_, err = e.berm(ctx, "verdict", "rm", watched4)
+	return err
+}
+
+// checkPaths reads what the kernel half learned about the good client's prefix from its TCP
+// connections.
+func (m *Main) checkPaths(_ context.Context, r *Recorder) error {
+	for _, e := range m.edges {
+		set, err := maps.Open(maps.PinDir(e.pins))
+		if err != nil {
+			return fmt.Errorf("%s: %w", e.Name, err)
+		}
+		for _, client := range []string{good4, good6} {
+			p, err := set.Paths.Get(netip.MustParseAddr(client), maps.ProtocolTCP)
+			if err != nil {
+				return errors.Join(fmt.Errorf("%s: %w", e.Name, err), set.Close())
+			}
+			name := fmt.Sprintf("%s: network facts of %s: ", e.Name, p.Prefix)
+			r.AtLeast(name+"connections", 8, float64(p.Connections), "connections")
+			r.AtLeast(name+"delivered", 1000, float64(p.Delivered), "segments")
+			r.AtMost(name+"smallest round trip", 50, float64(p.MinRTT.Microseconds())/1000, "ms")
+		}
+		if err := set.Close(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
