@@ -176,6 +176,25 @@ func TestUpUnknownInterface(t *testing.T) {
 	h.wantUnchanged(before)
 }
 
+// The device goes after it was found and before it is attached to.
+func TestInterfaceVanishesMeanwhile(t *testing.T) {
+	for _, mode := range []Mode{Native, Auto} {
+		h := newHost(t, "d1", "d2")
+		before := h.snapshot()
+		h.opts.Mode = mode
+		h.opts.hook = func(step string) error {
+			if step == "pin" {
+				h.remove("d2")
+			}
+			return nil
+		}
+		if _, err := Up(h.ctx(), h.opts); !errors.Is(err, ErrNoInterface) || !strings.Contains(err.Error(), "d2: vanished") {
+			t.Errorf("mode %s: error %v", mode, err)
+		}
+		h.wantUnchanged(before)
+	}
+}
+
 func TestInterfaceVanishesAndReturns(t *testing.T) {
 	h := newHost(t, "e0", "e.1")
 	h.mustUp()
