@@ -24,7 +24,9 @@ Examples:
 
 // statusAnswer is berm status --json: the daemon's status, and whether there is one.
 type statusAnswer struct {
-	Running bool `json:"running"`
+	Running  bool     `json:"running"`
+	Ready    bool     `json:"ready"`
+	Problems []string `json:"problems"`
 	*control.Status
 	Maps *mapsStatus `json:"maps,omitempty"` // without a daemon: what the maps tell
 }
@@ -53,16 +55,17 @@ func (c *statusCmd) Run(a *app) error {
 	if !s.Ready {
 		a.code = exitFailed
 	}
-	return a.out.Value(statusAnswer{Running: true, Status: &s}, func() { a.status(s) })
+	return a.out.Value(statusAnswer{Running: true, Ready: s.Ready, Problems: orEmpty(s.Problems), Status: &s}, func() { a.status(s) })
 }
 
 // down shows the kernel half alone.
 func (c *statusCmd) down(a *app) error {
 	a.code = exitAbsent
 	st := &mapsStatus{Pins: a.settings().pins, VIPs: []control.VIP{}}
-	if t, err := a.open(); err != nil {
-		st.Error = explain(err).Error
+	if t, closer, err := openLocal(st.Pins); err != nil {
+		st.Error = err.Error()
 	} else {
+		defer func() { _ = closer() }() // only read
 		var errV, errD error
 		st.VIPs, errV = t.VIPs(a.ctx)
 		st.Drops, errD = t.Drops(a.ctx)
@@ -71,7 +74,11 @@ func (c *statusCmd) down(a *app) error {
 		}
 		st.Loaded = true
 	}
-	return a.out.Value(statusAnswer{Maps: st}, func() {
+	problems := []string{"bermd is not running: nobody listens at " + a.settings().socket}
+	if !st.Loaded {
+		problems = append(problems, st.Error)
+	}
+	return a.out.Value(statusAnswer{Problems: problems, Maps: st}, func() {
 		a.out.Field("daemon", "%s: nobody listens at %s (systemctl start bermd)", a.out.Paint(out.Bad, "not running"), a.settings().socket)
 		if !st.Loaded {
 			a.out.Field("kernel", "%s", a.out.Paint(out.Bad, st.Error))
