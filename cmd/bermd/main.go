@@ -39,6 +39,8 @@ type run struct {
 	State     string   `placeholder:"DIR" type:"path" env:"STATE_DIRECTORY" help:"What is kept over restarts: the self-signed certificate, QUIC's reset key (default: /var/lib/berm)."`
 	AllInOne  bool     `help:"Load the kernel half too, serve with an unprivileged child, and take everything down at the end. Needs root for the kernel half."`
 	Interface []string `short:"i" placeholder:"NAME" help:"With --all-in-one: interfaces to attach to (default: lo and the default route's)."`
+	Pins      string   `placeholder:"DIR" help:"With --all-in-one: root of the pins (default: /sys/fs/bpf/berm)."`
+	Socket    string   `placeholder:"PATH" type:"path" help:"With --all-in-one: admin socket (default: /run/berm/berm.sock)."`
 	NoKernel  bool     `help:"With --all-in-one: leave the kernel half out."`
 	User      string   `default:"berm" help:"Who to become when started by root; nobody where that user does not exist."`
 	AllowRoot bool     `help:"Stay root when started by root. The daemon that parses what the Internet sends should not be."`

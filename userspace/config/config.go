@@ -12,6 +12,7 @@ import (
 	"github.com/bermedge/berm/userspace/cache"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/geo"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/origin"
 	"github.com/bermedge/berm/userspace/pipeline"
@@ -31,7 +32,7 @@ type Config struct {
 	VIPs     []VIP                    `yaml:"vips"`
 	Backends map[string][]Backend     `yaml:"backends"`
 	Steer    Steer                    `yaml:"steer"`
-	Geo      Geo                      `yaml:"geo"`
+	Geo      geo.Config               `yaml:"geo"`
 	Rate     Rate                     `yaml:"rate"`
 	Cache    cache.Config             `yaml:"cache"`
 	Origins  map[string]origin.Config `yaml:"origins"`
@@ -101,7 +102,7 @@ func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
 		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
-		Steer: defaultSteer(), Geo: defaultGeo(), Cache: cache.DefaultConfig(), Log: observe.Default(),
+		Steer: defaultSteer(), Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }
 
@@ -124,7 +125,6 @@ func Parse(name string, src []byte) (*Config, error) {
 	c := Default()
 	d := newDecoder(name)
 	preset(d, origin.DefaultConfig())
-	presetGeo(d)
 	d.decode(src, &c)
 	if c.Node.Name == "" {
 		c.Node.Name = hostName()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/geo"
 	"github.com/bermedge/berm/userspace/observe"
 )
 
@@ -28,6 +30,8 @@ type kernelLink struct {
 	inode  uint64 // of a pin: another one means another kernel half
 	why    error  // why there is no set
 	broken error  // why the file is not in force there
+
+	geo atomic.Pointer[control.GeoInfo]
 
 	stopEvents context.CancelFunc
 	events     sync.WaitGroup
@@ -175,7 +179,7 @@ func (k *kernelLink) apply(cfg *config.Config) error {
 	set := k.set
 	var err error
 	if set != nil {
-		err = applyTo(set, cfg)
+		err = k.applyTo(set, cfg)
 	}
 	k.mu.RUnlock()
 	k.mu.Lock()
@@ -184,23 +188,27 @@ func (k *kernelLink) apply(cfg *config.Config) error {
 	return err
 }
 
-func applyTo(set *maps.Set, cfg *config.Config) error {
-	w, err := wanted(cfg)
+// applyTo writes what is named before what names it: classes, policies and prefixes, VIPs. An
+// error leaves a mixture, which applying the former configuration undoes.
+func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
+	w := wanted(cfg)
+	if err := control.ApplyRates(set, w); err != nil {
+		return err
+	}
+	rep, err := geo.New(set).Apply(context.Background(), cfg.Geo)
 	if err != nil {
 		return err
 	}
-	return control.Apply(set, w)
+	k.compiled(cfg.Geo.Databases, rep)
+	return control.ApplyVIPs(set, w)
 }
 
 // tidy removes what the file no longer names.
 func (k *kernelLink) tidy(cfg *config.Config) {
-	w, err := wanted(cfg)
-	if err != nil {
-		return // apply has told
-	}
 	_ = k.use(func(set *maps.Set) error { // without a kernel half there is nothing to tidy
-		kept, err := control.Tidy(set, w)
-		if err != nil {
+		err := geo.New(set).Prune(cfg.Geo)
+		kept, rerr := control.TidyRates(set, wanted(cfg))
+		if err := errors.Join(err, rerr); err != nil {
 			k.e.log.Warn("not all that the file no longer names could be removed", "error", err)
 		}
 		for _, s := range kept {
@@ -210,22 +218,58 @@ func (k *kernelLink) tidy(cfg *config.Config) {
 	})
 }
 
-// wanted is the file's part of the kernel half's tables.
-func wanted(cfg *config.Config) (control.Wanted, error) {
+// wanted is the file's part of the tables of services and classes.
+func wanted(cfg *config.Config) control.Wanted {
 	w := control.Wanted{ObserveOnly: cfg.Kernel.ObserveOnly}
-	var errs []error
 	for name, c := range cfg.Rate.Classes {
 		w.Rates = append(w.Rates, c.Class(name))
-	}
-	for name, p := range cfg.Geo.Policies {
-		policy, err := p.Policy(name)
-		errs = append(errs, err)
-		w.Policies = append(w.Policies, policy)
 	}
 	for _, v := range cfg.VIPs {
 		w.VIPs = append(w.VIPs, v.Service())
 	}
-	return w, errors.Join(errs...)
+	return w
+}
+
+// compiled notes what the prefix table in force was made of.
+func (k *kernelLink) compiled(databases []string, rep geo.Report) {
+	info := control.GeoInfo{Databases: append([]string{}, databases...), Prefixes: rep.Overrides, Records: rep.Size.Records, Loaded: time.Now(), Took: rep.Took.Seconds()}
+	for _, f := range rep.Files {
+		info.Prefixes += f.Networks4 + f.Networks6
+	}
+	k.geo.Store(&info)
+}
+
+// geoInfo tells what the prefix table in force was made of.
+func (k *kernelLink) geoInfo() control.GeoInfo {
+	if info := k.geo.Load(); info != nil {
+		return *info
+	}
+	return control.GeoInfo{Databases: []string{}}
+}
+
+// compileGeo compiles databases with the file's overrides, and leaves policies alone.
+func (k *kernelLink) compileGeo(set *maps.Set) control.GeoCompiler {
+	return func(ctx context.Context, databases []string) ([]string, error) {
+		start := time.Now()
+		cfg := k.e.cfg.Load().Geo
+		if len(databases) > 0 {
+			cfg.Databases = databases
+		}
+		classes, err := set.Rates.IDs()
+		if err != nil {
+			return nil, err
+		}
+		table, rep, err := geo.Build(ctx, cfg, classes)
+		if err != nil {
+			return nil, err
+		}
+		if err := set.Prefixes.Install(table); err != nil {
+			return nil, err
+		}
+		rep.Took = time.Since(start)
+		k.compiled(cfg.Databases, rep)
+		return control.GeoSentences(rep.Overrides, k.geoInfo(), len(databases) > 0), nil
+	}
 }
 
 // snapshot keeps this second's counters, and follows the traffic with the sampling.
@@ -253,9 +297,3 @@ func (e *Edge) snapshot() {
 		e.log.Warn("read the kernel half's counters", "error", err)
 	}
 }
-
-// compileGeo returns the compiler for a set of maps.
-func (k *kernelLink) compileGeo(*maps.Set) control.GeoCompiler { return nil }
-
-// geoInfo tells what the prefix table was compiled from.
-func (k *kernelLink) geoInfo() control.GeoInfo { return control.GeoInfo{Databases: []string{}} }
