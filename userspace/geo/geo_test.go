@@ -171,6 +171,8 @@ func TestBadFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cyclic := bytes.Clone(good)
+	clear(cyclic[:bytes.Index(good, make([]byte, 16))]) // the tree ends at 16 zero bytes
 	dir := t.TempDir()
 	for name, tt := range map[string]struct{ path, says string }{
 		"missing":         {filepath.Join(dir, "no.csv"), "no such file"},
@@ -197,6 +199,7 @@ func TestBadFiles(t *testing.T) {
 		"blocks renamed":  {write(t, "b.csv", "network,geoname_id\n192.0.2.0/24,1\n"), "keep MaxMind's file names"},
 		"ASN database":    {mmdb(t, "GeoLite2-ASN", map[string]mmdbtype.DataType{"192.0.2.0/24": mmdbtype.Map{"autonomous_system_number": mmdbtype.Uint32(64496)}}), `is of type "GeoLite2-ASN", and no record in it has a country`},
 		"truncated mmdb":  {write(t, "x", string(good[len(good)/2:])), "is damaged"},
+		"cyclic mmdb":     {write(t, "x", string(cyclic)), "is damaged: the search tree contains itself at node 0"},
 		"only the marker": {write(t, "x", "xx\xab\xcd\xefMaxMind.com"), "is damaged"},
 	} {
 		t.Run(name, func(t *testing.T) {

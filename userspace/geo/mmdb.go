@@ -28,6 +28,9 @@ func readMMDB(raw []byte) (layer, string, error) {
 	}
 	defer func() { _ = db.Close() }() // holds nothing but raw
 	kind := "MaxMind format, " + db.Metadata.DatabaseType
+	if err := checkTree(raw, db.Metadata.NodeCount, db.Metadata.RecordSize); err != nil {
+		return l, kind, fmt.Errorf("is damaged: %w (download it again)", err)
+	}
 
 	byOffset := map[uintptr]maps.Country{} // few different records, many networks
 	any := false
