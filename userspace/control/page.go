@@ -181,10 +181,12 @@ var pageFuncs = template.FuncMap{
 	"count":   countText,
 	"count64": func(n int) string { return countText(uint64(max(n, 0))) },
 	"percent": func(r float64) string { return strconv.FormatFloat(100*r, 'f', 1, 64) },
-	"bar":     func(r float64) template.CSS { return template.CSS(strconv.FormatFloat(100*min(max(r, 0), 1), 'f', 1, 64) + "%") },
-	"bytes":   bytesText,
-	"add":     func(a, b uint64) uint64 { return a + b },
-	"chart":   chart,
+	"bar": func(r float64) template.CSS {
+		return template.CSS(strconv.FormatFloat(100*min(max(r, 0), 1), 'f', 1, 64) + "%")
+	},
+	"bytes": bytesText,
+	"add":   func(a, b uint64) uint64 { return a + b },
+	"chart": chart,
 }
 
 func age(d time.Duration) string {

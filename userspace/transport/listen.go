@@ -61,6 +61,15 @@ func explain(network, address string, port uint16, err error) error {
 	return fmt.Errorf("listen on %s %s: %w", network, address, err)
 }
 
+// Holder names the process that has an address, for the message that it is taken.
+func Holder(network, address string) string {
+	_, port, err := split(address)
+	if err != nil {
+		return "another process"
+	}
+	return holder(network, port)
+}
+
 // holder names the process that has a port, as far as this process may see.
 func holder(network string, port uint16) string {
 	flag := map[string]string{"tcp": "t", "udp": "u"}[network]
