@@ -30,7 +30,7 @@ func (r *run) Run() error {
 	case root && !r.AllowRoot:
 		return r.becomeUser()
 	}
-	path := cmp.Or(r.Config, config.DefaultPath)
+	path := r.path()
 	return r.serve(edge.Options{Path: path, Load: func() (*config.Config, error) { return config.Load(path) }}, nil)
 }
 

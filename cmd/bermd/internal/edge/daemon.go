@@ -8,8 +8,10 @@ import (
 
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/cache"
+	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/observe"
+	"github.com/bermedge/berm/userspace/transport"
 )
 
 // Tables calls f with the operations on the kernel half.
@@ -264,3 +266,9 @@ func (e *Edge) certProblems() (out []string) {
 }
 
 var _ control.Daemon = (*Edge)(nil)
+
+// Config returns the configuration in force, which is not to be changed.
+func (e *Edge) Config() *config.Config { return e.cfg.Load() }
+
+// Listeners returns the open ports.
+func (e *Edge) Listeners() []transport.Address { return e.server.Addresses() }

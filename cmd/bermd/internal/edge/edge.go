@@ -121,7 +121,7 @@ func (e *Edge) buildPipeline() (err error) {
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
 		&e.content.routes, &e.content.cache, &e.content.origin,
 	}
-	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(e.access))
+	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}))
 	return err
 }
 

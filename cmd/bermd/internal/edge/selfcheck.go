@@ -31,6 +31,16 @@ type selfCheckStage struct{ pipeline.Local }
 // Name returns "self".
 func (selfCheckStage) Name() string { return "self" }
 
+// clients observes what clients ask, and not the self-check.
+type clients struct{ pipeline.Observer }
+
+// Exchange passes a client's exchange on.
+func (c clients) Exchange(x *pipeline.Exchange, out pipeline.Outcome) {
+	if out.Stage != (selfCheckStage{}).Name() {
+		c.Observer.Exchange(x, out)
+	}
+}
+
 func (e *Edge) isSelfCheck(x *pipeline.Exchange) bool {
 	return subtle.ConstantTimeCompare([]byte(x.R.Header.Get(selfField)), []byte(e.token)) == 1
 }
