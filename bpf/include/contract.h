@@ -18,8 +18,8 @@
 #define BERM_PREFIX4_CELLS (1 << 22) /* DIR-24: 4 leaves of 16 bit a cell, 32 MiB a copy */
 #define BERM_PREFIX4_BLOCKS 32767 /* /24s that are split further; 512 B each, two copies */
 #define BERM_PREFIX6_ROOT 65536	 /* the first 16 bits of an address */
-#define BERM_PREFIX6_NODES (1 << 20) /* 24 B each, two copies */
-#define BERM_PREFIX6_LEAVES (1 << 21) /* 8 B cells of 4 leaves, two copies */
+#define BERM_PREFIX6_NODES (3 << 19) /* 24 B each, two copies: 500,000 random /48s need 1.4 Mi */
+#define BERM_PREFIX6_LEAVES (1 << 20) /* 8 B cells of 4 leaves, two copies */
 #define BERM_GEO_POLICIES 256
 #define BERM_COUNTRIES 1024	 /* 0 unknown; ISO alpha-2 "XY" is 1 + (X-'A')*26 + (Y-'A') */
 #define BERM_RATE_CLASSES 256
@@ -140,7 +140,7 @@ struct berm_config {
 	__u32 vips;	      /* number of VIPs; 0 lets everything pass at once */
 	__u32 spread;	      /* low bits of the outer source that vary with the flow, for RSS */
 };
-_Static_assert(sizeof(struct berm_config) == 136, "berm_config is a map value");
+_Static_assert(sizeof(struct berm_config) == 128, "berm_config is two cache lines");
 
 enum berm_vip_flags {
 	BERM_VIP_USED = 1 << 0,
@@ -283,6 +283,14 @@ struct berm_backend {
 	__u64 heartbeat_ns;    /* last sign of life seen by this host */
 };
 _Static_assert(sizeof(struct berm_backend) == 64, "berm_backend is one cache line");
+
+/* Names of backend sets; only userspace reads it. Set 0 is this host and has no entry. */
+struct berm_set {
+	char name[BERM_NAME];
+	__u8 used;
+	__u8 owner; /* enum berm_owner */
+	__u8 pad[6];
+};
 
 struct berm_counter {
 	__u64 packets;

@@ -59,6 +59,7 @@ LRU(berm_verdicts, struct berm_verdict_key, struct berm_verdict, BERM_VERDICTS);
 
 /* steering */
 ARRAY(berm_rows, __u64, BERM_SETS * BERM_ROW_CELLS, BPF_F_MMAPABLE);
+ARRAY(berm_sets, struct berm_set, BERM_SETS, 0);
 ARRAY(berm_backends, struct berm_backend, BERM_BACKENDS, 0);
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The Internet checksum (RFC 1071) of IPv4 headers. */
+#ifndef BERM_CSUM_H
+#define BERM_CSUM_H
+
+#include <linux/ip.h>
+#include <linux/types.h>
+
+#define IPV4_WORDS_MAX 15
+
+static __always_inline __u16 csum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum;
+}
+
+/* Sum of the fixed part, in words of 32 bits: folding makes the halves one. */
+static __always_inline __u64 csum_ipv4(const struct iphdr *ip)
+{
+	const __u32 *word = (const __u32 *)ip;
+
+	return (__u64)word[0] + word[1] + word[2] + word[3] + word[4];
+}
+
+/* Sum of the options; what lies behind end counts as nothing. */
+static __always_inline __u64 csum_ipv4_options(const struct iphdr *ip, __u32 words, const void *end)
+{
+	const __u32 *word = (const __u32 *)ip;
+	__u64 sum = 0;
+
+	for (__u32 i = 5; i < IPV4_WORDS_MAX; i++) {
+		if (i >= words || (const void *)(word + i + 1) > end)
+			break;
+		sum += word[i];
+	}
+	return sum;
+}
+
+#endif

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* deliver: to this host's stack, or in IPIP / IP6IP6 to the flow's owner. The inner packet is
+ * never changed, and VLAN tags stay on frames that leave where they came from. Failing
+ * before the first write passes the packet to the stack; after it, XDP_ABORTED.
+ */
+#ifndef BERM_DELIVER_H
+#define BERM_DELIVER_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include "addr.h"
+#include "csum.h"
+#include "decap.h"
+#include "packet.h"
+
+#define OUTER_TTL 64
+#define IP_TOTAL_MAX 65535
+
+struct macs {
+	__u8 dst[ETH_ALEN];
+	__u8 src[ETH_ALEN];
+};
+
+static __always_inline bool put_ethernet(const struct packet *pkt, struct cursor *cur,
+					 const struct macs *macs, __u32 vlans, __be16 proto)
+{
+	struct ethhdr *eth = TAKE(cur, struct ethhdr);
+
+	if (!eth)
+		return false;
+	__builtin_memcpy(eth->h_dest, macs->dst, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, macs->src, ETH_ALEN);
+	eth->h_proto = vlans ? pkt->tpid : proto;
+#pragma unroll
+	for (__u32 i = 0; i < VLANS && i < vlans; i++) {
+		struct vlan_hdr *tag = TAKE(cur, struct vlan_hdr);
+
+		if (!tag)
+			return false;
+		tag->tci = pkt->vlan[i].tci;
+		tag->proto = i + 1 == vlans ? proto : pkt->vlan[i].proto;
+	}
+	return true;
+}
+
+/* DSCP is the inner packet's; ECN is not, since nobody would carry a mark back in (RFC 6040,
+ * compatibility mode). The ID carries the tag; nothing fragments the packet, so it is free for it.
+ */
+static __always_inline bool put_ipv4(const struct packet *pkt, struct cursor *cur, __be32 src,
+				     __be32 dst, __u16 tag)
+{
+	struct iphdr *ip = TAKE(cur, struct iphdr);
+
+	if (!ip)
+		return false;
+	ip->version = 4;
+	ip->ihl = sizeof(*ip) / 4;
+	ip->tos = pkt->tos & 0xfc;
+	ip->tot_len = bpf_htons(sizeof(*ip) + pkt->len);
+	ip->id = bpf_htons(tag);
+	ip->frag_off = bpf_htons(0x4000);
+	ip->ttl = OUTER_TTL;
+	ip->protocol = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	ip->check = 0;
+	ip->saddr = src;
+	ip->daddr = dst;
+	ip->check = ~csum_fold(csum_ipv4(ip));
+	return true;
+}
+
+static __always_inline bool put_ipv6(const struct packet *pkt, struct cursor *cur,
+				     const struct berm_addr *src, const struct berm_addr *dst, __u16 tag)
+{
+	struct ipv6hdr *ip = TAKE(cur, struct ipv6hdr);
+	__u32 *word = (__u32 *)ip;
+
+	if (!ip)
+		return false;
+	word[0] = bpf_htonl(6u << 28 | (pkt->tos & 0xfc) << 20 | tag);
+	ip->payload_len = bpf_htons(pkt->len);
+	ip->nexthdr = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	ip->hop_limit = OUTER_TTL;
+	__builtin_memcpy(&ip->saddr, src, sizeof(*src));
+	__builtin_memcpy(&ip->daddr, dst, sizeof(*dst));
+	return true;
+}
+
+/* Our address with its low bits taken from the flow, bits that chose neither row nor tag. */
+static __always_inline struct berm_addr outer_source(const struct packet *pkt,
+						     const struct berm_addr *self)
+{
+	struct berm_addr src = *self;
+	__be32 mask = bpf_htonl(spread_mask(pkt->cfg));
+
+	src.words[3] = (src.words[3] & ~mask) | ((__u32)(pkt->flow >> 32) & mask);
+	return src;
+}
+
+static __always_inline int encapsulate(struct packet *pkt)
+{
+	const struct berm_backend *to = pkt->backend;
+	const struct berm_config *cfg = pkt->cfg;
+	bool back = !to->ifindex || to->ifindex == pkt->ctx->ingress_ifindex;
+	bool six = to->family == 6;
+	__u32 size = six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	__u32 vlans = back ? vlans_of(pkt) : 0;
+	struct berm_addr src = outer_source(pkt, six ? &cfg->self6 : &cfg->self4);
+	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0]) : 0;
+	struct cursor cur = cur_from(pkt->ctx);
+	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
+	struct macs macs;
+	int move;
+
+	if (!eth || addr_is_zero(six ? &cfg->self6 : &cfg->self4) ||
+	    pkt->len + size > IP_TOTAL_MAX)
+		return fail_open(pkt, BERM_STAGE_DELIVER);
+	__builtin_memcpy(macs.dst, to->mac, ETH_ALEN);
+	__builtin_memcpy(macs.src, to->ifindex ? to->src_mac : eth->h_dest, ETH_ALEN);
+
+	move = (int)pkt->l3 - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size);
+	if (bpf_xdp_adjust_head(pkt->ctx, move))
+		return fail_open(pkt, BERM_STAGE_DELIVER);
+	cur = cur_from(pkt->ctx);
+	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)))
+		return abort_packet(pkt, BERM_STAGE_DELIVER);
+	if (six ? !put_ipv6(pkt, &cur, &src, &to->addr, tag) :
+		  !put_ipv4(pkt, &cur, addr_to_v4(&src), addr_to_v4(&to->addr), tag))
+		return abort_packet(pkt, BERM_STAGE_DELIVER);
+	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_FORWARD,
+		     back ? XDP_TX : bpf_redirect(to->ifindex, 0));
+}
+
+static __always_inline int strip_outer(struct packet *pkt)
+{
+	int size = is(pkt, PACKET_OUTER6) ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	struct cursor cur = cur_from(pkt->ctx);
+	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
+	struct macs macs;
+
+	if (!eth)
+		return fail_open(pkt, BERM_STAGE_DELIVER);
+	__builtin_memcpy(&macs, eth, sizeof(macs));
+	if (bpf_xdp_adjust_head(pkt->ctx, size))
+		return fail_open(pkt, BERM_STAGE_DELIVER);
+	cur = cur_from(pkt->ctx);
+	if (!put_ethernet(pkt, &cur, &macs, vlans_of(pkt),
+			  bpf_htons(is(pkt, PACKET_V6) ? ETH_P_IPV6 : ETH_P_IP)))
+		return abort_packet(pkt, BERM_STAGE_DELIVER);
+	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_DECAP, XDP_PASS);
+}
+
+static __always_inline int deliver(struct packet *pkt)
+{
+	__u32 most = pkt->cfg->mtu ? pkt->cfg->mtu : IP_TOTAL_MAX;
+
+	if (is(pkt, PACKET_OUTER))
+		return strip_outer(pkt);
+	if (!pkt->backend)
+		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
+	if (pkt->len + (pkt->backend->family == 6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) > most)
+		STAGE(refuse(pkt, BERM_DROP_TOO_BIG, false));
+	return encapsulate(pkt);
+}
+
+#endif

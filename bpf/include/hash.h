@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Every hash that the kernel half computes. maps/hash.go computes the same; a test compares them. */
+#ifndef BERM_HASH_H
+#define BERM_HASH_H
+
+#include <linux/types.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_endian.h>
+
+#include "contract.h"
+
+#define HASH_A 0x9E3779B97F4A7C15ULL
+#define HASH_B 0xff51afd7ed558ccdULL
+
+static __always_inline __u64 mix(__u64 h)
+{
+	return h ^ (h >> 32);
+}
+
+/* Place of a service in the VIP table. The seed is this host's own secret, and userspace
+ * chooses displacements without collisions, so nobody can aim for one.
+ */
+static __always_inline __u64 vip_hash(const __u64 seed[2], const struct berm_addr *addr,
+				      __be16 port, __u8 proto)
+{
+	__u64 h = mix((bpf_be64_to_cpu(addr->halves[0]) ^ seed[0]) * HASH_A);
+
+	h = mix((h ^ bpf_be64_to_cpu(addr->halves[1]) ^ seed[1]) * HASH_B);
+	return mix((h ^ ((__u32)bpf_ntohs(port) << 8 | proto)) * HASH_A);
+}
+
+/* What limits and verdicts call one source: an IPv4 address, an IPv6 /64. */
+static __always_inline struct berm_addr source_of(const struct berm_addr *addr, bool six)
+{
+	struct berm_addr source = { .halves = { addr->halves[0], six ? 0 : addr->halves[1] } };
+
+	return source;
+}
+
+static __always_inline __u64 source_hash(const __u64 seed[2], const struct berm_addr *source)
+{
+	__u64 s = mix((bpf_be64_to_cpu(source->halves[0]) ^ seed[0]) * HASH_B);
+
+	return mix((s ^ bpf_be64_to_cpu(source->halves[1]) ^ seed[1]) * HASH_A);
+}
+
+#define ROTL(x, b) ((x) << (b) | (x) >> (64 - (b)))
+
+struct sip {
+	__u64 v0, v1, v2, v3;
+};
+
+static __always_inline void sip_round(struct sip *s)
+{
+	s->v0 += s->v1;
+	s->v1 = ROTL(s->v1, 13);
+	s->v1 ^= s->v0;
+	s->v0 = ROTL(s->v0, 32);
+	s->v2 += s->v3;
+	s->v3 = ROTL(s->v3, 16);
+	s->v3 ^= s->v2;
+	s->v0 += s->v3;
+	s->v3 = ROTL(s->v3, 21);
+	s->v3 ^= s->v0;
+	s->v2 += s->v1;
+	s->v1 = ROTL(s->v1, 17);
+	s->v1 ^= s->v2;
+	s->v2 = ROTL(s->v2, 32);
+}
+
+static __always_inline void sip_word(struct sip *s, __u64 word)
+{
+	s->v3 ^= word;
+	sip_round(s);
+	s->v0 ^= word;
+}
+
+/* SipHash-1-3 (Aumasson, Bernstein 2012), over words as numbers. Keyed, because whoever can
+ * predict the row of a flow can send all of his to one edge.
+ */
+static __always_inline struct sip sip_init(const __u64 key[2])
+{
+	struct sip s = {
+		.v0 = key[0] ^ 0x736f6d6570736575ULL,
+		.v1 = key[1] ^ 0x646f72616e646f6dULL,
+		.v2 = key[0] ^ 0x6c7967656e657261ULL,
+		.v3 = key[1] ^ 0x7465646279746573ULL,
+	};
+
+	return s;
+}
+
+static __always_inline __u64 sip_end(struct sip *s, __u64 bytes)
+{
+	sip_word(s, bytes << 56);
+	s->v2 ^= 0xff;
+	sip_round(s);
+	sip_round(s);
+	sip_round(s);
+	return s->v0 ^ s->v1 ^ s->v2 ^ s->v3;
+}
+
+static __always_inline __u64 flow_hash(const __u64 key[2], bool six, const struct berm_addr *src,
+				       const struct berm_addr *dst, __be16 sport, __be16 dport,
+				       __u8 proto)
+{
+	__u64 ports = (__u64)bpf_ntohs(sport) << 48 | (__u64)bpf_ntohs(dport) << 32 | proto;
+	struct sip s = sip_init(key);
+
+	if (!six) {
+		sip_word(&s, bpf_be64_to_cpu(src->halves[1]) << 32 | bpf_ntohl(dst->words[3]));
+		sip_word(&s, ports);
+		return sip_end(&s, 16);
+	}
+	sip_word(&s, bpf_be64_to_cpu(src->halves[0]));
+	sip_word(&s, bpf_be64_to_cpu(src->halves[1]));
+	sip_word(&s, bpf_be64_to_cpu(dst->halves[0]));
+	sip_word(&s, bpf_be64_to_cpu(dst->halves[1]));
+	sip_word(&s, ports);
+	return sip_end(&s, 40);
+}
+
+static __always_inline __u32 flow_row(__u64 flow)
+{
+	return (flow & 0xffffffff) * BERM_ROWS >> 32;
+}
+
+/* The 16 bits that show that a tunnelled packet was encapsulated by somebody with the secret. */
+static __always_inline __u16 flow_tag(__u64 flow, __u64 secret)
+{
+	__u16 tag = (flow ^ secret) * HASH_A >> 48;
+
+	return tag ? tag : 1;
+}
+
+#endif

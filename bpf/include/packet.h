@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What a pass through the stages knows of its packet, how a stage ends it, and the one
+ * place that checks bounds.
+ */
+#ifndef BERM_PACKET_H
+#define BERM_PACKET_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "contract.h"
+
+#define STAGE_NEXT -1
+
+#define STAGE(call)                     \
+	do {                            \
+		int act_ = (call);      \
+		if (act_ != STAGE_NEXT) \
+			return act_;    \
+	} while (0)
+
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+#define VLANS 2 /* 802.1ad outside of 802.1Q; deeper stacks pass as foreign */
+
+struct cursor {
+	void *pos;
+	void *end;
+};
+
+struct vlan_hdr {
+	__be16 tci;
+	__be16 proto; /* EtherType of what follows */
+};
+
+/* Time as a value. The tick is read once a packet, being nearly free; nanoseconds (34 ns a
+ * reading) only by those who need them.
+ */
+struct now {
+	__u64 jiffies;
+	__u64 ns; /* 0: not read */
+};
+
+enum packet_fact {
+	PACKET_V6 = 1 << 0,
+	PACKET_FRAGMENT = 1 << 1,
+	PACKET_BROKEN = 1 << 2,	 /* so malformed that only this host's stack may have it */
+	PACKET_SYN = 1 << 3,	 /* TCP SYN without ACK */
+	PACKET_OUTER4 = 1 << 4,	 /* was encapsulated in IPv4 */
+	PACKET_OUTER6 = 1 << 5,	 /* or in IPv6 */
+	PACKET_TRUSTED = 1 << 6, /* by a peer, with the flow's tag: policy ran at the first hop */
+	PACKET_ALLOWED = 1 << 7, /* a verdict lets it past the other policies */
+	PACKET_TAGGED = 1 << 8,	 /* has a VLAN tag */
+	PACKET_TAGGED_TWICE = 1 << 9,
+
+	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
+};
+
+struct packet {
+	struct xdp_md *ctx;
+	struct berm_config *cfg;
+
+	/* parse: of the outer packet, and again of the inner one where decap finds one */
+	struct vlan_hdr vlan[VLANS];
+	__be16 tpid;   /* EtherType of the first tag */
+	__u8 tos;
+	__u8 proto;    /* of the payload; of fragments as the first header says */
+	__u8 bad;      /* enum berm_drop: refuse it if it is for a VIP */
+	__u8 flow_proto; /* as proto, ports and client: of the flow that an ICMP error quotes, if it is one */
+	__u32 facts;   /* enum packet_fact */
+	__u16 header;  /* bytes from the start of the IP header to the payload */
+	__be16 sport;  /* 0 for fragments and where there are none */
+	__be16 dport;
+	__u32 frame;   /* bytes of the frame that can be looked at */
+	__u32 l3;      /* offset of the IP header */
+	__u32 len;     /* bytes of the IP packet */
+	struct berm_addr src;
+	struct berm_addr dst;
+	struct berm_addr client; /* far end of the flow */
+
+	/* vip and policy */
+	struct berm_vip *vip; /* NULL until found */
+	__u32 vip_id;
+	__u64 source;  /* source hash */
+	struct berm_prefix_record record;
+	__u32 record_id;
+
+	/* steer */
+	__u64 flow;		      /* flow hash */
+	struct berm_backend *backend; /* NULL = this host */
+
+	/* how it ended, for finish() */
+	__u64 shadow;   /* bit n: reason n is counted and not enforced for this packet */
+	__u32 shadowed; /* bit n: would have been dropped for reason n */
+	__u8 drop;      /* enum berm_drop */
+	__u8 stage;     /* enum berm_stage */
+	__u8 exit;      /* enum berm_exit */
+};
+
+static __always_inline bool is(const struct packet *pkt, __u32 facts)
+{
+	return pkt->facts & facts;
+}
+
+static __always_inline __u32 vlans_of(const struct packet *pkt)
+{
+	return is(pkt, PACKET_TAGGED_TWICE) ? 2 : is(pkt, PACKET_TAGGED);
+}
+
+/* Makes the verifier forget what it has found out about the kind of packet, so that it checks
+ * what follows once, and not once for each of hundreds of kinds (more than its million
+ * instructions). What it cannot know is that the contract's number is small, hence this 0.
+ */
+static __always_inline void forget(struct packet *pkt)
+{
+	__u64 zero = -(__u64)(pkt->cfg->contract >> 31);
+
+	pkt->facts ^= zero;
+	pkt->shadowed ^= zero;
+	pkt->bad ^= zero;
+	pkt->proto ^= zero;
+	pkt->flow_proto ^= zero;
+	pkt->dport ^= zero;
+	pkt->header ^= zero;
+	pkt->l3 ^= zero;
+}
+
+/* A stage of the pipeline. */
+#define RUN(pkt, stage)           \
+	do {                      \
+		STAGE(stage);     \
+		forget(pkt);      \
+	} while (0)
+
+/* Take the next len bytes, or NULL if the packet ends before them.
+ * len must be a constant: the verifier follows constants, not sums.
+ */
+static __always_inline void *cur_take(struct cursor *cur, __u64 len)
+{
+	void *pos = cur->pos;
+
+	if (pos + len > cur->end)
+		return NULL;
+	cur->pos = pos + len;
+	return pos;
+}
+
+#define TAKE(cur, type) ((type *)cur_take((cur), sizeof(type)))
+
+/* Skip len bytes; false if the packet ends before them. The verifier needs a bound, and headers
+ * that take more than this are not followed.
+ */
+#define SKIP_MAX 4095
+
+static __always_inline bool cur_skip(struct cursor *cur, __u32 len)
+{
+	__u64 bytes = len;
+	void *pos;
+
+	/* Else clang-19 compares one register and adds another, which the verifier takes for unbounded. */
+	asm volatile("" : "+r"(bytes));
+	if (bytes > SKIP_MAX)
+		return false;
+	pos = cur->pos + bytes;
+	if (pos > cur->end)
+		return false;
+	cur->pos = pos;
+	return true;
+}
+
+/* Needed anew after every helper that moves packet memory. */
+static __always_inline struct cursor cur_from(struct xdp_md *ctx)
+{
+	struct cursor cur = {
+		.pos = (void *)(long)ctx->data,
+		.end = (void *)(long)ctx->data_end,
+	};
+
+	return cur;
+}
+
+/* Bytes from one pointer to another. Without the barrier clang-19 goes on in 32 bits with the
+ * pointers themselves, which the verifier refuses ("32-bit pointer arithmetic prohibited").
+ */
+static __always_inline __u32 distance(const void *from, const void *to)
+{
+	__u64 bytes = to - from;
+
+	asm volatile("" : "+r"(bytes));
+	return bytes;
+}
+
+/* Refuse the packet for why, or, in the rule's shadow form, remember it and go on. */
+static __always_inline int refuse(struct packet *pkt, enum berm_drop why, bool shadow)
+{
+	__u32 bit = (pkt->shadow | -(__u64)shadow) & 1ULL << why;
+
+	/* Without it each combination of reasons were a kind of packet to the verifier. */
+	asm volatile("" : "+r"(bit));
+	pkt->shadowed |= bit;
+	if (bit)
+		return STAGE_NEXT;
+	pkt->drop = why;
+	return XDP_DROP;
+}
+
+static __always_inline int leave(struct packet *pkt, enum berm_stage stage, enum berm_exit exit,
+				 int act)
+{
+	pkt->stage = stage;
+	pkt->exit = exit;
+	return act;
+}
+
+/* Not for a service of ours: passed as it came. */
+static __always_inline int foreign(struct packet *pkt, enum berm_stage stage)
+{
+	return leave(pkt, stage, BERM_EXIT_FOREIGN, XDP_PASS);
+}
+
+/* Our own failure before the first write: the host's stack gets the packet as it came. */
+static __always_inline int fail_open(struct packet *pkt, enum berm_stage stage)
+{
+	return leave(pkt, stage, BERM_EXIT_FAIL_OPEN, XDP_PASS);
+}
+
+/* Our own failure after it. */
+static __always_inline int abort_packet(struct packet *pkt, enum berm_stage stage)
+{
+	return leave(pkt, stage, BERM_EXIT_ABORTED, XDP_ABORTED);
+}
+
+#endif

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* rate: what one source may send, in packets, bytes and SYNs, by GCRA (ITU-T I.371, the virtual
+ * scheduling algorithm). A source's cells live in one set, which is one cache line. A cell
+ * holds the time up to which its source's allowance is spent; once that has passed the cell
+ * says nothing and is free, so evicting it loses nothing. With all cells in debt the
+ * least one goes: a flood of made-up sources, each with little debt, cannot push out an offender.
+ * Each class is a budget of its own. Fails open.
+ */
+#ifndef BERM_RATE_H
+#define BERM_RATE_H
+
+#include "clock.h"
+#include "hash.h"
+#include "maps.h"
+#include "packet.h"
+
+#define CELL_TAG_SHIFT 40
+#define CELL_TIME ((1ULL << CELL_TAG_SHIFT) - 1)
+/* The largest burst and the largest charge are 2^32 units: further ahead nothing can be. */
+#define RATE_CHARGE_MAX (1ULL << 32)
+#define RATE_AHEAD_MAX (2 * RATE_CHARGE_MAX)
+/* Tries at a cell that other CPUs are changing; then the packet passes uncharged. */
+#define RATE_TRIES 3
+
+enum rate_dimension {
+	RATE_PACKETS = 0,
+	RATE_BYTES = 0x5bd1e9,
+	RATE_SYNS = 0xa0761d,
+};
+
+static __always_inline __u64 rate_tag(__u64 source, __u32 class, enum rate_dimension dimension)
+{
+	__u64 tag = (source >> CELL_TAG_SHIFT ^ dimension ^ class * 0x9E3779) & 0xffffff;
+
+	return tag ? tag : 1;
+}
+
+/* Time that the cell lies ahead of now, 0 if by more than a live one can. */
+static __always_inline __u64 cell_debt(__u64 cell, __u64 now, __u64 most)
+{
+	__u64 debt = (cell - now) & CELL_TIME;
+
+	return debt > most ? 0 : debt;
+}
+
+/* The searches go without branches, since their outcomes are nobody's to predict, and since the
+ * verifier would follow each outcome through the rest of the program. clang-19 puts the
+ * branches back where it sees what the arithmetic means; this hides a value from it.
+ */
+#define OPAQUE(x) asm volatile("" : "+r"(x))
+
+/* The number of the cell that has the tag; BERM_RATE_WAYS if none has. */
+static __always_inline __u64 cell_of(const struct berm_rate_set *set, __u64 tag)
+{
+	__u64 found = 0, seen = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < BERM_RATE_WAYS; i++) {
+		/* 1 where the tag fits, for the first that does: two CPUs may have made two */
+		__u64 hit = ((set->cells[i] >> CELL_TAG_SHIFT ^ tag) - 1) >> 63 & ~seen;
+
+		OPAQUE(hit);
+		seen |= hit;
+		found += hit * i;
+	}
+	return seen ? found : BERM_RATE_WAYS;
+}
+
+/* The number of the cell with the least debt. */
+static __always_inline __u64 cell_poorest(const struct berm_rate_set *set, __u64 now)
+{
+	__s64 least = BERM_RATE_WAYS - 1, ahead, below;
+
+	least |= RATE_AHEAD_MAX << 4;
+#pragma unroll
+	for (__u32 i = 0; i < BERM_RATE_WAYS; i++) {
+		__s64 debt = (set->cells[i] - now) & CELL_TIME;
+
+		/* All ones where the debt is below the bound; else it is stale and counts as none. */
+		below = (debt - (__s64)RATE_AHEAD_MAX) >> 63;
+		OPAQUE(below);
+		debt = (debt & below) << 3 | i;
+		ahead = debt - least;
+		below = ahead >> 63;
+		OPAQUE(below);
+		least += ahead & below;
+	}
+	return least;
+}
+
+/* May the source send amount more? If so, it is charged. A source without debt may always
+ * send one packet, whatever its size. A function of its own, which the verifier checks by itself:
+ * in line, three limits with three tries each were more than it is willing to follow.
+ */
+__noinline int rate_take(struct berm_rate_set *set, const struct berm_limit *limit, __u64 tag,
+			 __u64 now, __u32 amount)
+{
+	__u64 most;
+
+	if (!set || !limit)
+		return true;
+	/* A cell of this class lies no further ahead than its burst, or one charge where that is more. */
+	most = limit->burst_units > limit->cost ? limit->burst_units : limit->cost;
+
+	for (int i = 0; i < RATE_TRIES; i++) {
+		__u64 way = cell_of(set, tag), old, debt = 0, charge, next, *cell;
+
+		if (UNLIKELY(way >= BERM_RATE_WAYS))
+			way = cell_poorest(set, now);
+		OPAQUE(way); /* else the mask that the verifier needs is optimised away */
+		cell = &set->cells[way & (BERM_RATE_WAYS - 1)];
+		old = *cell;
+		if (old >> CELL_TAG_SHIFT == tag)
+			debt = cell_debt(old, now, most);
+		/* Fractions of a unit are kept on average: the arrival time dithers them. */
+		charge = (limit->cost * amount + ((now + debt) * HASH_A >> 48)) >> 16;
+		if (charge > RATE_CHARGE_MAX)
+			charge = RATE_CHARGE_MAX;
+		if (debt && debt + charge > limit->burst_units)
+			return false;
+		next = tag << CELL_TAG_SHIFT | ((now + debt + charge) & CELL_TIME);
+		if (LIKELY(__sync_val_compare_and_swap(cell, old, next) == old))
+			return true;
+	}
+	return true;
+}
+
+static __always_inline int rate_check(struct packet *pkt, const struct now *now)
+{
+	__u32 class = pkt->record.rate_class ? pkt->record.rate_class : pkt->vip->rate_class;
+	__u32 key = pkt->source & pkt->cfg->rate_mask;
+	struct berm_rate_class *limits;
+	struct berm_rate_set *set;
+	__u64 time;
+	bool shadow;
+
+	if (!class || is(pkt, PACKET_ALLOWED))
+		return STAGE_NEXT;
+	set = bpf_map_lookup_elem(&berm_rate_cells, &key);
+	limits = bpf_map_lookup_elem(&berm_rate_classes, &class);
+	if (!set || !limits || !(limits->flags & BERM_RATE_USED))
+		return STAGE_NEXT;
+	shadow = limits->flags & BERM_RATE_SHADOW;
+	time = limits->flags & BERM_RATE_FINE_CLOCK ? clock_fine(now) : clock_coarse(now, pkt->cfg);
+	time &= CELL_TIME;
+
+	if (limits->packets.cost &&
+	    !rate_take(set, &limits->packets, rate_tag(pkt->source, class, RATE_PACKETS), time, 1))
+		STAGE(refuse(pkt, BERM_DROP_RATE_PACKETS, shadow));
+	if (limits->bytes.cost &&
+	    !rate_take(set, &limits->bytes, rate_tag(pkt->source, class, RATE_BYTES), time, pkt->len))
+		STAGE(refuse(pkt, BERM_DROP_RATE_BYTES, shadow));
+	if (is(pkt, PACKET_SYN) && limits->syns.cost &&
+	    !rate_take(set, &limits->syns, rate_tag(pkt->source, class, RATE_SYNS), time, 1))
+		STAGE(refuse(pkt, BERM_DROP_RATE_SYN, shadow));
+	return STAGE_NEXT;
+}
+
+#endif

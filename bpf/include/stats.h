@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The one exit: counts what became of the packet, and samples. Counters are per CPU, so nothing
+ * here is atomic. Packets that are not ours are counted, and nothing of them is kept.
+ */
+#ifndef BERM_STATS_H
+#define BERM_STATS_H
+
+#include "clock.h"
+#include "maps.h"
+#include "packet.h"
+
+/* Returns the packets counted before this one. */
+static __always_inline __u64 count(void *map, __u32 key, __u64 bytes)
+{
+	struct berm_counter *counter = bpf_map_lookup_elem(map, &key);
+
+	if (!counter)
+		return 0;
+	counter->bytes += bytes;
+	return counter->packets++;
+}
+
+static __always_inline void add(struct berm_counter *counter, __u64 bytes)
+{
+	counter->packets++;
+	counter->bytes += bytes;
+}
+
+/* The stage that refuses for this reason. */
+static __always_inline enum berm_stage stage_of(__u32 why)
+{
+	if (why <= BERM_DROP_BAD_FRAGMENT)
+		return BERM_STAGE_PARSE;
+	if (why <= BERM_DROP_TUNNEL_INNER)
+		return BERM_STAGE_DECAP;
+	switch (why) {
+	case BERM_DROP_NO_SERVICE:
+		return BERM_STAGE_VIP;
+	case BERM_DROP_VERDICT:
+		return BERM_STAGE_VERDICT;
+	case BERM_DROP_ACL:
+		return BERM_STAGE_PREFIX;
+	case BERM_DROP_GEO:
+		return BERM_STAGE_GEO;
+	case BERM_DROP_NO_BACKEND:
+		return BERM_STAGE_STEER;
+	case BERM_DROP_TOO_BIG:
+		return BERM_STAGE_DELIVER;
+	default:
+		return BERM_STAGE_RATE;
+	}
+}
+
+static __always_inline __u64 count_stage(__u32 stage, __u32 exit, __u64 bytes)
+{
+	return count(&berm_stage_stats, stage * BERM_EXIT_MAX + exit, bytes);
+}
+
+static __always_inline void count_vip(const struct packet *pkt)
+{
+	struct berm_vip_stats *stats;
+	__u32 id = pkt->vip_id;
+
+	stats = bpf_map_lookup_elem(&berm_vip_stats, &id);
+	if (!stats)
+		return;
+	add(&stats->in, pkt->len);
+	if (pkt->shadowed)
+		add(&stats->shadowed, pkt->len);
+	if (pkt->exit == BERM_EXIT_DROP)
+		add(&stats->dropped, pkt->len);
+	else if (pkt->exit == BERM_EXIT_FORWARD)
+		add(&stats->forwarded, pkt->len);
+	if (pkt->vip->tenant)
+		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
+}
+
+/* Counts every reason that the packet would have been dropped for, and returns the first. A
+ * function of its own for the verifier's sake: in line it walks the loop for each way here.
+ */
+__noinline int count_shadows(__u32 shadowed, __u32 bytes)
+{
+	__u32 first = 0;
+
+	for (__u32 why = BERM_DROP_MAX - 1; why; why--) {
+		if (!(shadowed >> why & 1))
+			continue;
+		count(&berm_shadows, why, bytes);
+		count_stage(stage_of(why), BERM_EXIT_SHADOW, bytes);
+		first = why;
+	}
+	return first;
+}
+
+/* before is how many packets left by the same exit, or for the same reason, before this one. */
+static __always_inline void sample(const struct packet *pkt, const struct now *now, __u64 before,
+				   __u32 shadow)
+{
+	__u32 why = pkt->drop ? pkt->drop : shadow;
+	struct berm_sample *sample = bpf_map_lookup_elem(&berm_sample, &why);
+	struct berm_event *event;
+
+	if (!sample || LIKELY(before & sample->mask) || !(sample->mask + 1))
+		return;
+	/* A full ring loses the event, never the packet. */
+	event = bpf_ringbuf_reserve(&berm_events, sizeof(*event), 0);
+	if (!event)
+		return;
+	event->time_ns = clock_ns(now);
+	event->source = pkt->src;
+	event->destination = pkt->dst;
+	event->sport = pkt->sport;
+	event->dport = pkt->dport;
+	event->proto = pkt->proto;
+	event->exit = pkt->exit;
+	event->reason = pkt->drop;
+	event->shadow = shadow;
+	event->len = pkt->len;
+	event->vip = pkt->vip ? pkt->vip_id : 0;
+	event->record = pkt->record_id;
+	event->weight = sample->mask + 1;
+	bpf_ringbuf_submit(event, 0);
+}
+
+static __always_inline int finish(struct packet *pkt, const struct now *now, int act)
+{
+	__u32 shadow = 0;
+	__u64 before;
+
+	if (act == XDP_DROP)
+		leave(pkt, stage_of(pkt->drop), BERM_EXIT_DROP, act);
+	before = count_stage(pkt->stage, pkt->exit, pkt->len);
+	if (LIKELY(pkt->vip))
+		count_vip(pkt);
+	if (UNLIKELY(pkt->shadowed))
+		shadow = count_shadows(pkt->shadowed, pkt->len);
+	if (pkt->drop)
+		before = count(&berm_drops, pkt->drop, pkt->len);
+	if (pkt->exit != BERM_EXIT_FOREIGN || shadow)
+		sample(pkt, now, before, shadow);
+	return act;
+}
+
+#endif

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* verdict: a time-limited decision about this source. One bit says whether there may be any;
+ * without it the table is not asked. An entry for the VIP goes before one for all.
+ * A missing or expired entry is no opinion.
+ */
+#ifndef BERM_VERDICT_H
+#define BERM_VERDICT_H
+
+#include "clock.h"
+#include "hash.h"
+#include "maps.h"
+#include "packet.h"
+
+static __always_inline bool verdict_possible(__u64 source)
+{
+	__u32 bit = source >> 20 & (BERM_VERDICT_WORDS * 64 - 1);
+	__u32 word = bit / 64;
+	__u64 *bits = bpf_map_lookup_elem(&berm_verdict_bits, &word);
+
+	return bits && *bits >> (bit & 63) & 1;
+}
+
+static __always_inline struct berm_verdict *verdict_lookup(const struct packet *pkt, __u32 vip,
+							   const struct now *now)
+{
+	struct berm_verdict_key key = {
+		.source = source_of(&pkt->src, is(pkt, PACKET_V6)),
+		.vip = vip,
+	};
+	struct berm_verdict *verdict = bpf_map_lookup_elem(&berm_verdicts, &key);
+
+	if (!verdict || (verdict->expires_ns && verdict->expires_ns <= clock_ns(now)))
+		return NULL;
+	return verdict;
+}
+
+static __always_inline int verdict_check(struct packet *pkt, const struct now *now)
+{
+	struct berm_addr source = source_of(&pkt->src, is(pkt, PACKET_V6));
+	struct berm_verdict *verdict;
+	__u8 action;
+
+	pkt->source = source_hash(pkt->cfg->seed, &source);
+	if (LIKELY(!verdict_possible(pkt->source)))
+		return STAGE_NEXT;
+	verdict = verdict_lookup(pkt, pkt->vip_id, now);
+	if (!verdict)
+		verdict = verdict_lookup(pkt, 0, now);
+	if (!verdict)
+		return STAGE_NEXT;
+	__sync_fetch_and_add(&verdict->hits, 1);
+	action = verdict->action;
+	if (action == BERM_ACTION_DROP || action == BERM_ACTION_SHADOW)
+		return refuse(pkt, BERM_DROP_VERDICT, action == BERM_ACTION_SHADOW);
+	if (action == BERM_ACTION_ALLOW)
+		pkt->facts |= PACKET_ALLOWED;
+	return STAGE_NEXT;
+}
+
+#endif

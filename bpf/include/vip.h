@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* vip: is this for a service of ours? What is not passes as it came, however malformed; what
+ * is must be well formed.
+ */
+#ifndef BERM_VIP_H
+#define BERM_VIP_H
+
+#include <linux/in.h>
+
+#include "addr.h"
+#include "hash.h"
+#include "maps.h"
+#include "packet.h"
+
+/* One probe: userspace builds the table without collisions, two copies of it. */
+static __always_inline struct berm_vip *vip_lookup(const struct berm_config *cfg,
+						   const struct berm_addr *addr, __be16 port,
+						   __u8 proto, __u32 *id)
+{
+	__u64 hash = vip_hash(cfg->seed, addr, port, proto);
+	__u32 active = cfg->vip_active & 1;
+	__u32 key = active * BERM_VIP_BUCKETS + (hash & (BERM_VIP_BUCKETS - 1));
+	struct berm_vip *vip;
+	__u64 *cell;
+
+	cell = bpf_map_lookup_elem(&berm_vip_seeds, &key);
+	if (!cell)
+		return NULL;
+	key = ((hash >> 12) + *cell * ((hash >> 40) | 1)) & (BERM_VIP_SLOTS - 1);
+	key += active * BERM_VIP_SLOTS;
+	cell = bpf_map_lookup_elem(&berm_vip_slots, &key);
+	if (!cell || !*cell)
+		return NULL;
+	*id = *cell;
+	vip = bpf_map_lookup_elem(&berm_vips, id);
+	if (!vip || !addr_equal(&vip->addr, addr) || vip->port != port || vip->proto != proto ||
+	    !(vip->flags & BERM_VIP_USED))
+		return NULL;
+	return vip;
+}
+
+static __always_inline bool is_land(const struct packet *pkt)
+{
+	return addr_equal(&pkt->client, &pkt->dst) && pkt->sport == pkt->dport;
+}
+
+/* Does the packet ask for a port, and has the address said that it has services only? */
+static __always_inline bool lacks_service(const struct packet *pkt)
+{
+	return pkt->vip->flags & BERM_VIP_ADDRESS && pkt->vip->flags & BERM_VIP_STRICT &&
+	       !is(pkt, PACKET_FRAGMENT) && (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP);
+}
+
+static __always_inline int vip_find(struct packet *pkt)
+{
+	struct berm_vip *vip = NULL;
+
+	if (pkt->dport)
+		vip = vip_lookup(pkt->cfg, &pkt->dst, pkt->dport, pkt->flow_proto, &pkt->vip_id);
+	if (!vip)
+		vip = vip_lookup(pkt->cfg, &pkt->dst, 0, 0, &pkt->vip_id);
+	if (!vip && UNLIKELY(is(pkt, PACKET_OUTER)))
+		STAGE(refuse(pkt, BERM_DROP_TUNNEL_INNER, false));
+	if (!vip)
+		return foreign(pkt, BERM_STAGE_VIP);
+	pkt->vip = vip;
+	forget(pkt);
+	if (UNLIKELY(vip->flags & BERM_VIP_SHADOW))
+		pkt->shadow = ~0ULL;
+
+	if (UNLIKELY(pkt->bad))
+		STAGE(refuse(pkt, pkt->bad, false));
+	if (UNLIKELY(is_land(pkt)))
+		STAGE(refuse(pkt, BERM_DROP_LAND, false));
+	if (UNLIKELY(lacks_service(pkt)))
+		STAGE(refuse(pkt, BERM_DROP_NO_SERVICE, false));
+	return STAGE_NEXT;
+}
+
+#endif

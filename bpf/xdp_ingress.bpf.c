@@ -1,0 +1,76 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The way of a packet through the kernel half. Each stage is a header, named as here. */
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "decap.h"
+#include "deliver.h"
+#include "geo.h"
+#include "maps.h"
+#include "packet.h"
+#include "parse.h"
+#include "prefix.h"
+#include "rate.h"
+#include "stats.h"
+#include "steer.h"
+#include "verdict.h"
+#include "vip.h"
+
+/* Never called, so never loaded: these keep the types that no map mentions in BTF, whence Go's come. */
+int berm_types_rules(enum berm_config_flags *config, enum berm_vip_flags *vip,
+		     enum berm_rate_flags *rate, enum berm_backend_flags *backend,
+		     enum berm_action *action)
+{
+	return *config + *vip + *rate + *backend + *action;
+}
+
+int berm_types_fates(enum berm_drop *drop, enum berm_stage *stage, enum berm_exit *exit,
+		     struct berm_event *event, enum berm_owner *owner)
+{
+	return *drop + *stage + *exit + event->exit + *owner;
+}
+
+/* What a peer of ours has let through, policy does not judge again. */
+static __always_inline int run_policy(struct packet *pkt, const struct now *now)
+{
+	if (is(pkt, PACKET_TRUSTED))
+		return STAGE_NEXT;
+	RUN(pkt, verdict_check(pkt, now));
+	RUN(pkt, prefix_check(pkt));
+	RUN(pkt, geo_check(pkt));
+	return rate_check(pkt, now);
+}
+
+static __always_inline int run_stages(struct packet *pkt, const struct now *now)
+{
+	RUN(pkt, parse(pkt));
+	RUN(pkt, decap(pkt));
+	RUN(pkt, vip_find(pkt));
+	RUN(pkt, run_policy(pkt, now));
+	RUN(pkt, steer(pkt));
+	return deliver(pkt);
+}
+
+static __always_inline int run(struct xdp_md *ctx, const struct now *now)
+{
+	struct packet pkt = { .ctx = ctx };
+	__u32 key = 0;
+
+	pkt.cfg = bpf_map_lookup_elem(&berm_config, &key);
+	if (!pkt.cfg || !pkt.cfg->vips)
+		return XDP_PASS;
+	pkt.shadow = pkt.cfg->flags & BERM_CONFIG_OBSERVE_ONLY ? ~0ULL : pkt.cfg->shadow;
+	return finish(&pkt, now, run_stages(&pkt, now));
+}
+
+SEC("xdp.frags")
+int xdp_berm(struct xdp_md *ctx)
+{
+	struct now now = { .jiffies = bpf_jiffies64() };
+
+	return run(ctx, &now);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

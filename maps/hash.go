@@ -1,0 +1,86 @@
+package maps
+
+import (
+	"math/bits"
+	"net/netip"
+)
+
+// The hashes of bpf/include/hash.h; a test runs both sides against each other.
+
+const (
+	hashA = 0x9E3779B97F4A7C15
+	hashB = 0xff51afd7ed558ccd
+)
+
+func mix(h uint64) uint64 { return h ^ h>>32 }
+
+// VIPHash is the place of a service in the VIP table, before buckets and displacement.
+func VIPHash(seed [2]uint64, addr netip.Addr, port uint16, proto Protocol) uint64 {
+	hi, lo := halves(addr)
+	h := mix((hi ^ seed[0]) * hashA)
+	h = mix((h ^ lo ^ seed[1]) * hashB)
+	return mix((h ^ (uint64(port)<<8 | uint64(proto))) * hashA)
+}
+
+// SourceHash places a source in the rate cells and the verdict bits.
+func SourceHash(seed [2]uint64, source netip.Addr) uint64 {
+	hi, lo := halves(SourceOf(source))
+	s := mix((hi ^ seed[0]) * hashB)
+	return mix((s ^ lo ^ seed[1]) * hashA)
+}
+
+// FlowHash is SipHash-1-3 of a flow. The ports of fragments and of protocols other than TCP and
+// UDP are 0. It is keyed by the site's secret, so that all edges of a site agree.
+func FlowHash(secret [2]uint64, src, dst netip.AddrPort, proto Protocol) uint64 {
+	ports := uint64(src.Port())<<48 | uint64(dst.Port())<<32 | uint64(proto)
+	shi, slo := halves(src.Addr())
+	dhi, dlo := halves(dst.Addr())
+	if src.Addr().Unmap().Is4() {
+		return sipHash(secret, slo<<32|dlo&0xffffffff, ports)
+	}
+	return sipHash(secret, shi, slo, dhi, dlo, ports)
+}
+
+// FlowRow is the row of a flow in its backend set's table.
+func FlowRow(flow uint64) int { return int((flow & 0xffffffff) * RowCount >> 32) }
+
+// FlowTag is the keyed mark of a tunnelled packet.
+func FlowTag(flow, secret uint64) uint16 {
+	tag := uint16((flow ^ secret) * hashA >> 48)
+	if tag == 0 {
+		return 1
+	}
+	return tag
+}
+
+// sipHash is SipHash-1-3 (Aumasson, Bernstein 2012) of whole little-endian words.
+func sipHash(key [2]uint64, words ...uint64) uint64 {
+	v0, v1 := key[0]^0x736f6d6570736575, key[1]^0x646f72616e646f6d
+	v2, v3 := key[0]^0x6c7967656e657261, key[1]^0x7465646279746573
+	round := func() {
+		v0 += v1
+		v1 = bits.RotateLeft64(v1, 13) ^ v0
+		v0 = bits.RotateLeft64(v0, 32)
+		v2 += v3
+		v3 = bits.RotateLeft64(v3, 16) ^ v2
+		v0 += v3
+		v3 = bits.RotateLeft64(v3, 21) ^ v0
+		v2 += v1
+		v1 = bits.RotateLeft64(v1, 17) ^ v2
+		v2 = bits.RotateLeft64(v2, 32)
+	}
+	absorb := func(w uint64) {
+		v3 ^= w
+		round()
+		v0 ^= w
+	}
+	for _, w := range words {
+		absorb(w)
+	}
+	absorb(uint64(len(words)*8) << 56)
+	v2 ^= 0xff
+	round()
+	round()
+	round()
+	return v0 ^ v1 ^ v2 ^ v3
+}

@@ -1,0 +1,257 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/bermedge/berm/bpf"
+)
+
+// Verdicts is the table of time-limited decisions about sources. A bit for each source's hash says
+// whether the table holds anything about it; the kernel half asks the table only where it is
+// set. Bits are set before an entry is added and, since several sources share one, rebuilt
+// from the table after entries went: a writer that dies half-way leaves a bit too many, never
+// one too few.
+type Verdicts struct {
+	set  *Set
+	bits *window
+	m    *ebpf.Map
+}
+
+// ReasonLen is the longest reason of a verdict, in bytes.
+const ReasonLen = 15
+
+// Verdict is a decision about one source.
+type Verdict struct {
+	Source   netip.Addr `json:"source"`        // an IPv6 address stands for its /64
+	VIP      string     `json:"vip,omitempty"` // name; "" = all
+	Action   Action     `json:"action"`
+	Owner    Owner      `json:"owner"`
+	Reason   string     `json:"reason,omitempty"`
+	Rule     uint32     `json:"rule,omitempty"`     // of the guard
+	Evidence uint64     `json:"evidence,omitempty"` // id of what led to it
+	Expires  time.Time  `json:"expires,omitzero"`   // zero = never
+	Hits     uint64     `json:"hits"`               // packets that met it; counted by the kernel half
+}
+
+const verdictBits = 1 << 20
+
+func (v *Verdicts) bit(seed [2]uint64, source netip.Addr) uint64 {
+	return SourceHash(seed, source) >> 20 % verdictBits
+}
+
+// Put adds a verdict, or replaces the one about the same source and VIP; its hits stay.
+func (v *Verdicts) Put(x Verdict) error {
+	e, err := x.encode()
+	if err != nil {
+		return err
+	}
+	return v.set.lock.hold(func() error {
+		key, err := v.key(x.Source, x.VIP)
+		if err != nil {
+			return err
+		}
+		var old bpf.XDPBermVerdict
+		switch err := v.m.Lookup(&key, &old); {
+		case err == nil:
+			e.Hits = old.Hits // those of the next microseconds are lost
+		case !errors.Is(err, ebpf.ErrKeyNotExist):
+			return fmt.Errorf("verdict about %s: %w", x.Source, err)
+		}
+		bit := v.bit(v.set.Config.Get().Seed, x.Source)
+		atomic.OrUint64(&v.bits.words()[bit/64], 1<<(bit%64))
+		if err := v.m.Put(&key, &e); err != nil {
+			return fmt.Errorf("verdict about %s: %w", x.Source, err)
+		}
+		return nil
+	})
+}
+
+func (x Verdict) expired() bool { return !x.Expires.IsZero() && !x.Expires.After(time.Now()) }
+
+func (x Verdict) encode() (e bpf.XDPBermVerdict, err error) {
+	switch {
+	case !x.Source.IsValid() || x.Source.IsUnspecified():
+		return e, errors.New("verdict: source is missing: want an address")
+	case x.Action == ActionNone || x.Action >= actionMax:
+		return e, fmt.Errorf("verdict about %s: action %s: want allow, drop, shadow or mark", x.Source, x.Action)
+	case len(x.Reason) > ReasonLen:
+		return e, fmt.Errorf("verdict about %s: reason %q has %d bytes, at most %d fit", x.Source, x.Reason, len(x.Reason), ReasonLen)
+	}
+	e = bpf.XDPBermVerdict{Evidence: x.Evidence, Rule: x.Rule, Action: uint8(x.Action), Owner: uint8(x.Owner), Reason: [16]int8(toName(x.Reason))}
+	if !x.Expires.IsZero() {
+		left := time.Until(x.Expires)
+		if left <= 0 {
+			return e, fmt.Errorf("verdict about %s: expired %s ago", x.Source, -left.Round(time.Millisecond))
+		}
+		e.ExpiresNs = monotonic() + uint64(left)
+	}
+	return e, nil
+}
+
+func (v *Verdicts) key(source netip.Addr, vip string) (bpf.XDPBermVerdictKey, error) {
+	key := bpf.XDPBermVerdictKey{Source: toAddr(SourceOf(source))}
+	if vip != "" {
+		x, err := v.set.VIPs.Get(vip)
+		if err != nil {
+			return key, fmt.Errorf("verdict about %s: %w", source, err)
+		}
+		key.Vip = x.ID
+	}
+	return key, nil
+}
+
+// Get returns the verdict about a source for a VIP ("" = all), or ErrNotFound.
+func (v *Verdicts) Get(source netip.Addr, vip string) (Verdict, error) {
+	key, err := v.key(source, vip)
+	if err != nil {
+		return Verdict{}, err
+	}
+	var e bpf.XDPBermVerdict
+	switch err := v.m.Lookup(&key, &e); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return Verdict{}, fmt.Errorf("verdict about %s: %w", SourceOf(source), ErrNotFound)
+	case err != nil:
+		return Verdict{}, fmt.Errorf("verdict about %s: %w", source, err)
+	}
+	return decodeVerdict(&key, &e, map[uint32]string{key.Vip: vip}), nil
+}
+
+func decodeVerdict(key *bpf.XDPBermVerdictKey, e *bpf.XDPBermVerdict, vips map[uint32]string) Verdict {
+	name := vips[key.Vip]
+	if name == "" && key.Vip != 0 {
+		name = fmt.Sprintf("#%d", key.Vip)
+	}
+	return Verdict{
+		Source: fromAddr(key.Source), VIP: name, Action: Action(e.Action), Owner: Owner(e.Owner),
+		Reason: fromName(e.Reason), Rule: e.Rule, Evidence: e.Evidence, Expires: wall(e.ExpiresNs), Hits: e.Hits,
+	}
+}
+
+// List returns all verdicts, expired ones that nobody swept included, by source.
+func (v *Verdicts) List() ([]Verdict, error) {
+	vips, err := v.set.VIPs.List()
+	if err != nil {
+		return nil, err
+	}
+	byID := map[uint32]string{}
+	for _, x := range vips {
+		byID[x.ID] = x.Name
+	}
+	var list []Verdict
+	err = v.each(func(key *bpf.XDPBermVerdictKey, e *bpf.XDPBermVerdict) {
+		list = append(list, decodeVerdict(key, e, byID))
+	})
+	slices.SortFunc(list, func(a, b Verdict) int { return a.Source.Compare(b.Source) })
+	return list, err
+}
+
+// each reads the whole table in batches.
+func (v *Verdicts) each(fn func(*bpf.XDPBermVerdictKey, *bpf.XDPBermVerdict)) error {
+	const batch = 4096
+	keys, values := make([]bpf.XDPBermVerdictKey, batch), make([]bpf.XDPBermVerdict, batch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := v.m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			fn(&keys[i], &values[i])
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read verdicts: %w", err)
+		}
+	}
+}
+
+// Remove takes away the verdict about a source for a VIP ("" = all), or says ErrNotFound.
+func (v *Verdicts) Remove(source netip.Addr, vip string) error {
+	return v.set.lock.hold(func() error {
+		key, err := v.key(source, vip)
+		if err != nil {
+			return err
+		}
+		switch err := v.m.Delete(&key); {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			return fmt.Errorf("verdict about %s: %w", SourceOf(source), ErrNotFound)
+		case err != nil:
+			return fmt.Errorf("remove verdict about %s: %w", source, err)
+		}
+		return v.rebuild()
+	})
+}
+
+// Sweep removes verdicts that have expired and says how many.
+func (v *Verdicts) Sweep() (int, error) {
+	now := monotonic()
+	return v.removeIf(func(_ *bpf.XDPBermVerdictKey, e *bpf.XDPBermVerdict) bool {
+		return e.ExpiresNs != 0 && e.ExpiresNs <= now
+	})
+}
+
+// RemoveOwner removes all verdicts of one owner and says how many.
+func (v *Verdicts) RemoveOwner(owner Owner) (int, error) {
+	return v.removeIf(func(_ *bpf.XDPBermVerdictKey, e *bpf.XDPBermVerdict) bool { return Owner(e.Owner) == owner })
+}
+
+func (v *Verdicts) removeIf(fits func(*bpf.XDPBermVerdictKey, *bpf.XDPBermVerdict) bool) (n int, err error) {
+	err = v.set.lock.hold(func() error {
+		n, err = v.removeLocked(fits)
+		return err
+	})
+	return n, err
+}
+
+func (v *Verdicts) removeVIPs(ids []uint32) error {
+	_, err := v.removeLocked(func(key *bpf.XDPBermVerdictKey, _ *bpf.XDPBermVerdict) bool {
+		return slices.Contains(ids, key.Vip)
+	})
+	return err
+}
+
+func (v *Verdicts) removeLocked(fits func(*bpf.XDPBermVerdictKey, *bpf.XDPBermVerdict) bool) (int, error) {
+	var doomed []bpf.XDPBermVerdictKey
+	err := v.each(func(key *bpf.XDPBermVerdictKey, e *bpf.XDPBermVerdict) {
+		if fits(key, e) {
+			doomed = append(doomed, *key)
+		}
+	})
+	if err != nil || len(doomed) == 0 {
+		return 0, err
+	}
+	for i := range doomed {
+		if err := v.m.Delete(&doomed[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return i, fmt.Errorf("remove verdict about %s: %w", fromAddr(doomed[i].Source), err)
+		}
+	}
+	return len(doomed), v.rebuild()
+}
+
+// Rebuild makes the bits say what the table holds, as after a writer died or the seed changed.
+func (v *Verdicts) Rebuild() error { return v.set.lock.hold(v.rebuild) }
+
+func (v *Verdicts) rebuild() error {
+	seed := v.set.Config.Get().Seed
+	fresh := make([]uint64, verdictBits/64)
+	err := v.each(func(key *bpf.XDPBermVerdictKey, _ *bpf.XDPBermVerdict) {
+		bit := v.bit(seed, fromAddr(key.Source))
+		fresh[bit/64] |= 1 << (bit % 64)
+	})
+	if err != nil {
+		return err
+	}
+	words := v.bits.words()
+	for i, w := range fresh {
+		if atomic.LoadUint64(&words[i]) != w {
+			atomic.StoreUint64(&words[i], w)
+		}
+	}
+	return nil
+}
