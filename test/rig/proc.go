@@ -102,17 +102,26 @@ func cpuSet(cpus []int) *unix.CPUSet {
 
 // Pin moves all threads of a running program to these CPUs.
 func (p *Proc) Pin(cpus ...int) error {
+	return p.eachThread("pin", func(tid int) error { return unix.SchedSetaffinity(tid, cpuSet(cpus)) })
+}
+
+// Nice changes the priority of all threads of a running program: -20 is the highest.
+func (p *Proc) Nice(n int) error {
+	return p.eachThread("renice", func(tid int) error { return unix.Setpriority(unix.PRIO_PROCESS, tid, n) })
+}
+
+func (p *Proc) eachThread(what string, do func(tid int) error) error {
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.PID()))
 	if err != nil {
-		return fmt.Errorf("pin %s: %w", p.Name, err)
+		return fmt.Errorf("%s %s: %w", what, p.Name, err)
 	}
 	for _, t := range tasks {
 		tid, err := strconv.Atoi(t.Name())
 		if err != nil {
 			return err
 		}
-		if err := unix.SchedSetaffinity(tid, cpuSet(cpus)); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("pin %s: %w", p.Name, err)
+		if err := do(tid); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("%s %s: %w", what, p.Name, err)
 		}
 	}
 	return nil
