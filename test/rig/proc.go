@@ -105,9 +105,14 @@ func (p *Proc) Pin(cpus ...int) error {
 	return p.eachThread("pin", func(tid int) error { return unix.SchedSetaffinity(tid, cpuSet(cpus)) })
 }
 
-// Nice changes the priority of all threads of a running program: -20 is the highest.
-func (p *Proc) Nice(n int) error {
-	return p.eachThread("renice", func(tid int) error { return unix.Setpriority(unix.PRIO_PROCESS, tid, n) })
+// Realtime makes all threads of a running program come before everything that is not realtime
+// (SCHED_FIFO), or like others again. For measuring on a machine that has other work.
+func (p *Proc) Realtime(on bool) error {
+	attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr}
+	if on {
+		attr.Policy, attr.Priority = unix.SCHED_FIFO, 1
+	}
+	return p.eachThread("reschedule", func(tid int) error { return unix.SchedSetAttr(tid, attr, 0) })
 }
 
 func (p *Proc) eachThread(what string, do func(tid int) error) error {

@@ -65,7 +65,7 @@ type sent struct {
 }
 
 // onCPU is the beginning of a command that is to have a CPU before all others.
-func onCPU(n int) []string { return []string{"nice", "-n", "-20", "taskset", "-c", strconv.Itoa(n)} }
+func onCPU(n int) []string { return []string{"chrt", "-f", "1", "taskset", "-c", strconv.Itoa(n)} }
 
 // probe runs bermprobe in a node, behind another command when one is given.
 func (m *Main) probe(ctx context.Context, n *rig.Node, prefix []string, into any, args ...string) error {

@@ -17,7 +17,7 @@ const (
 	windowLength = 800 * time.Millisecond
 	windowsMin   = 10
 	windowsMax   = 24
-	windowError  = 0.02 // standard error of the median that is good enough
+	windowError  = 0.03 // standard error of the median that is good enough
 )
 
 // checkNeighbour measures a good client's p99 with and without an over-rate client beside it.
@@ -26,10 +26,10 @@ const (
 // come before everything else that this machine may be doing.
 func (m *Main) checkNeighbour(ctx context.Context, r *Recorder) (err error) {
 	for _, e := range m.edges {
-		if err := errors.Join(e.bermd.Pin(1), e.bermd.Nice(-20)); err != nil {
+		if err := errors.Join(e.bermd.Pin(1), e.bermd.Realtime(true)); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, e.bermd.Pin(0, 1), e.bermd.Nice(0)) }()
+		defer func() { err = errors.Join(err, e.bermd.Pin(0, 1), e.bermd.Realtime(false)) }()
 	}
 	var ratios, quiets, attacked []float64
 	for i := 0; i < windowsMax && (i < windowsMin || standardError(ratios) > windowError); i++ {
