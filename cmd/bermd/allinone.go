@@ -208,11 +208,11 @@ Try, in another terminal (-k since the certificate is self-signed):
 		return
 	}
 	fmt.Fprintf(w, `
-Refuse a country, and see it counted (a verdict about this host does the same in one line):
+Refuse a country, and see it counted:
   printf '%%s,ZZ\n' %[2]s > /tmp/country.csv && berm geo load /tmp/country.csv
-  berm geo policy set default --drop ZZ
+  berm geo policy default --drop ZZ
   curl -m 2 -s http://%[1]s:8080/ || berm drops            # geo
-  berm geo policy set default --allow ZZ
+  berm geo policy default --allow ZZ
 
 Hold a source to 20 packets a second:
   berm rate set default --packets 20 --packets-burst 20

@@ -73,14 +73,15 @@ func loaderOptions(cfg *config.Config, id identity) loader.Options {
 // even start.
 func (r *run) keepRunning(ctx context.Context, id *identity, c circumstances) error {
 	const pause = 500 * time.Millisecond // before a child that died is started again
-	const quick = 3 * time.Second        // a child that lives shorter has a cause that stays
+	const quick = 3 * time.Second        // one that gives up sooner by itself has a cause that stays
 	for {
 		began := time.Now()
 		err := r.child(ctx, id, c)
+		var exit *exec.ExitError
 		switch {
 		case ctx.Err() != nil || err == nil:
 			return nil
-		case time.Since(began) < quick:
+		case !errors.As(err, &exit) || exit.Exited() && time.Since(began) < quick:
 			return fmt.Errorf("the daemon did not stay up: %w", err)
 		}
 		c.Restart++

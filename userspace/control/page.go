@@ -102,7 +102,7 @@ type pageView struct {
 	VIPs                       []pageVIP
 	Drops                      []pageDrop
 	PacketsIn, DroppedIn       float64
-	CacheFull                  float64
+	CacheFull, HitRatio        float64
 	Requests, Packets, Dropped []float64
 	Style                      template.CSS
 	Script                     template.JS
@@ -137,6 +137,10 @@ func view(ctx context.Context, src PageSource) (*pageView, error) {
 	v.Top.Sources = top.Sources[:min(len(top.Sources), 10)]
 	if s.Cache.MaxBytes > 0 {
 		v.CacheFull = float64(s.Cache.Bytes) / float64(s.Cache.MaxBytes)
+	}
+	v.HitRatio = top.Cache.HitRatio
+	if top.Requests == 0 { // nothing to tell about the last seconds
+		v.HitRatio = s.Cache.HitRatio
 	}
 	now := map[string]TopVIP{}
 	for _, t := range top.VIPs {
