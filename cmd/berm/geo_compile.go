@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/bermedge/berm/maps"
-	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/geo"
 )
@@ -18,15 +17,12 @@ func (a *app) compiler(set *maps.Set) control.GeoCompiler {
 		if err != nil {
 			return nil, err
 		}
-		g := geo.Config{Databases: c.Geo.Databases}
+		g := c.Geo
 		if len(databases) > 0 {
 			g.Databases = databases
 		}
-		if len(g.Databases) == 0 && len(c.Geo.Overrides) == 0 {
+		if len(g.Databases) == 0 && len(g.Overrides) == 0 {
 			return nil, badInput("geo load: the configuration names no database: name a file, or list files under geo.databases in %s", a.settings().config)
-		}
-		for _, o := range c.Geo.Overrides {
-			g.Overrides = append(g.Overrides, override(o))
 		}
 		r, err := geo.New(set).Apply(ctx, g)
 		if err != nil {
@@ -34,17 +30,6 @@ func (a *app) compiler(set *maps.Set) control.GeoCompiler {
 		}
 		return loaded(r), nil
 	}
-}
-
-func override(o config.GeoOverride) geo.Override {
-	x := geo.Override{Prefix: o.Prefix.String(), Rate: o.Rate}
-	if o.Country != 0 {
-		x.Country = o.Country.String()
-	}
-	if o.ACL != maps.ActionNone {
-		x.ACL = o.ACL.String()
-	}
-	return x
 }
 
 // loaded says what a table was made of.
