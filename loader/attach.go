@@ -47,6 +47,9 @@ func (r *run) attachXDP() error {
 func (r *run) attachedAlready(ifc *net.Interface, links []pinnedLink, prog *ebpf.Program) (*Attachment, error) {
 	path := r.at.xdpLink(ifc.Name)
 	on, err := xdpOn(ifc.Index)
+	if errors.Is(err, ErrNoInterface) {
+		return nil, vanished(ifc)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -128,9 +131,13 @@ func attachMode(ifc *net.Interface, prog *ebpf.Program, flags link.XDPAttachFlag
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST): // EEXIST: taken in the other mode
 		return nil, fmt.Errorf("interface %s: %w (find it: ip link show %s; bpftool net)", ifc.Name, ErrInUse, ifc.Name)
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL) && !interfaceThere(ifc):
-		return nil, fmt.Errorf("interface %s: vanished while being attached to: %w", ifc.Name, ErrNoInterface)
+		return nil, vanished(ifc)
 	}
 	return nil, fmt.Errorf("attach to %s: %w", ifc.Name, err)
+}
+
+func vanished(ifc *net.Interface) error {
+	return fmt.Errorf("interface %s: vanished while being attached to: %w", ifc.Name, ErrNoInterface)
 }
 
 // fallsBack says whether generic mode may help: not when the interface is taken or gone.
@@ -187,6 +194,9 @@ type attached struct {
 
 func xdpOn(ifindex int) (attached, error) {
 	l, err := netlink.LinkByIndex(ifindex)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return attached{}, ErrNoInterface
+	}
 	if err != nil {
 		return attached{}, fmt.Errorf("interface %d: %w", ifindex, err)
 	}

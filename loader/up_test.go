@@ -183,7 +183,7 @@ func TestInterfaceVanishesMeanwhile(t *testing.T) {
 		before := h.snapshot()
 		h.opts.Mode = mode
 		h.opts.hook = func(step string) error {
-			if step == "pin" {
+			if step == "give to group" {
 				h.remove("d2")
 			}
 			return nil

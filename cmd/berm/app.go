@@ -95,7 +95,7 @@ func (a *app) open() (control.Tables, error) {
 	if !errors.Is(err, control.ErrDown) {
 		return nil, err
 	}
-	local, closer, lerr := openLocal(a.settings().pins)
+	local, closer, lerr := a.openLocal(a.settings().pins)
 	if lerr != nil {
 		return nil, a.neither(lerr)
 	}

@@ -9,12 +9,12 @@ import (
 )
 
 // openLocal opens the pinned maps, the way that is left while the daemon is down.
-func openLocal(pins string) (control.Tables, func() error, error) {
+func (a *app) openLocal(pins string) (control.Tables, func() error, error) {
 	set, err := maps.Open(maps.PinDir(pins))
 	if err != nil {
 		return nil, nil, err
 	}
-	return control.NewLocal(set, nil), set.Close, nil
+	return control.NewLocal(set, a.compiler(set)), set.Close, nil
 }
 
 // neither explains why nothing could be reached, and what to do about it.

@@ -56,18 +56,26 @@ func readable(path string) bool {
 	return true
 }
 
-// kernelOptions are how the configuration wants the kernel half. Unlike settings they are
-// strict: what cannot be read must not be guessed. No file means the defaults, unless a flag
-// named it.
-func (a *app) kernelOptions() (loader.Options, error) {
+// configuration is strict where settings are not: what cannot be read must not be guessed. No
+// file means the defaults, unless a flag named it.
+func (a *app) configuration() (*config.Config, error) {
 	path := cmp.Or(a.root.Config, config.DefaultPath)
-	c := config.Default()
-	if a.root.Config != "" || exists(path) {
-		loaded, err := config.Load(path)
-		if err != nil {
-			return loader.Options{}, fail(exitUsage, "Mend the configuration first (berm config check), or name another with --config.", "%w", err)
-		}
-		c = *loaded
+	if a.root.Config == "" && !exists(path) {
+		c := config.Default()
+		return &c, nil
+	}
+	c, err := config.Load(path)
+	if err != nil {
+		return nil, fail(exitUsage, "Mend the configuration first (berm config check), or name another with --config.", "%w", err)
+	}
+	return c, nil
+}
+
+// kernelOptions are how the configuration wants the kernel half.
+func (a *app) kernelOptions() (loader.Options, error) {
+	c, err := a.configuration()
+	if err != nil {
+		return loader.Options{}, err
 	}
 	k := c.Kernel
 	return loader.Options{

@@ -62,7 +62,7 @@ func (c *statusCmd) Run(a *app) error {
 func (c *statusCmd) down(a *app) error {
 	a.code = exitAbsent
 	st := &mapsStatus{Pins: a.settings().pins, VIPs: []control.VIP{}}
-	if t, closer, err := openLocal(st.Pins); err != nil {
+	if t, closer, err := a.openLocal(st.Pins); err != nil {
 		st.Error = err.Error()
 	} else {
 		defer func() { _ = closer() }() // only read

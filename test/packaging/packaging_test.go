@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/bermedge/berm/test/rig/rigtest"
@@ -39,12 +40,23 @@ func mustRun(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// mustBuild makes the installed tree and a package of it.
+// build makes the installed tree, once.
+var build = sync.OnceValues(func() ([]byte, error) {
+	dist, err := os.MkdirTemp("", "berm-dist-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dist) // what matters is the tree that it was made of
+	return exec.Command("make", "--no-print-directory", "package", "DIST="+dist).CombinedOutput()
+})
+
+// mustBuild makes a package of the installed tree.
 func mustBuild(t *testing.T, version string) string {
 	t.Helper()
-	out := mustRun(t, "make", "--no-print-directory", "package", "VERSION="+version, "DIST="+t.TempDir())
-	lines := strings.Split(strings.TrimSpace(out), "\n")
-	return lines[len(lines)-1]
+	if out, err := build(); err != nil {
+		t.Fatalf("make package: %v\n%s", err, out)
+	}
+	return strings.TrimSpace(mustRun(t, ".build/tools/pack", "-version", version, "-out", t.TempDir()))
 }
 
 // scratch is a root that dpkg manages and nothing runs in.

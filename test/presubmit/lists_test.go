@@ -5,17 +5,23 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/config"
+	"github.com/bermedge/berm/userspace/observe"
 )
 
 // TestLists holds the lists in doc/ to what the code says. make generate writes them.
 func TestLists(t *testing.T) {
 	for name, list := range map[string]func(*testing.T) []byte{
-		"doc/drops.md": dropList,
+		"doc/drops.md":    dropList,
+		"doc/metrics.md":  metricList,
+		"doc/settings.md": settingList,
 	} {
 		want := list(t)
 		if *update {
@@ -58,6 +64,49 @@ are for ever.
 	meanings := enumComments(t, "BERM_EXIT_")
 	for e := range maps.AllExits() {
 		fmt.Fprintf(&b, "| %d | `%s` | %s |\n", e, e, meanings[int(e)])
+	}
+	return b.Bytes()
+}
+
+func settingList(t *testing.T) []byte {
+	var b bytes.Buffer
+	b.WriteString(notByHand + `# Settings
+
+The keys of ` + "`/etc/berm/berm.yaml`" + `. An empty file is a valid one. ` + "`berm config check`" + ` reports every mistake
+at once, by line and column; ` + "`berm reload`" + ` puts a changed file in force, or leaves the old one. NAME is yours to
+choose, and [] stands for each entry of a list. Durations are written 200ms, 10s, 5m; sizes 256MiB, 1GiB.
+`)
+	section := ""
+	for _, s := range settings(fieldComments(t), "", reflect.TypeFor[config.Config](), reflect.ValueOf(config.Default()), "") {
+		if top, _, _ := strings.Cut(s.key, "."); strings.TrimSuffix(top, "[]") != section {
+			section = strings.TrimSuffix(top, "[]")
+			fmt.Fprintf(&b, "\n## %s\n\n| Key | Value | Default | |\n|---|---|---|---|\n", section)
+		}
+		fallback := s.fallback
+		if fallback != "" {
+			fallback = "`" + fallback + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", s.key, s.kind, fallback, strings.ReplaceAll(s.doc, "|", "\\|"))
+	}
+	return b.Bytes()
+}
+
+func metricList(*testing.T) []byte {
+	var b bytes.Buffer
+	b.WriteString(notByHand + `# Metrics
+
+At ` + "`/metrics`" + ` of ` + "`admin.metrics`" + `, beside Go's own and the process's. Counters only grow while the
+daemon runs; those of the kernel half grow on while it does not.
+
+| Metric | Type | Labels | What it says |
+|---|---|---|---|
+`)
+	for _, m := range observe.Catalogue() {
+		kind := "counter"
+		if m.Gauge {
+			kind = "gauge"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, kind, strings.Join(m.Labels, ", "), m.Help)
 	}
 	return b.Bytes()
 }

@@ -69,6 +69,23 @@ func TestGeneratedIsCommitted(t *testing.T) {
 	}
 }
 
+// TestNoBinaries: a test binary or a capture that slips in stays in the history for ever.
+func TestNoBinaries(t *testing.T) {
+	const most = 1 << 20
+	for _, name := range files(t, func(string) bool { return true }) {
+		info, err := os.Lstat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size() > most {
+			t.Errorf("%s: %d bytes, want at most %d", name, info.Size(), most)
+		}
+		if src := read(t, name); bytes.HasPrefix(src, []byte("\x7fELF")) && !strings.HasSuffix(name, "_bpfel.o") {
+			t.Errorf("%s: a binary", name)
+		}
+	}
+}
+
 // TestScripts: what is run says with what, and can be run.
 func TestScripts(t *testing.T) {
 	for _, name := range files(t, func(f string) bool { return folder(f) == "scripts" || f == ".ci/run" }) {

@@ -13,6 +13,7 @@ import (
 // hit answers with a stored object.
 func (c *Cache) hit(x *pipeline.Exchange, rq *request, o *object) pipeline.Action {
 	if coming(o) {
+		rq.fwd = "miss" // of which kind, the request that began the fetch knows
 		c.stats.collapsed.Add(1)
 		return c.finish(x, o, c.forwarded(x, rq, o, result{}, false), ReasonCollapsed)
 	}

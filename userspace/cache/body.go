@@ -192,9 +192,8 @@ func (b *body) throttle(ctx context.Context) error {
 	var stalled <-chan time.Time
 	for {
 		b.mu.Lock()
-		b.trim()
+		near := b.size-b.trim() < windowBytes
 		held := b.refs.Load() - 1 // without the writer
-		near := b.size-b.base < windowBytes
 		changed := b.changed()
 		b.mu.Unlock()
 		switch {
@@ -219,13 +218,13 @@ func (b *body) throttle(ctx context.Context) error {
 	}
 }
 
-// trim forgets the pieces that every holder has read. Holders that have not begun to read count as being at the
-// beginning. mu is held.
-func (b *body) trim() {
+// trim forgets the pieces of a window that every holder has read, and returns how far all have read. Holders that have
+// not begun count as being at the beginning. mu is held.
+func (b *body) trim() (low int64) {
 	if !b.window || int64(len(b.readers)) < b.refs.Load()-1 {
-		return
+		return b.base
 	}
-	low := b.size
+	low = b.size
 	for r := range b.readers {
 		low = min(low, r.pos)
 	}
@@ -236,6 +235,7 @@ func (b *body) trim() {
 		b.chunks[0] = nil
 		b.chunks = b.chunks[1:]
 	}
+	return low
 }
 
 // dropSlowest ends the reader that is furthest behind, if it is not the only one.

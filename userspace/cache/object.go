@@ -52,7 +52,7 @@ var shortNames = []string{"Cache-Control", "Content-Location", "Date", "Etag", "
 
 // Sizes that metadata is charged with, measured by TestMemoryBoundHolds on small objects.
 const (
-	objectCost = 1400 // object, body, resource, places in maps and queues, ghost, shared head
+	objectCost = 1000 // object, body, resource, places in maps and queues, ghost, shared head
 	fieldCost  = 120  // its place in fields, heads and the value's slice
 )
 

@@ -7,31 +7,35 @@ import (
 	"github.com/bermedge/berm/maps"
 )
 
-// Wanted is what a file wants in the kernel half's tables.
+// Wanted is what a file wants in the kernel half's tables, beside its geo and steering parts.
 type Wanted struct {
 	VIPs        []maps.VIP
 	Rates       []maps.RateClass
-	Policies    []maps.GeoPolicy
 	ObserveOnly bool
 }
 
-// Apply makes the file's part of the tables what w says. What operators and the guard wrote stays.
-// Backend sets that VIPs name exist already. Everything a VIP needs is written before the VIPs
-// flip, and what nothing needs any more goes after; an error leaves a mixture, which applying the
-// former file undoes.
-func Apply(set *maps.Set, w Wanted) error {
+// ApplyRates makes the file's classes what w says. They come first: VIPs and prefixes name them.
+func ApplyRates(set *maps.Set, w Wanted) error {
+	old, err := set.Rates.ListClasses()
+	if err != nil {
+		return err
+	}
 	for _, c := range w.Rates {
 		c.Owner = maps.OwnerFile
+		for _, o := range old {
+			if o.Name == c.Name && o.Owner != maps.OwnerFile {
+				return fmt.Errorf("rate.classes.%s: name %w by a class of the %s: choose another name", c.Name, maps.ErrOverlap, o.Owner)
+			}
+		}
 		if _, err := set.Rates.PutClass(c); err != nil {
-			return err
+			return fmt.Errorf("rate.classes.%s: %w", c.Name, err)
 		}
 	}
-	for _, p := range w.Policies {
-		p.Owner = maps.OwnerFile
-		if _, err := set.Geo.PutPolicy(p); err != nil {
-			return err
-		}
-	}
+	return nil
+}
+
+// ApplyVIPs makes the file's services what w says, in one flip. What operators wrote stays.
+func ApplyVIPs(set *maps.Set, w Wanted) error {
 	if err := set.VIPs.Replace(maps.OwnerFile, w.VIPs); err != nil {
 		return err
 	}
@@ -41,41 +45,28 @@ func Apply(set *maps.Set, w Wanted) error {
 	return nil
 }
 
-// Tidy removes classes and policies that a file wrote and w no longer has. What an operator's VIP
-// or the prefix table in force still names stays: it is told, and goes another time.
-func Tidy(set *maps.Set, w Wanted) (kept []string, err error) {
+// TidyRates removes classes that a file wrote and w no longer has. One that an operator's VIP or
+// the prefix table in force still names stays: it is told, and goes another time.
+func TidyRates(set *maps.Set, w Wanted) (kept []string, err error) {
 	classes, err := set.Rates.ListClasses()
-	if err != nil {
-		return nil, err
-	}
-	policies, err := set.Geo.ListPolicies()
 	if err != nil {
 		return nil, err
 	}
 	wanted := map[string]bool{}
 	for _, c := range w.Rates {
-		wanted["rate class "+c.Name] = true
-	}
-	for _, p := range w.Policies {
-		wanted["geo policy "+p.Name] = true
+		wanted[c.Name] = true
 	}
 	var errs []error
-	remove := func(kind, name string, owner maps.Owner, do func(string) error) {
-		if owner != maps.OwnerFile || wanted[kind+" "+name] {
-			return
+	for _, c := range classes {
+		if c.Owner != maps.OwnerFile || wanted[c.Name] {
+			continue
 		}
-		switch err := do(name); {
+		switch err := set.Rates.RemoveClass(c.Name); {
 		case errors.Is(err, maps.ErrInUse):
-			kept = append(kept, fmt.Sprintf("%s %s is no longer in the file and stays: %v", kind, name, err))
+			kept = append(kept, fmt.Sprintf("rate class %s is no longer in the file and stays: %v", c.Name, err))
 		case err != nil:
 			errs = append(errs, err)
 		}
-	}
-	for _, c := range classes {
-		remove("rate class", c.Name, c.Owner, set.Rates.RemoveClass)
-	}
-	for _, p := range policies {
-		remove("geo policy", p.Name, p.Owner, set.Geo.RemovePolicy)
 	}
 	return kept, errors.Join(errs...)
 }

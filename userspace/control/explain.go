@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/bermedge/berm/maps"
 )
@@ -137,4 +138,41 @@ func (l *Local) candidate(id, self uint32, role string, out *Steering) (done boo
 	}
 	out.step("the row's %s is %s (%s), whose next hop is not known", role, b.Name, b.Address)
 	return false, nil
+}
+
+// Backends lists the backends with the sets whose rows name them.
+func Backends(set *maps.Set) ([]Backend, error) {
+	list, err := set.Backends.List()
+	if err != nil {
+		return nil, err
+	}
+	sets, err := set.Sets.List()
+	if err != nil {
+		return nil, err
+	}
+	self := set.Config.Self().Backend
+	out := []Backend{}
+	for _, s := range sets {
+		rows, err := set.Rows.Read(s.ID)
+		if err != nil {
+			return nil, err
+		}
+		var owned, previous [1 << 16]int
+		for _, r := range rows {
+			owned[r.Owner]++
+			previous[r.Previous]++
+		}
+		for _, b := range list {
+			if owned[b.ID]+previous[b.ID] == 0 {
+				continue
+			}
+			x := Backend{ID: b.ID, Set: s.Name, Name: b.Name, Address: b.Address, Self: b.ID == self, Ready: b.NextHop.Ready || b.ID == self,
+				Healthy: owned[b.ID] > 0, Rows: owned[b.ID], Seen: -1}
+			if !b.Heartbeat.IsZero() {
+				x.Seen = time.Since(b.Heartbeat).Seconds()
+			}
+			out = append(out, x)
+		}
+	}
+	return out, nil
 }

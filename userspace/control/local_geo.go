@@ -127,6 +127,16 @@ func (l *Local) LoadGeo(ctx context.Context, g GeoLoad) (Changes, error) {
 	return Changes{Changed: done}, err
 }
 
+// GeoSentences tells what a compilation changed.
+func GeoSentences(overrides int, info GeoInfo, given bool) []string {
+	out := []string{fmt.Sprintf("prefix table compiled from %d networks of %s and %d overrides, in force after %.2f s",
+		info.Prefixes-overrides, orWord(strings.Join(info.Databases, ", "), "no database"), overrides, info.Took)}
+	if given {
+		out = append(out, "the configuration names other databases: a reload brings those back")
+	}
+	return out
+}
+
 // TestGeo tells what is known and decided about a source.
 func (l *Local) TestGeo(_ context.Context, ip netip.Addr) (GeoTest, error) {
 	rec, err := l.set.Prefixes.Lookup(ip)

@@ -102,7 +102,7 @@ type pageView struct {
 	VIPs                       []pageVIP
 	Drops                      []pageDrop
 	PacketsIn, DroppedIn       float64
-	CacheFull                  float64
+	CacheFull, HitRatio        float64
 	Requests, Packets, Dropped []float64
 	Style                      template.CSS
 	Script                     template.JS
@@ -137,6 +137,10 @@ func view(ctx context.Context, src PageSource) (*pageView, error) {
 	v.Top.Sources = top.Sources[:min(len(top.Sources), 10)]
 	if s.Cache.MaxBytes > 0 {
 		v.CacheFull = float64(s.Cache.Bytes) / float64(s.Cache.MaxBytes)
+	}
+	v.HitRatio = top.Cache.HitRatio
+	if top.Requests == 0 { // nothing to tell about the last seconds
+		v.HitRatio = s.Cache.HitRatio
 	}
 	now := map[string]TopVIP{}
 	for _, t := range top.VIPs {
@@ -181,10 +185,12 @@ var pageFuncs = template.FuncMap{
 	"count":   countText,
 	"count64": func(n int) string { return countText(uint64(max(n, 0))) },
 	"percent": func(r float64) string { return strconv.FormatFloat(100*r, 'f', 1, 64) },
-	"bar":     func(r float64) template.CSS { return template.CSS(strconv.FormatFloat(100*min(max(r, 0), 1), 'f', 1, 64) + "%") },
-	"bytes":   bytesText,
-	"add":     func(a, b uint64) uint64 { return a + b },
-	"chart":   chart,
+	"bar": func(r float64) template.CSS {
+		return template.CSS(strconv.FormatFloat(100*min(max(r, 0), 1), 'f', 1, 64) + "%")
+	},
+	"bytes": bytesText,
+	"add":   func(a, b uint64) uint64 { return a + b },
+	"chart": chart,
 }
 
 func age(d time.Duration) string {

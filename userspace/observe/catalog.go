@@ -59,9 +59,11 @@ var (
 	CacheLimit     = gauge("berm_cache_limit_bytes", "Bytes that cache.memory allows.")
 
 	OriginHealthy  = gauge("berm_origin_healthy", "1 while an origin server gets requests.", "origin", "url")
-	OriginRequests = counter("berm_origin_requests_total", "Requests sent to an origin server.", "origin", "url")
-	OriginFailures = counter("berm_origin_failures_total", "Requests to an origin server that failed.", "origin", "url")
-	OriginInFlight = gauge("berm_origin_in_flight", "Requests an origin server is working on.", "origin", "url")
+	OriginRequests = counter("berm_origin_requests_total", "Requests for an origin.", "origin")
+	OriginFailures = counter("berm_origin_failures_total", "Requests for an origin that no server of it answered.", "origin")
+	OriginRetried  = counter("berm_origin_retries_total", "Attempts at an origin beyond a request's first.", "origin")
+	OriginRefused  = counter("berm_origin_refused_total", "Requests refused because max_pending of their origin was reached.", "origin")
+	OriginInFlight = gauge("berm_origin_in_flight", "Requests that an origin is working on.", "origin")
 
 	GeoPrefixes = gauge("berm_geo_prefixes", "Prefixes compiled into the table in force.")
 	GeoRecords  = gauge("berm_geo_records", "Distinct records of the table in force.")

@@ -28,9 +28,9 @@ func Tune(s Samples, from, to Snapshot) error {
 	var errs []error
 	var dropped, in uint64
 	for d := range maps.AllDrops() {
-		n := to.Drops[d].Packets - from.Drops[d].Packets
+		n := Since(from.Drops[d].Packets, to.Drops[d].Packets)
 		dropped += n
-		n += to.Shadows[d].Packets - from.Shadows[d].Packets
+		n += Since(from.Shadows[d].Packets, to.Shadows[d].Packets)
 		errs = append(errs, tune(s, d, float64(n)/seconds))
 	}
 	before := map[uint32]uint64{}
@@ -38,7 +38,7 @@ func Tune(s Samples, from, to Snapshot) error {
 		before[v.ID] = v.In.Packets
 	}
 	for _, v := range to.VIPs {
-		in += v.In.Packets - min(before[v.ID], v.In.Packets)
+		in += Since(before[v.ID], v.In.Packets)
 	}
 	return errors.Join(append(errs, tune(s, maps.DropNone, float64(in-min(dropped, in))/seconds))...)
 }
@@ -56,4 +56,12 @@ func tune(s Samples, d maps.Drop, rate float64) error {
 		return nil
 	}
 	return s.Set(d, want)
+}
+
+// Since is what a counter grew by. One that shrank was loaded anew, and counted from zero.
+func Since(from, to uint64) uint64 {
+	if to < from {
+		return to
+	}
+	return to - from
 }

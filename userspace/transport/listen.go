@@ -36,7 +36,8 @@ func listenTCP(address string) (net.Listener, error) {
 // udpBuffer is the receive buffer asked for: 7 MB, a tenth of a second at 560 Mbit/s.
 const udpBuffer = 7 << 20
 
-func listenUDP(address string) (*net.UDPConn, error) {
+// ListenUDP opens a UDP port; errors say what can be done about it.
+func ListenUDP(address string) (*net.UDPConn, error) {
 	family, port, err := split(address)
 	if err != nil {
 		return nil, err
@@ -59,6 +60,15 @@ func explain(network, address string, port uint16, err error) error {
 		return fmt.Errorf("%s %s: no interface of this host has the address (a VIP belongs on lo: ip address add ADDRESS dev lo): %w", network, address, syscall.EADDRNOTAVAIL)
 	}
 	return fmt.Errorf("listen on %s %s: %w", network, address, err)
+}
+
+// Holder names the process that has an address, for the message that it is taken.
+func Holder(network, address string) string {
+	_, port, err := split(address)
+	if err != nil {
+		return "another process"
+	}
+	return holder(network, port)
 }
 
 // holder names the process that has a port, as far as this process may see.

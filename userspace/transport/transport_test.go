@@ -142,6 +142,24 @@ func TestEveryProtocol(t *testing.T) {
 	}
 }
 
+// A cache answers requests without a body only; a plain GET has none in any protocol.
+func TestPlainGetHasNoBody(t *testing.T) {
+	s := mustListen(t, testConfig(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.ContentLength, " ", r.Body == http.NoBody)
+	}))
+	for _, proto := range []string{"h1", "h2", "h3"} {
+		resp, err := client(t, proto).Get("https://" + where(t, s, proto, true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if string(b) != "0 true" {
+			t.Errorf("%s: %s", proto, b)
+		}
+	}
+}
+
 func TestSlowHeadIsCut(t *testing.T) {
 	cfg := testConfig()
 	cfg.HeaderTimeout = 200 * time.Millisecond
@@ -527,7 +545,7 @@ func TestStatelessReset(t *testing.T) {
 	var addrs [2]net.Addr
 	for i := range addrs {
 		cfg := testConfig()
-		cfg.HTTP = nil
+		cfg.HTTP, cfg.Drain = nil, 100*time.Millisecond
 		s, err := transport.Listen(cfg, opts)
 		if err != nil {
 			t.Fatal(err)

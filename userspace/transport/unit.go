@@ -69,7 +69,7 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		return err
 	}
 	port := localPort(u.tcp.Addr())
-	if u.udp, err = listenUDP(net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
+	if u.udp, err = ListenUDP(net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
 		return err
 	}
 	u.sizeBuffer()
@@ -214,7 +214,14 @@ func (u *unit) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if u.altSvc != nil && r.ProtoMajor < 3 {
 		w.Header()["Alt-Svc"] = u.altSvc
 	}
-	if r.Body != nil && r.Body != http.NoBody {
+	if r.ProtoMajor == 3 && r.ContentLength < 0 && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		// quic-go cannot know whether a body follows. One of a GET means nothing (RFC 9110, 9.3.1),
+		// and a GET that might have one could never be answered from a cache.
+		r.ContentLength = 0
+	}
+	if r.ContentLength == 0 {
+		r.Body = http.NoBody
+	} else {
 		body := newStallBody(r.Body, w, u.limits.stall)
 		defer body.stall.close()
 		r.Body = body
