@@ -178,8 +178,9 @@ func (p *pool) admit() bool {
 func (p *pool) try(ctx context.Context, f *pipeline.Fetch) (*http.Response, error) {
 	var tried []*server
 	var last error
+	turn := p.turn.Add(1) // one a request, whatever it retries: else retries move everybody's turn
 	for range p.cfg.Retries + 1 {
-		s := p.pick(tried)
+		s := p.pick(turn, tried)
 		if s == nil {
 			break
 		}

@@ -66,11 +66,11 @@ func (s *server) noteAnswer(status int, cfg Config) {
 
 // pick returns a healthy server that has not been tried, or nil. When none at all is healthy by ejections alone, they
 // are set aside: an origin whose every server stumbles is still worth asking.
-func (p *pool) pick(tried []*server) *server {
+func (p *pool) pick(turn uint64, tried []*server) *server {
 	now := time.Now()
-	s := p.choose(func(s *server) bool { return s.healthy(now) && !slices.Contains(tried, s) })
+	s := p.choose(turn, func(s *server) bool { return s.healthy(now) && !slices.Contains(tried, s) })
 	if s == nil {
-		s = p.choose(func(s *server) bool {
+		s = p.choose(turn, func(s *server) bool {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			return !s.down && !slices.Contains(tried, s)
@@ -79,10 +79,10 @@ func (p *pool) pick(tried []*server) *server {
 	return s
 }
 
-// choose picks among the servers that ok takes.
-func (p *pool) choose(ok func(*server) bool) *server {
+// choose picks among the servers that ok takes, looking first at the one whose turn it is.
+func (p *pool) choose(turn uint64, ok func(*server) bool) *server {
 	var best *server
-	start := int(p.turn.Add(1) % uint64(len(p.servers)))
+	start := int(turn % uint64(len(p.servers)))
 	for i := range p.servers {
 		s := p.servers[(start+i)%len(p.servers)]
 		if !ok(s) {
