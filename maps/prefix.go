@@ -45,8 +45,10 @@ func (p *Prefixes) Install(t *PrefixTable) error {
 		to := p.set.Config.Get().PrefixActive ^ 1
 		records := make([]bpf.XDPBermPrefixRecord, prefixRecords) // the tail is cleared
 		for i, r := range t.records {
-			records[i] = bpf.XDPBermPrefixRecord{Country: uint16(r.Country), Acl: uint8(r.ACL), RateClass: r.RateClass,
-				AsnClass: r.ASNClass, Region: r.Region, Rule: r.Rule}
+			records[i] = bpf.XDPBermPrefixRecord{
+				Country: uint16(r.Country), Acl: uint8(r.ACL), RateClass: r.RateClass,
+				AsnClass: r.ASNClass, Region: r.Region, Rule: r.Rule,
+			}
 		}
 		for i, content := range [][]byte{bytesOf(t.four), bytesOf(t.blocks), bytesOf(t.root), bytesOf(t.nodes), bytesOf(t.leaves), bytesOf(records)} {
 			half := ws[i].b[len(ws[i].b)/2*int(to):][:len(ws[i].b)/2]
@@ -77,8 +79,10 @@ func (p *Prefixes) Records() ([]PrefixRecord, error) {
 }
 
 func decodeRecord(e bpf.XDPBermPrefixRecord) PrefixRecord {
-	return PrefixRecord{Country: Country(e.Country), ACL: Action(e.Acl), RateClass: e.RateClass,
-		ASNClass: e.AsnClass, Region: e.Region, Rule: e.Rule}
+	return PrefixRecord{
+		Country: Country(e.Country), ACL: Action(e.Acl), RateClass: e.RateClass,
+		ASNClass: e.AsnClass, Region: e.Region, Rule: e.Rule,
+	}
 }
 
 // Lookup returns the live record of a source, found as the kernel half finds it.

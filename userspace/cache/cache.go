@@ -174,7 +174,8 @@ func (c *Cache) answer(x *pipeline.Exchange, rq *request, o *object, why miss) (
 		if o != nil && o.body != nil {
 			o.body.Close()
 		}
-		x.SetExtra("Cache-Status", c.cfg.Name+"; detail="+string(ReasonOnlyIfCached))
+		x.CacheStatus = c.cfg.Name + "; detail=" + string(ReasonOnlyIfCached)
+		x.SetExtra("Cache-Status", x.CacheStatus)
 		return x.Refuse(http.StatusGatewayTimeout, ReasonOnlyIfCached), true
 	}
 	return pipeline.Next, false
@@ -246,7 +247,8 @@ func (c *Cache) refuse(x *pipeline.Exchange, rq *request, f *flight) pipeline.Ac
 	if errors.As(f.err, &fail) {
 		status, why = fail.Status, fail.Reason
 	}
-	x.SetExtra("Cache-Status", c.cfg.Name+"; fwd="+rq.fwd+"; detail="+string(why))
+	x.CacheStatus = c.cfg.Name + "; fwd=" + rq.fwd + "; detail=" + string(why)
+	x.SetExtra("Cache-Status", x.CacheStatus)
 	return x.Refuse(status, why)
 }
 

@@ -221,7 +221,7 @@ func TestLeaderLeavesBeforeTheHead(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		q, _ := http.NewRequestWithContext(ctx, "GET", r.edge.URL+path, nil)
 		q.Host = "example.com"
-		go testClient.Do(q) //nolint:bodyclose // cancelled
+		go testClient.Do(q) // cancelled
 		eventually(t, "it waits", func() bool { return r.waiting(path) == 1 })
 		return cancel
 	}
@@ -278,7 +278,7 @@ func TestUncacheableRunsInParallel(t *testing.T) {
 					if w := r0.Load(); w != nil && w.waiting("/x") == clients {
 						break
 					}
-					time.Sleep(time.Millisecond)
+					time.Sleep(time.Millisecond) // sleep: polls
 				}
 				close(first)
 			}
@@ -396,7 +396,7 @@ func rawOrigin(t *testing.T, answers ...string) string {
 			if err != nil {
 				return
 			}
-			http.ReadRequest(bufio.NewReader(c)) //nolint:errcheck // whatever it is
+			http.ReadRequest(bufio.NewReader(c)) // whatever it is
 			io.WriteString(c, answers[min(i, len(answers)-1)])
 			c.Close()
 		}
@@ -487,7 +487,7 @@ func TestWindowHoldsTheOriginBack(t *testing.T) {
 			still = 0
 		}
 		last = now
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // sleep: polls
 		return still > 100
 	})
 	if st := r.cache.Stats(); sent.Load() == n || st.Bytes > 4<<20 {

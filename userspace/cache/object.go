@@ -42,7 +42,8 @@ type object struct {
 // is made once a second and hits share it.
 type head struct {
 	age    int64
-	whole  bool // made when the body was whole: then its length is known
+	whole  bool   // made when the body was whole: then its length is known
+	status string // our member of Cache-Status
 	fields []pipeline.Field
 	short  []pipeline.Field // of a 304
 }
@@ -152,7 +153,7 @@ func (o *object) headAt(now time.Time, name string) *head {
 
 // newHead returns a head for an answer at now whose Cache-Status member is status. Cache-Status ends its lists.
 func (o *object) newHead(now time.Time, status string) *head {
-	h := &head{age: int64(o.policy.age(now) / time.Second), whole: o.body.whole.Load()}
+	h := &head{age: int64(o.policy.age(now) / time.Second), whole: o.body.whole.Load(), status: status}
 	h.fields = append(make([]pipeline.Field, 0, len(o.fields)+3), o.fields...)
 	if h.whole {
 		h.fields = o.appendLength(h.fields)

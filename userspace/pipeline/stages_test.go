@@ -146,8 +146,10 @@ func TestRouteConfigMistakes(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"routes[0]: host: must be set", "origin: must name", `routes[1]: host: "a:80"`,
-		`routes[2]: path: "x" must begin with /`, "routes[4]: B/p/ is given twice"} {
+	for _, want := range []string{
+		"routes[0]: host: must be set", "origin: must name", `routes[1]: host: "a:80"`,
+		`routes[2]: path: "x" must begin with /`, "routes[4]: B/p/ is given twice",
+	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in:\n%v", want, err)
 		}
@@ -158,8 +160,11 @@ func TestLocal(t *testing.T) {
 	closed := 0
 	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(418) })
 	loopback := func(x *pipeline.Exchange) bool { return x.Client.Addr().IsLoopback() }
-	p := mustNew(t, []pipeline.Stage{pipeline.Identify{}, pipeline.Local{Prefix: "/.berm/", Handler: page, Allow: loopback},
-		answer(text{"", nil, &closed})})
+	p := mustNew(t, []pipeline.Stage{
+		pipeline.Identify{},
+		pipeline.Local{Prefix: "/.berm/", Handler: page, Allow: loopback},
+		answer(text{"", nil, &closed}),
+	})
 	for _, c := range []struct {
 		path, from string
 		want       int
