@@ -100,10 +100,11 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		return nil, err
 	}
 	e.accept(cfg)
+	e.kernel = newKernelLink(e, cfg)
 	if err = e.listen(cfg); err != nil {
 		return nil, err
 	}
-	e.kernel = newKernelLink(e, cfg)
+	e.kernel.connect(cfg)
 	e.registerMetrics()
 	return e, nil
 }

@@ -42,10 +42,11 @@ type kernelLink struct {
 }
 
 func newKernelLink(e *Edge, cfg *config.Config) *kernelLink {
-	k := &kernelLink{e: e, pins: cfg.Kernel.Pins}
-	k.connect(cfg)
-	return k
+	return &kernelLink{e: e, pins: cfg.Kernel.Pins, why: errNotYet}
 }
+
+// errNotYet answers those who ask between the opening of the listeners and that of the maps.
+var errNotYet = errors.New("its maps are about to be opened")
 
 // use calls f with the maps, which stay open meanwhile, or returns why there are none.
 func (k *kernelLink) use(f func(*maps.Set) error) error {
@@ -134,7 +135,7 @@ func (k *kernelLink) connect(cfg *config.Config) {
 		}
 	}
 	k.mu.Lock()
-	first := k.why == nil
+	first := k.why == nil || errors.Is(k.why, errNotYet)
 	k.pins = cfg.Kernel.Pins
 	k.set, k.steer, k.why, k.inode = set, ctl, err, inode
 	k.mu.Unlock()
