@@ -108,7 +108,7 @@ func askUDP(ctx context.Context, to string, key [32]byte) (err error) {
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	var nonce [nonceLen]byte
-	rand.Read(nonce[:]) //nolint:errcheck // never fails
+	rand.Read(nonce[:]) // never fails
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {
 		return err

@@ -26,7 +26,7 @@ func within(t *testing.T, limit time.Duration, what string, ok func() bool) time
 		if time.Since(start) > limit {
 			t.Fatalf("%s: not within %s", what, limit)
 		}
-		time.Sleep(2 * time.Millisecond) // between polls
+		time.Sleep(2 * time.Millisecond) // sleep: between polls
 	}
 	return time.Since(start)
 }
@@ -34,7 +34,7 @@ func within(t *testing.T, limit time.Duration, what string, ok func() bool) time
 // respond runs a responder on an address of the loopback interface.
 func respond(t *testing.T, at string, key [32]byte) *Responder {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", at) //nolint:noctx // opens at once
+	conn, err := net.ListenPacket("udp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func respond(t *testing.T, at string, key [32]byte) *Responder {
 
 func freePort(t *testing.T) uint16 {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // opens at once
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestResponderIgnoresOthers(t *testing.T) {
 	port := freePort(t)
 	at := netip.AddrPortFrom(addr("127.0.0.1"), port).String()
 	respond(t, at, key)
-	conn, err := net.Dial("udp", at) //nolint:noctx // opens at once
+	conn, err := net.Dial("udp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
