@@ -87,8 +87,10 @@ func contenders(limit int64) map[string]func() contender {
 		"s3fifo": func() contender { return ours{newStore(limit, &counters{})} },
 		"lru":    func() contender { return &lru{limit: limit, order: list.New(), at: map[string]*list.Element{}} },
 		"otter": func() contender {
-			return otters{otter.Must(&otter.Options[string, int]{MaximumWeight: uint64(limit),
-				Weigher: func(_ string, size int) uint32 { return uint32(size) }})}
+			return otters{otter.Must(&otter.Options[string, int]{
+				MaximumWeight: uint64(limit),
+				Weigher:       func(_ string, size int) uint32 { return uint32(size) },
+			})}
 		},
 	}
 }

@@ -64,7 +64,7 @@ func newEdge(t testing.TB, opts ...pipeline.Option) *edge {
 // A thousand objects over h1 and h2, each asked for several times in any order by many clients at once: every byte is
 // right, and the origin is asked once for each object.
 func TestEdgeServesAThousandObjects(t *testing.T) {
-	const objects, clients, each = 1000, 8, 1000
+	const objects, clients, each = 1000, 4, 1000
 	e := newEdge(t)
 	for _, srv := range []*httptest.Server{e.h1, e.h2} {
 		client := srv.Client()
