@@ -1,9 +1,7 @@
 package maps
 
 import (
-	"bytes"
 	"fmt"
-	"hash/maphash"
 	"net/netip"
 	"unsafe"
 
@@ -41,7 +39,7 @@ type PrefixTable struct {
 
 	four      []uint16 // by the first 24 bits; little-endian cells are arrays of leaves
 	blocks    []uint16
-	blockAt   consed
+	blockAt   consed[uint16]
 	open      [blockSize]uint16 // of the /24 being filled
 	openAt    uint32
 	isOpen    bool
@@ -49,9 +47,8 @@ type PrefixTable struct {
 	root      []uint64
 	nodes     []bpf.XDPBermPrefix6Node
 	leaves    []uint16
-	nodeAt    consed
-	leavesAt  consed
-	leafAt    map[uint16]uint32 // place of a single leaf, the most frequent kind
+	nodeAt    consed[bpf.XDPBermPrefix6Node]
+	leavesAt  consed[uint16]
 	segments6 []segment6
 	finished  bool
 }
@@ -62,24 +59,13 @@ type segment6 struct {
 	id          uint16
 }
 
-// consed finds equal runs of bytes that were stored before.
-type consed struct {
-	seed  maphash.Seed
-	place map[uint64]uint32
-}
-
-func newConsed() consed { return consed{maphash.MakeSeed(), map[uint64]uint32{}} }
-
 // NewPrefixTable makes a table that knows nothing about any address.
 func NewPrefixTable() *PrefixTable {
 	return &PrefixTable{
 		records: []PrefixRecord{{}},
 		ids:     map[PrefixRecord]uint16{{}: 0},
 		four:    make([]uint16, prefix4Leaves),
-		blockAt: newConsed(),
 		root:    make([]uint64, prefix6Root),
-		nodeAt:  newConsed(), leavesAt: newConsed(),
-		leafAt: map[uint16]uint32{},
 	}
 }
 
@@ -177,16 +163,12 @@ func (t *PrefixTable) closeBlock() error {
 		t.four[t.openAt] = t.open[0]
 		return nil
 	}
-	at, found := find(&t.blockAt, t.blocks, t.open[:], blockSize)
-	if !found {
-		if at = uint32(len(t.blocks) / blockSize); at == prefix4Blocks {
-			return fmt.Errorf("prefix table: more than %d different IPv4 /24s that are split further: %w (use a database with fewer prefixes longer than /24)",
-				prefix4Blocks, ErrFull)
-		}
-		t.blocks = append(t.blocks, t.open[:]...)
-		t.blockAt.keep(bytesOf(t.open[:]), at)
+	at, ok := t.blockAt.store(&t.blocks, t.open[:], prefix4Blocks*blockSize)
+	if !ok {
+		return fmt.Errorf("prefix table: more than %d different IPv4 /24s that are split further: %w (use a database with fewer prefixes longer than /24)",
+			prefix4Blocks, ErrFull)
 	}
-	t.four[t.openAt] = prefix4Block | uint16(at)
+	t.four[t.openAt] = prefix4Block | uint16(at/blockSize)
 	return nil
 }
 
@@ -235,23 +217,6 @@ type PrefixSize struct {
 func (t *PrefixTable) Size() PrefixSize {
 	return PrefixSize{len(t.records), len(t.blocks) / blockSize, len(t.nodes), len(t.leaves)}
 }
-
-// find looks for a run of elements that was stored at a multiple of unit. A collision of hashes
-// reads as not found, which only costs space.
-func find[T any](c *consed, stored, run []T, unit int) (uint32, bool) {
-	raw := bytesOf(run)
-	at, ok := c.place[maphash.Bytes(c.seed, raw)]
-	if !ok {
-		return 0, false
-	}
-	from := int(at) * unit
-	if from+len(run) > len(stored) || !bytes.Equal(bytesOf(stored[from:from+len(run)]), raw) {
-		return 0, false
-	}
-	return at, true
-}
-
-func (c *consed) keep(raw []byte, at uint32) { c.place[maphash.Bytes(c.seed, raw)] = at }
 
 // bytesOf views elements without padding as bytes.
 func bytesOf[T any](s []T) []byte {

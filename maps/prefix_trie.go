@@ -66,34 +66,52 @@ func uniform(inside []segment6, first, last uint64) (uint16, bool) {
 	return 0, false
 }
 
-// node builds the node of a range, with all that is below it.
+// node builds the node of a range, with all that is below it. It goes from segment to segment,
+// not from branch to branch: most nodes hold one or two.
 func (t *PrefixTable) node(segments []segment6, base uint64, level int) (bpf.XDPBermPrefix6Node, error) {
 	var n bpf.XDPBermPrefix6Node
 	var kids [64]bpf.XDPBermPrefix6Node
 	var leaves [64]uint16
 	kidCount, leafCount := 0, 0
+	leaf := func(branch uint64, id uint16) {
+		if leafCount == 0 || leaves[leafCount-1] != id {
+			n.Leaves |= 1 << branch
+			leaves[leafCount] = id
+			leafCount++
+		}
+	}
 	shift := 64 - 16 - trieStride*(level+1)
-	rest := segments
-	for branch := range uint64(64) {
-		first := base | branch<<shift
-		last := first | (1<<shift - 1)
-		var inside []segment6
-		inside, rest = cut(rest, first, last)
-		if id, ok := uniform(inside, first, last); ok {
-			if leafCount == 0 || leaves[leafCount-1] != id {
-				n.Leaves |= 1 << branch
-				leaves[leafCount] = id
-				leafCount++
+	size := uint64(1) << shift
+	for branch, rest := uint64(0), segments; branch < 64; {
+		first := base + branch*size
+		if len(rest) == 0 {
+			leaf(branch, 0)
+			break
+		}
+		s := rest[0]
+		end := min(s.last-base, 64*size-1) // of the segment, within this node
+		switch {
+		case s.first > first && (s.first-base)>>shift > branch: // a hole
+			leaf(branch, 0)
+			branch = (s.first - base) >> shift
+		case s.first <= first && end >= (branch+1)*size-1: // whole branches of one record
+			leaf(branch, s.id)
+			branch = (end + 1) >> shift
+			if end < branch*size {
+				rest = rest[1:]
 			}
-			continue
+		default:
+			var inside []segment6
+			inside, rest = cut(rest, first, first+(size-1))
+			kid, err := t.node(inside, first, level+1)
+			if err != nil {
+				return n, err
+			}
+			n.Kids |= 1 << branch
+			kids[kidCount] = kid
+			kidCount++
+			branch++
 		}
-		kid, err := t.node(inside, first, level+1)
-		if err != nil {
-			return n, err
-		}
-		n.Kids |= 1 << branch
-		kids[kidCount] = kid
-		kidCount++
 	}
 	var err error
 	if n.LeafBase, err = t.storeLeaves(leaves[:leafCount]); err != nil {
@@ -104,44 +122,17 @@ func (t *PrefixTable) node(segments []segment6, base uint64, level int) (bpf.XDP
 }
 
 func (t *PrefixTable) storeNodes(run []bpf.XDPBermPrefix6Node) (uint32, error) {
-	if len(run) == 0 {
-		return 0, nil
-	}
-	at, found := find(&t.nodeAt, t.nodes, run, 1)
-	if found {
-		return at, nil
-	}
-	at = uint32(len(t.nodes))
-	if len(t.nodes)+len(run) > prefix6Nodes {
+	at, ok := t.nodeAt.store(&t.nodes, run, prefix6Nodes)
+	if !ok {
 		return 0, fmt.Errorf("prefix table: IPv6 needs more than %d trie nodes: %w (use a database with fewer or shorter IPv6 prefixes)", prefix6Nodes, ErrFull)
 	}
-	t.nodes = append(t.nodes, run...)
-	t.nodeAt.keep(bytesOf(run), at)
 	return at, nil
 }
 
 func (t *PrefixTable) storeLeaves(run []uint16) (uint32, error) {
-	switch len(run) {
-	case 0:
-		return 0, nil
-	case 1:
-		if at, ok := t.leafAt[run[0]]; ok {
-			return at, nil
-		}
-	default:
-		if at, ok := find(&t.leavesAt, t.leaves, run, 1); ok {
-			return at, nil
-		}
-	}
-	at := uint32(len(t.leaves))
-	if len(t.leaves)+len(run) > prefix6Leaves {
+	at, ok := t.leavesAt.store(&t.leaves, run, prefix6Leaves)
+	if !ok {
 		return 0, fmt.Errorf("prefix table: IPv6 needs more than %d trie leaves: %w (use a database with fewer IPv6 prefixes)", prefix6Leaves, ErrFull)
-	}
-	t.leaves = append(t.leaves, run...)
-	if len(run) == 1 {
-		t.leafAt[run[0]] = at
-	} else {
-		t.leavesAt.keep(bytesOf(run), at)
 	}
 	return at, nil
 }

@@ -73,6 +73,8 @@ func (v *Verdicts) Put(x Verdict) error {
 	})
 }
 
+func (x Verdict) expired() bool { return !x.Expires.IsZero() && !x.Expires.After(time.Now()) }
+
 func (x Verdict) encode() (e bpf.XDPBermVerdict, err error) {
 	switch {
 	case !x.Source.IsValid() || x.Source.IsUnspecified():

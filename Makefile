@@ -1,0 +1,118 @@
+# `make` lists the targets. Everything works under sudo's short PATH, and then builds as the user
+# who called sudo, so that no file in the tree or in the build cache comes to belong to root.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+DESTDIR ?=
+PREFIX ?= /usr
+DIST ?= dist
+# The tree may be another user's: under sudo, or mounted into a container.
+GIT := git -c safe.directory='*'
+VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo 0.0.0)
+
+# The version comes from git describe above; stamping would fail where the tree is another user's.
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
+
+# Looked for once, and only by targets that need it.
+GO = $(eval GO := $$(or $$(shell scripts/find-go),$$(error no usable Go)))$(GO)
+AS := scripts/as-user
+GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath
+
+# The stages of `make test`, in their order. `setup` is the ground for the others.
+STAGES := setup check-generated check-fmt lint test-unit test-root test-e2e test-kernels
+
+# Packages whose tests load programs or make namespaces; the tests of all others run anywhere.
+ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./cmd/... ./test/rig/... ./test/scenario/... ./test/packaging/...
+GO_TEST = $(GO) test -shuffle=on
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: build
+build: ## build everything into bin/ (needs Go, no clang)
+	@$(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+.PHONY: run
+run: build ## sudo make run: an edge with built-in defaults, until Ctrl-C
+	@exec bin/bermd run --all-in-one
+
+.PHONY: generate
+generate: ## compile the BPF programs into the committed Go bindings, and write the lists in doc/ (needs clang-19)
+	@$(AS) $(GO) generate ./...
+	@$(AS) $(GO) test -count=1 ./test/presubmit -run TestLists -update >/dev/null
+
+.PHONY: fmt
+fmt: .build/tools/golangci-lint ## format Go (gofumpt) and C (clang-format-19)
+	@$(AS) env PATH="$(dir $(GO)):$$PATH" .build/tools/golangci-lint fmt ./...
+	@$(GIT) ls-files '*.c' '*.h' | xargs -r $(AS) clang-format-19 -i
+
+.PHONY: check-fmt
+check-fmt: .build/tools/golangci-lint
+	@$(AS) env PATH="$(dir $(GO)):$$PATH" .build/tools/golangci-lint fmt --diff ./...
+	@$(GIT) ls-files '*.c' '*.h' | xargs -r clang-format-19 --dry-run -Werror
+
+.PHONY: lint
+lint: .build/tools/golangci-lint ## run the linters of .golangci.yml
+	@$(AS) env PATH="$(dir $(GO)):$$PATH" .build/tools/golangci-lint run ./...
+
+.PHONY: setup
+setup: ## sudo make setup: install from Debian what the tests need
+	@scripts/setup.sh
+
+.PHONY: test
+test: ## sudo make test: everything that CI runs, installing what it needs
+	@scripts/stages $(STAGES)
+
+.PHONY: check-generated
+check-generated: generate
+	@$(GIT) diff --exit-code --stat -- bpf doc || { echo 'Generated files differ from what is committed: make generate, and commit.' >&2; exit 1; }
+
+.PHONY: test-unit
+test-unit: ## tests that need no privilege, with the race detector
+	@$(GO) -C scripts/tools test ./pack
+	@$(GO) list ./... | grep -vxF -f <($(GO) list $(ROOT_PACKAGES) ./test/e2e/... ./test/kernels/...) | xargs -r $(GO_TEST) -race
+
+.PHONY: test-root
+test-root: ## tests that load programs and make namespaces (as root)
+	@$(GO_TEST) -race $(ROOT_PACKAGES)
+
+.PHONY: test-e2e
+test-e2e: ## labs in network namespaces, with real clients (as root)
+	@$(GO_TEST) -timeout 10m ./test/e2e/...
+
+.PHONY: test-kernels
+test-kernels: ## load the programs on the oldest kernel we support, under emulation
+	@$(GO_TEST) -timeout 10m ./test/kernels/...
+
+.PHONY: lab
+lab: build ## sudo make lab: the main scenario, with its figures
+	@exec bin/bermlab run main
+
+.PHONY: bench
+bench: build ## sudo make bench: ns per packet of the kernel half
+	@exec bin/berm bench kernel
+
+.PHONY: man
+man: build ## write the man pages and completions into .build/share
+	@$(AS) scripts/pages .build/share
+
+.PHONY: install
+install: build man ## sudo make install [DESTDIR=] [PREFIX=/usr]
+	@scripts/install "$(DESTDIR)" "$(PREFIX)"
+
+.PHONY: package
+package: build man .build/tools/pack ## write dist/berm_VERSION_ARCH.deb
+	@rm -rf .build/root
+	@$(AS) scripts/install .build/root /usr
+	@$(AS) .build/tools/pack -version '$(VERSION)' -arch "$$($(GO) env GOARCH)" -out '$(DIST)'
+
+.build/tools/pack: scripts/tools/go.mod scripts/tools/pack/main.go
+	@$(AS) $(GO) -C scripts/tools build -o ../../$@ ./pack
+
+.build/tools/golangci-lint: scripts/tools/go.mod
+	@echo 'building golangci-lint, once'
+	@$(AS) $(GO) -C scripts/tools build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

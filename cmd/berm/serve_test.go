@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/control"
+)
+
+// daemon is the admin API over the script's own maps, with the parts of bermd that are not
+// the CLI's concern written down.
+type daemon struct{ set *maps.Set }
+
+func (d *daemon) Tables(use func(control.Tables) error) error {
+	if d.set == nil {
+		return &control.Error{Status: http.StatusServiceUnavailable, Message: "the kernel half is not up", Hint: "berm kernel up"}
+	}
+	return use(control.NewLocal(d.set, func(context.Context, []string) ([]string, error) {
+		return nil, &control.Error{Message: "geo database none.mmdb: no such file", Hint: "check geo.databases"}
+	}))
+}
+
+func (d *daemon) Status(ctx context.Context) (control.Status, error) {
+	s := control.Status{
+		Node: "edge1", Site: "lab", Version: "test", PID: os.Getpid(), Started: time.Now().Add(-time.Hour), Ready: d.set != nil,
+		Config:    control.ConfigInfo{Path: "/etc/berm/berm.yaml", Loaded: time.Now().Add(-time.Minute), Error: "line 3"},
+		Listeners: []control.Listener{{Protocols: []string{"h1", "h2"}, Address: "0.0.0.0:443", Network: "tcp"}},
+		Backends: []control.Backend{
+			{ID: 1, Set: "edges", Name: "edge1", Address: netip.MustParseAddr("10.0.0.1"), Self: true, Ready: true, Healthy: true, Rows: 40000},
+			{ID: 2, Set: "edges", Name: "edge2", Address: netip.MustParseAddr("10.0.0.2"), Rows: 25537, Seen: 12},
+		},
+		Origins: []control.Origin{{Origin: "demo", URL: "http://127.0.0.1:9000", Error: "connection refused", Failures: 3}},
+		Cache:   control.Cache{Objects: 1, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .5},
+	}
+	if d.set == nil {
+		s.Problems = []string{"the kernel half is not up"}
+		return s, nil
+	}
+	err := d.Tables(func(t control.Tables) (err error) {
+		s.VIPs, err = t.VIPs(ctx)
+		return err
+	})
+	s.Kernel = control.KernelInfo{Attached: true, VIPs: len(s.VIPs)}
+	return s, err
+}
+
+func (d *daemon) Reload(context.Context) (control.Changes, error) {
+	return control.Changes{}, &control.Error{Message: "/etc/berm/berm.yaml:3:5: vips[0].port: 70000 is not a port", Hint: "the old configuration stays in force"}
+}
+
+func (d *daemon) Purge(_ context.Context, p control.Purge) (control.Changes, error) {
+	return control.Changes{Changed: []string{"forgot " + p.URL + " (2 variants)"}}, nil
+}
+
+func (d *daemon) Cache(context.Context) (control.Cache, error) { return control.Cache{}, nil }
+
+func (d *daemon) Top(ctx context.Context, seconds int) (control.Top, error) {
+	t := control.Top{Seconds: float64(seconds), Requests: 1234, Cache: control.Cache{Objects: 7, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .875}}
+	t.Sources = []control.TopSource{{Source: netip.MustParseAddr("198.51.100.7"), Country: "DE", Packets: 1500, Bytes: 90000, Dropped: 20, Reason: "geo"}}
+	t.VIPs = []control.TopVIP{{Name: "web", Address: netip.MustParseAddr("192.0.2.10"), Port: 443, Protocol: "tcp", In: control.Rate{Packets: 1500, Bytes: 90000}}}
+	t.Drops = []control.TopDrop{{Reason: "geo", Dropped: control.Rate{Packets: 20, Bytes: 1200}}}
+	return t, nil
+}
+
+// serve answers the admin API at BERM_SOCKET until unserve or the end of the script; over the
+// maps at BERM_PINS if they are there.
+func serve(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: serve")
+	}
+	d := &daemon{}
+	set, err := maps.Open(maps.PinDir(ts.Getenv("BERM_PINS")))
+	if err == nil {
+		d.set = set
+	}
+	_ = os.Remove(ts.Getenv("BERM_SOCKET"))
+	l, err := net.Listen("unix", ts.Getenv("BERM_SOCKET"))
+	ts.Check(err)
+	srv := &http.Server{Handler: control.Handler(d)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l)
+	}()
+	stop := func() {
+		_ = srv.Close()
+		<-done
+		if d.set != nil {
+			_ = d.set.Close()
+			d.set = nil
+		}
+	}
+	*ts.Value(stopKey{}).(*func()) = stop
+	ts.Defer(stop)
+}
+
+// stopKey finds what unserve calls.
+type stopKey struct{}
+
+func unserve(ts *testscript.TestScript, _ bool, _ []string) {
+	(*ts.Value(stopKey{}).(*func()))()
+}

@@ -1,0 +1,272 @@
+// Package edge puts the daemon's parts together: it starts them from a configuration, changes them
+// when a new one is loaded, and ends them in order.
+package edge
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bermedge/berm/userspace/certs"
+	"github.com/bermedge/berm/userspace/clock"
+	"github.com/bermedge/berm/userspace/config"
+	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/observe"
+	"github.com/bermedge/berm/userspace/pipeline"
+	"github.com/bermedge/berm/userspace/transport"
+)
+
+// Options are what an edge is given besides its file.
+type Options struct {
+	Path    string                         // of the file; "" when Load makes the configuration up
+	Load    func() (*config.Config, error) // reads the configuration, at the start and at each reload
+	State   string                         // directory kept over restarts; "" for none
+	Version string
+	Log     *observe.Log
+	Notify  func(state string) // systemd's sd_notify, or nothing
+}
+
+// Edge is a running daemon.
+type Edge struct {
+	opts    Options
+	log     *observe.Log
+	clock   clock.System
+	started time.Time
+
+	metrics *observe.Metrics
+	access  *observe.Access
+	busy    *observe.Busy
+	history *observe.History
+
+	certs    *certs.Store
+	content  *content
+	pipeline *pipeline.Pipeline
+	server   *transport.Server
+	kernel   *kernelLink
+	probes   *probes
+	admin    *http.Server
+	socket   net.Listener
+
+	token string // of the self-check, which only this process knows
+	ready atomic.Bool
+	sound atomic.Bool // the last self-check passed
+	fatal chan error
+	tasks sync.WaitGroup
+
+	reloading sync.Mutex // held while the configuration changes
+	cfg       atomic.Pointer[config.Config]
+	loaded    atomic.Pointer[time.Time]
+	refused   atomic.Pointer[string] // why the last reload was, or nil
+	reloads   [2]atomic.Uint64       // ok, refused
+	scrape    *scrape
+}
+
+// Start builds everything and opens the listeners. On an error nothing is left open.
+func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
+	cfg, err := opts.Load()
+	if err != nil {
+		return nil, err
+	}
+	opts.Log.Apply(cfg.Log)
+	e := &Edge{opts: opts, log: opts.Log, started: time.Now(), metrics: observe.NewMetrics(), history: &observe.History{},
+		token: rand.Text(), fatal: make(chan error, 8)}
+	e.busy = observe.NewBusy(e.clock)
+	e.access = observe.NewAccess(e.log.Logger, e.metrics)
+	e.access.Sample(cfg.Log.Access)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.close(ctx))
+		}
+	}()
+	debug.SetMemoryLimit(cfg.Cache.HeapLimit())
+	if e.certs, err = certs.Open(cfg.TLS, opts.State, certNames(cfg)); err != nil {
+		return nil, err
+	}
+	if e.content, err = newContent(cfg, e.clock); err != nil {
+		return nil, err
+	}
+	if err = e.buildPipeline(); err != nil {
+		return nil, err
+	}
+	e.accept(cfg)
+	e.kernel = newKernelLink(e, cfg)
+	if err = e.listen(cfg); err != nil {
+		return nil, err
+	}
+	e.kernel.connect(cfg)
+	e.registerMetrics()
+	return e, nil
+}
+
+// accept makes cfg the configuration in force.
+func (e *Edge) accept(cfg *config.Config) {
+	now := time.Now()
+	e.cfg.Store(cfg)
+	e.loaded.Store(&now)
+	e.refused.Store(nil)
+}
+
+func (e *Edge) buildPipeline() (err error) {
+	page := control.Page(e)
+	stages := []pipeline.Stage{
+		pipeline.Identify{},
+		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
+		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
+		&e.content.routes, &e.content.cache, &e.content.origin,
+	}
+	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}))
+	return err
+}
+
+// maySeeStatus reports whether a client is in listen.status_allow.
+func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
+	client := x.Client.Addr().Unmap().WithZone("")
+	for _, p := range e.cfg.Load().Listen.StatusAllow {
+		if p.Contains(client) {
+			return true
+		}
+	}
+	return false
+}
+
+// listen opens the public listeners, the admin socket and the metrics' listener.
+func (e *Edge) listen(cfg *config.Config) (err error) {
+	e.server, err = transport.Listen(cfg.Listen, transport.Options{
+		TLS: e.certs.TLS(), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
+	})
+	if err != nil {
+		e.server = nil
+		return err
+	}
+	var note string
+	if e.socket, note, err = control.Listen(cfg.Admin.Socket, cfg.Kernel.Group); err != nil {
+		return err
+	}
+	if note != "" {
+		e.log.Warn("admin socket", "note", note)
+	}
+	e.admin = &http.Server{Handler: control.Handler(e), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	e.tasks.Go(func() { e.ended("admin socket", e.admin.Serve(e.socket)) })
+	e.scrape = &scrape{e: e}
+	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
+		return err
+	}
+	e.probes = &probes{e: e, open: map[netip.AddrPort]*responder{}}
+	return e.probes.apply(cfg.AnswersProbes())
+}
+
+func (e *Edge) ended(what string, err error) {
+	if err != nil && !errors.Is(err, http.ErrServerClosed) {
+		e.fail(fmt.Errorf("%s: %w", what, err))
+	}
+}
+
+// fail ends the daemon: a part that it cannot do without has broken.
+func (e *Edge) fail(err error) {
+	select {
+	case e.fatal <- err:
+	default: // another failure is already being dealt with
+	}
+}
+
+// resetKey is kept with the state, so that QUIC clients of a killed daemon learn of it at once.
+func (e *Edge) resetKey() (key [32]byte) {
+	path := filepath.Join(e.opts.State, "quic-reset.key")
+	if b, err := os.ReadFile(path); err == nil && len(b) == len(key) && e.opts.State != "" {
+		return [32]byte(b)
+	}
+	_, _ = rand.Read(key[:]) // never fails, and ends the process if it ever does
+	if e.opts.State != "" {
+		if err := os.WriteFile(path, key[:], 0o600); err != nil {
+			e.log.Debug("QUIC clients will notice a restart only by timeout", "error", err)
+		}
+	}
+	return key
+}
+
+// certNames are what a self-signed certificate is for.
+func certNames(cfg *config.Config) []string {
+	names := []string{"localhost", "127.0.0.1", "::1", cfg.Node.Name}
+	if h, err := os.Hostname(); err == nil {
+		names = append(names, h)
+	}
+	for _, v := range cfg.VIPs {
+		names = append(names, v.Address.String())
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Run serves until ctx ends or a part breaks, and then drains.
+func (e *Edge) Run(ctx context.Context) error {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	e.tasks.Go(func() { e.kernel.run(work) })
+	e.tasks.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
+	e.tasks.Go(func() { e.watchdog(work) })
+	e.ready.Store(true)
+	e.notify("READY=1\nSTATUS=" + e.summary())
+	var broken error
+	select {
+	case <-ctx.Done():
+		e.log.Info("draining", "at_most", e.cfg.Load().Listen.Drain)
+	case broken = <-e.fatal:
+		e.log.Error("stopping: a part broke", "error", broken)
+	}
+	e.ready.Store(false)
+	e.notify("STOPPING=1")
+	e.probes.drain() // new flows that reach other edges stay there
+	err := e.close(context.WithoutCancel(ctx))
+	e.kernel.handOver() // nobody listens any more: what still comes is for the others
+	stop()
+	e.tasks.Wait()
+	e.kernel.close()
+	return errors.Join(broken, err)
+}
+
+// close ends what was started, in order: clients first, then what serves them.
+func (e *Edge) close(ctx context.Context) error {
+	var errs []error
+	if e.server != nil {
+		if err := e.server.Drain(ctx); err != nil {
+			e.log.Warn("some requests were cut: raise listen.drain if they need longer", "error", err)
+		}
+	}
+	if e.content != nil {
+		errs = append(errs, e.content.close())
+	}
+	if e.admin != nil {
+		errs = append(errs, e.admin.Close())
+	}
+	if e.scrape != nil {
+		errs = append(errs, e.scrape.apply(""))
+	}
+	if e.probes != nil {
+		errs = append(errs, e.probes.apply(nil))
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Edge) certsChanged(err error) {
+	if err != nil {
+		e.log.Error("certificates not reloaded: the old ones stay", "error", err)
+		return
+	}
+	e.log.Info("certificates reloaded")
+}
+
+func (e *Edge) notify(state string) {
+	if e.opts.Notify != nil {
+		e.opts.Notify(state)
+	}
+}

@@ -1,0 +1,363 @@
+package edge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/bermedge/berm/bpf"
+	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/config"
+	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/geo"
+	"github.com/bermedge/berm/userspace/observe"
+	"github.com/bermedge/berm/userspace/steer"
+)
+
+// kernelLink is the daemon's hold on the kernel half. The kernel half may come, go and be replaced
+// at any time: the daemon serves without it, and picks it up when it appears.
+type kernelLink struct {
+	e *Edge
+
+	mu     sync.RWMutex // read-held while set is used: closing it unmaps memory
+	set    *maps.Set
+	steer  *steer.Controller // of set
+	pins   string
+	inode  uint64 // of a pin: another one means another kernel half
+	why    error  // why there is no set
+	broken error  // why the file is not in force there
+
+	geo atomic.Pointer[control.GeoInfo]
+
+	stopEvents context.CancelFunc
+	events     sync.WaitGroup
+}
+
+func newKernelLink(e *Edge, cfg *config.Config) *kernelLink {
+	return &kernelLink{e: e, pins: cfg.Kernel.Pins, why: errNotYet}
+}
+
+// errNotYet answers those who ask between the opening of the listeners and that of the maps.
+var errNotYet = errors.New("its maps are about to be opened")
+
+// use calls f with the maps, which stay open meanwhile, or returns why there are none.
+func (k *kernelLink) use(f func(*maps.Set) error) error {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.set == nil {
+		return k.why
+	}
+	return f(k.set)
+}
+
+// problem says what is wrong with the kernel half, or nil.
+func (k *kernelLink) problem() error {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	switch {
+	case k.set == nil:
+		return fmt.Errorf("the kernel half is not there, so nothing is filtered, limited or steered: %w", k.why)
+	case k.broken != nil:
+		return fmt.Errorf("the file is not in force in the kernel half: %w", k.broken)
+	}
+	return nil
+}
+
+// run keeps the link until ctx ends.
+func (k *kernelLink) run(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		k.follow()
+		k.e.snapshot()
+		if k.e.ready.Load() && k.e.sound.Load() {
+			k.beat()
+		}
+	}
+}
+
+// follow connects, or lets go of a kernel half that was taken down or replaced.
+func (k *kernelLink) follow() {
+	k.e.reloading.Lock() // the configuration stays what it is meanwhile
+	defer k.e.reloading.Unlock()
+	cfg := k.e.cfg.Load()
+	k.mu.RLock()
+	have, inode, broken := k.set != nil, k.inode, k.broken
+	k.mu.RUnlock()
+	switch {
+	case !have:
+		k.connect(cfg)
+	case pinInode(k.pins) != inode:
+		k.e.log.Warn("the kernel half was taken down or replaced")
+		k.close()
+		k.connect(cfg)
+	case broken != nil:
+		if err := k.apply(cfg); err == nil {
+			k.e.log.Info("the file is now in force in the kernel half")
+		}
+	}
+}
+
+func pinInode(pins string) uint64 {
+	fi, err := os.Stat(filepath.Join(maps.PinDir(pins), bpf.XDPMapBermConfig))
+	if err != nil {
+		return 0
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return st.Ino
+}
+
+// connect opens the maps and puts cfg in force there.
+func (k *kernelLink) connect(cfg *config.Config) {
+	inode := pinInode(cfg.Kernel.Pins)
+	set, err := maps.Open(maps.PinDir(cfg.Kernel.Pins))
+	var ctl *steer.Controller
+	if err == nil {
+		if ctl, err = steer.New(set, k.e.log.Logger); err != nil {
+			err = errors.Join(err, set.Close())
+			set = nil
+		}
+	}
+	k.mu.Lock()
+	first := k.why == nil || errors.Is(k.why, errNotYet)
+	k.pins = cfg.Kernel.Pins
+	k.set, k.steer, k.why, k.inode = set, ctl, err, inode
+	k.mu.Unlock()
+	if err != nil {
+		if first {
+			k.e.log.Warn("running without the kernel half: nothing is filtered, limited or steered until it is up", "error", err)
+		}
+		return
+	}
+	k.e.log.Info("the kernel half's maps are open", "pins", maps.PinDir(k.pins))
+	if err := k.apply(cfg); err != nil {
+		k.e.log.Error("the file is not in force in the kernel half: what was there before stays", "error", err)
+	} else {
+		k.tidy(cfg)
+	}
+	k.readEvents()
+}
+
+// readEvents feeds sampled packets to the view of busy sources.
+func (k *kernelLink) readEvents() {
+	ctx, cancel := context.WithCancel(context.Background())
+	k.stopEvents = cancel
+	events := k.set.Events
+	k.events.Go(func() {
+		err := events.Read(ctx, func(ev maps.Event) error {
+			k.e.busy.Add(ev)
+			return nil
+		})
+		if err != nil && ctx.Err() == nil {
+			k.e.log.Warn("sampled packets cannot be read: no top sources", "error", err)
+		}
+	})
+}
+
+// close lets go of the maps.
+func (k *kernelLink) close() {
+	if k.stopEvents != nil {
+		k.stopEvents()
+		k.events.Wait()
+		k.stopEvents = nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.set == nil {
+		return
+	}
+	k.steer.Close()
+	if err := k.set.Close(); err != nil {
+		k.e.log.Warn("let go of the kernel half", "error", err)
+	}
+	k.set, k.steer, k.why = nil, nil, errors.New("the daemon let go of it")
+}
+
+// apply puts cfg in force in the kernel half, if that is there.
+func (k *kernelLink) apply(cfg *config.Config) error {
+	k.mu.RLock()
+	set := k.set
+	var err error
+	if set != nil {
+		err = k.applyTo(set, cfg)
+	}
+	k.mu.RUnlock()
+	k.mu.Lock()
+	k.broken = err
+	k.mu.Unlock()
+	return err
+}
+
+// applyTo writes what is named before what names it: classes, policies and prefixes, backends,
+// VIPs. An
+// error leaves a mixture, which applying the former configuration undoes.
+func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
+	w := wanted(cfg)
+	if err := control.ApplyRates(set, w); err != nil {
+		return err
+	}
+	rep, err := geo.New(set).Apply(context.Background(), cfg.Geo)
+	if err != nil {
+		return err
+	}
+	k.compiled(cfg.Geo.Databases, rep)
+	key, err := k.steer.Apply(context.Background(), cfg.Steering())
+	if err != nil {
+		return err
+	}
+	k.e.probes.setKey(key)
+	return control.ApplyVIPs(set, w)
+}
+
+// tidy removes what the file no longer names.
+func (k *kernelLink) tidy(cfg *config.Config) {
+	_ = k.use(func(set *maps.Set) error { // without a kernel half there is nothing to tidy
+		err := geo.New(set).Prune(cfg.Geo)
+		kept, rerr := control.TidyRates(set, wanted(cfg))
+		if err := errors.Join(err, rerr, k.steer.Tidy()); err != nil {
+			k.e.log.Warn("not all that the file no longer names could be removed", "error", err)
+		}
+		for _, s := range kept {
+			k.e.log.Info(s)
+		}
+		return nil
+	})
+}
+
+// wanted is the file's part of the tables of services and classes.
+func wanted(cfg *config.Config) control.Wanted {
+	w := control.Wanted{ObserveOnly: cfg.Kernel.ObserveOnly}
+	for name, c := range cfg.Rate.Classes {
+		w.Rates = append(w.Rates, c.Class(name))
+	}
+	for _, v := range cfg.VIPs {
+		w.VIPs = append(w.VIPs, v.Service())
+	}
+	return w
+}
+
+// compiled notes what the prefix table in force was made of.
+func (k *kernelLink) compiled(databases []string, rep geo.Report) {
+	info := control.GeoInfo{Databases: append([]string{}, databases...), Prefixes: rep.Overrides, Records: rep.Size.Records, Loaded: time.Now(), Took: rep.Took.Seconds()}
+	for _, f := range rep.Files {
+		info.Prefixes += f.Networks4 + f.Networks6
+	}
+	k.geo.Store(&info)
+}
+
+// geoInfo tells what the prefix table in force was made of.
+func (k *kernelLink) geoInfo() control.GeoInfo {
+	if info := k.geo.Load(); info != nil {
+		return *info
+	}
+	return control.GeoInfo{Databases: []string{}}
+}
+
+// compileGeo compiles databases with the file's overrides, and leaves policies alone.
+func (k *kernelLink) compileGeo(set *maps.Set) control.GeoCompiler {
+	return func(ctx context.Context, databases []string) ([]string, error) {
+		start := time.Now()
+		cfg := k.e.cfg.Load().Geo
+		if len(databases) > 0 {
+			cfg.Databases = databases
+		}
+		classes, err := set.Rates.IDs()
+		if err != nil {
+			return nil, err
+		}
+		table, rep, err := geo.Build(ctx, cfg, classes)
+		if err != nil {
+			return nil, err
+		}
+		if err := set.Prefixes.Install(table); err != nil {
+			return nil, err
+		}
+		rep.Took = time.Since(start)
+		k.compiled(cfg.Databases, rep)
+		return control.GeoSentences(rep.Overrides, k.geoInfo(), len(databases) > 0), nil
+	}
+}
+
+// handOver gives this edge's rows to its peers.
+func (k *kernelLink) handOver() {
+	err := k.use(func(*maps.Set) error { return k.steer.SetDraining(true) })
+	if err != nil && k.problem() == nil {
+		k.e.log.Warn("rows not handed over: other edges still send flows here", "error", err)
+	}
+}
+
+// beat records this edge's own sign of life.
+func (k *kernelLink) beat() {
+	err := k.use(func(set *maps.Set) error {
+		if self := set.Config.Self().Backend; self != 0 {
+			return set.Backends.Beat(self)
+		}
+		return nil
+	})
+	if err != nil && k.problem() == nil {
+		k.e.log.Warn("record a sign of life", "error", err)
+	}
+}
+
+// backends are what the kernel half's rows name, with what is known of their health.
+func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
+	list, err := control.Backends(set)
+	if err != nil {
+		return nil, err
+	}
+	known, err := k.steer.Status()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range known {
+		i := slices.IndexFunc(list, func(b control.Backend) bool { return b.Set == s.Set && b.Name == s.Name })
+		if i < 0 { // without a row: its health, or its weight, has taken all from it
+			list = append(list, control.Backend{Set: s.Set, Name: s.Name, Address: s.Address, Self: s.Self, Ready: s.NextHop.Ready, Seen: -1})
+			i = len(list) - 1
+		}
+		list[i].Healthy, list[i].Error = s.Alive, cmp.Or(s.Why, s.Trouble)
+	}
+	return list, nil
+}
+
+// snapshot keeps this second's counters, and follows the traffic with the sampling.
+func (e *Edge) snapshot() {
+	st := e.content.cache.get().Stats()
+	now := observe.Snapshot{Time: time.Now(), Requests: e.access.Total(), Hits: st.Hits, Lookups: st.Hits + st.Misses + st.Collapsed}
+	err := e.kernel.use(func(set *maps.Set) (err error) {
+		if now.Drops, err = set.Stats.Drops(); err != nil {
+			return err
+		}
+		if now.Shadows, err = set.Stats.Shadows(); err != nil {
+			return err
+		}
+		now.VIPs, err = set.Stats.VIPs()
+		if err != nil {
+			return err
+		}
+		if from, to, ok := e.history.Over(1); ok && from.Drops != nil && to.Drops != nil {
+			err = observe.Tune(set.Samples, from, to)
+		}
+		return err
+	})
+	e.history.Add(now)
+	if err != nil && e.kernel.problem() == nil {
+		e.log.Warn("read the kernel half's counters", "error", err)
+	}
+}

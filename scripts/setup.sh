@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Installs what the tests and the developer targets need, from Debian. Does nothing, and says
+# nothing, when all of it is there. Building and running Berm need none of this.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(
+	# the race detector, and regenerating the BPF programs
+	gcc libc6-dev git clang-19 clang-format-19 llvm-19 libbpf-dev
+	# networks
+	iproute2 ethtool tcpdump procps bird2
+	# clients and load generators
+	ca-certificates curl wrk nghttp2-client ngtcp2-client chromium
+	# old kernels under emulation
+	qemu-system-x86 cpio xz-utils
+	# units, pages and packages
+	systemd man-db jq
+)
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+quietly() { # what it printed matters only when it fails
+	"$@" >"$log" 2>&1 </dev/null || {
+		cat "$log" >&2
+		echo "failed: $*" >&2
+		return 1
+	}
+}
+
+install_missing() {
+	if [[ $(id -u) != 0 ]]; then
+		echo "Not installed, and installing needs root (sudo make setup): $*" >&2
+		return
+	fi
+	if ! command -v apt-get >/dev/null; then
+		echo "These Debian packages, or your distribution's like them, must be installed: $*" >&2
+		return 1
+	fi
+	echo "installing $*"
+	quietly apt-get update -q
+	# No services: the tests start daemons of their own, in namespaces of their own.
+	local policy=/usr/sbin/policy-rc.d
+	if [[ ! -e $policy ]]; then
+		trap 'rm -f "$log" /usr/sbin/policy-rc.d' EXIT
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod +x $policy
+	fi
+	DEBIAN_FRONTEND=noninteractive quietly apt-get install -q -y --no-install-recommends \
+		-o Dpkg::Use-Pty=0 "$@"
+}
+
+missing=()
+for p in "${packages[@]}"; do
+	[[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] || missing+=("$p")
+done
+((${#missing[@]} == 0)) || install_missing "${missing[@]}"
+
+# The oldest kernel that we support, for test/kernels; 6.12 as well where the archive has it.
+fetch_kernels() {
+	local series
+	series=$(apt-cache search --names-only '^linux-image-6\.(1|12)\.[0-9].*-cloud-amd64$' |
+		sed -E 's/^linux-image-(6\.[0-9]+)\..*/\1/' | sort -uV)
+	"$@" scripts/as-user scripts/kernels.sh ${series:-6.1}
+}
+if [[ ! -s .build/kernels/6.1/vmlinuz ]] && ! fetch_kernels quietly 2>/dev/null; then
+	[[ $(id -u) != 0 ]] || quietly apt-get update -q # the package lists are missing or stale
+	fetch_kernels quietly
+fi

@@ -1,0 +1,70 @@
+// Package e2e runs the labs' scenarios as tests: behaviour as a client on the wire sees it.
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/bermedge/berm/test/rig/rigtest"
+	"github.com/bermedge/berm/test/scenario"
+)
+
+func TestMain(m *testing.M) {
+	scenario.MaybeActor()
+	os.Exit(m.Run())
+}
+
+// binaries returns BERM_BIN, or builds what the labs run.
+func binaries(t *testing.T) string {
+	t.Helper()
+	if dir := os.Getenv("BERM_BIN"); dir != "" {
+		dir, err := filepath.Abs(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	dir := t.TempDir()
+	// Daemons run as another user, and a test's directory is its own.
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "build", "-o", dir, "github.com/bermedge/berm/cmd/...")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return dir
+}
+
+// TestMainPath runs the scenario "main"; every step is a subtest and every check can fail it.
+func TestMainPath(t *testing.T) {
+	s, err := scenario.Find("main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lab := rigtest.New(t, "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
+	opts := scenario.Options{Bin: binaries(t), Log: t.Logf}
+	top, err := s.Up(t.Context(), lab, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range top.Steps() {
+		t.Run(step.Name, func(t *testing.T) {
+			opts := opts
+			opts.Log = t.Logf
+			rec := &scenario.Recorder{OnCheck: func(c scenario.Check) {
+				if !c.OK {
+					t.Errorf("%s: %s %s, want %s", c.Name, c.Got, c.Unit, c.Want)
+				} else {
+					t.Logf("%s: %s %s (want %s)", c.Name, c.Got, c.Unit, c.Want)
+				}
+			}}
+			scenario.RunStep(t.Context(), top, step, opts, rec)
+		})
+	}
+}

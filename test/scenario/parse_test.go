@@ -1,0 +1,99 @@
+package scenario
+
+import (
+	"math"
+	"strings"
+	"testing"
+)
+
+func TestCacheStatus(t *testing.T) {
+	for _, c := range []struct {
+		in   []string
+		edge string
+		hit  bool
+	}{
+		{[]string{"edge1; hit; ttl=30"}, "edge1", true},
+		{[]string{`"edge1";fwd=uri-miss;stored`}, "edge1", false},
+		{[]string{"shield; hit, edge2; fwd=miss"}, "edge2", false},
+		{[]string{"shield; fwd=miss", "edge2;hit"}, "edge2", true},
+		{[]string{"edge1; fwd=stale; detail=hit"}, "edge1", false},
+		{nil, "", false},
+	} {
+		if edge, hit := cacheStatus(c.in); edge != c.edge || hit != c.hit {
+			t.Errorf("cacheStatus(%q) = %q, %v; want %q, %v", c.in, edge, hit, c.edge, c.hit)
+		}
+	}
+}
+
+func TestParseGTLS(t *testing.T) {
+	got := parseGTLS(`QUIC handshake has completed
+http: stream 0x4 response headers started
+http: stream 0x4 [:status: 200]
+http: stream 0x4 [cache-status: edge2; fwd=uri-miss; stored]
+http: stream 0x10 [:status: 404]
+http: stream 0x10 [date: Tue, 24 Nov 2026 02:02:22 GMT]
+[:method: GET]
+`)
+	if len(got) != 2 || got[4][":status"] != "200" || got[4]["cache-status"] != "edge2; fwd=uri-miss; stored" ||
+		got[16][":status"] != "404" || got[16]["date"] != "Tue, 24 Nov 2026 02:02:22 GMT" {
+		t.Errorf("parsed %v", got)
+	}
+}
+
+func TestParseWrk(t *testing.T) {
+	const out = "  30023 requests in 6.01s, 9.16MB read\n"
+	if n, lost, err := parseWrk(out); n != 30023 || lost != 0 || err != nil {
+		t.Errorf("parseWrk = %d, %d, %v", n, lost, err)
+	}
+	n, lost, err := parseWrk(out + "  Socket errors: connect 1, read 20, write 300, timeout 4000\n  Non-2xx or 3xx responses: 50000\n")
+	if n != 30023 || lost != 54321 || err != nil {
+		t.Errorf("parseWrk = %d, %d, %v", n, lost, err)
+	}
+	if _, _, err := parseWrk("unable to connect"); err == nil || !strings.Contains(err.Error(), "unable to connect") {
+		t.Errorf("parseWrk of nonsense: %v", err)
+	}
+}
+
+func TestChecksCanFail(t *testing.T) {
+	r := &Recorder{}
+	r.Equal("equal", 1, 2, "")
+	r.AtMost("at most", 1, 1.5, "")
+	r.AtMost("not a number", 1, math.NaN(), "")
+	r.AtLeast("at least", 2, 1.5, "")
+	r.Near("near, above", 1000, 0.02, 1021, "")
+	r.Near("near, below", 1000, 0.02, 979, "")
+	r.Same("same", "a", "b", "")
+	for _, c := range r.Checks() {
+		if c.OK {
+			t.Errorf("%s holds: got %s, want %s", c.Name, c.Got, c.Want)
+		}
+	}
+	ok := &Recorder{}
+	ok.Equal("equal", 2, 2, "")
+	ok.AtMost("at most", 1, 1, "")
+	ok.AtLeast("at least", 2, 2, "")
+	ok.Near("near", 1000, 0.02, 1020, "")
+	ok.Same("same", "a", "a", "")
+	for _, c := range ok.Checks() {
+		if !c.OK {
+			t.Errorf("%s fails: got %s, want %s", c.Name, c.Got, c.Want)
+		}
+	}
+	if NewReport("x", nil).OK || NewReport("x", append(ok.Checks(), r.Checks()[0])).OK || !NewReport("x", ok.Checks()).OK {
+		t.Error("a report is ok exactly when it has checks and all hold")
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for want, v := range map[float64][]float64{2: {3, 1, 2}, 2.5: {4, 1, 3, 2}, 7: {7}} {
+		if got := median(v); got != want {
+			t.Errorf("median(%v) = %v, want %v", v, got, want)
+		}
+	}
+	if got := standardError([]float64{1, 1, 1, 1, 1, 9}); got != 0 {
+		t.Errorf("one outlier decides: %v", got)
+	}
+	if got := standardError([]float64{1, 2}); !math.IsInf(got, 1) {
+		t.Errorf("two values are enough: %v", got)
+	}
+}

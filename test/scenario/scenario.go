@@ -1,0 +1,209 @@
+// Package scenario holds the labs' topologies and what is run and checked in them: bermlab runs
+// it for people, test/e2e as tests. Checks compare figures and never stop a scenario: a reader
+// wants all of them.
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/bermedge/berm/test/rig"
+)
+
+// Check is one comparison of what was wanted with what was found.
+type Check struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Want string `json:"want"`
+	Got  string `json:"got"`
+	Unit string `json:"unit"`
+}
+
+// Report is everything a scenario checked.
+type Report struct {
+	Scenario string  `json:"scenario"`
+	OK       bool    `json:"ok"`
+	Checks   []Check `json:"checks"`
+}
+
+// Scenario is a topology and the steps that are run in it, in order.
+type Scenario struct {
+	ID      string
+	Summary string
+	// Up builds the topology and starts everything in it.
+	Up func(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error)
+}
+
+// Topology is a lab with everything started.
+type Topology interface {
+	// Steps are what to run; each leaves the topology as it found it.
+	Steps() []Step
+	// Guide tells a person what is where.
+	Guide() string
+	// Watch captures packets until stop is called, which keeps the files or removes them.
+	Watch() (stop func(keep bool) ([]string, error), err error)
+	// Explain says what a person would look at first when a check failed.
+	Explain(ctx context.Context) string
+}
+
+// Step is one part of a scenario. An error means that it could not be carried out.
+type Step struct {
+	Name string
+	Run  func(ctx context.Context, r *Recorder) error
+	// Loud steps send more than a capture can hold, or measure time: they run without one.
+	Loud bool
+}
+
+// Options of a run.
+type Options struct {
+	Bin  string                           // where berm, bermd and bermprobe are; "" = beside this program, then PATH
+	Only string                           // run only steps whose name contains it
+	Log  func(format string, args ...any) // progress, for people; nil = silent
+}
+
+func (o Options) logf(format string, args ...any) {
+	if o.Log != nil {
+		o.Log(format, args...)
+	}
+}
+
+// All lists the scenarios.
+func All() []Scenario {
+	return []Scenario{{
+		ID:      "main",
+		Summary: "clients, an ECMP router (BIRD), two edges and an origin: from the wire to the cache and back",
+		Up:      upMain,
+	}}
+}
+
+// ErrUnknown is returned for a scenario that does not exist.
+var ErrUnknown = errors.New("no scenario")
+
+// Find returns the scenario of that name.
+func Find(id string) (Scenario, error) {
+	all := All()
+	i := slices.IndexFunc(all, func(s Scenario) bool { return s.ID == id })
+	if i < 0 {
+		return Scenario{}, fmt.Errorf("%w %q (bermlab list)", ErrUnknown, id)
+	}
+	return all[i], nil
+}
+
+// Recorder collects checks as they happen.
+type Recorder struct {
+	OnCheck func(Check) // called for each check; nil = nobody
+	checks  []Check
+}
+
+// Checks returns what was recorded so far.
+func (r *Recorder) Checks() []Check { return r.checks }
+
+// Add records a check.
+func (r *Recorder) Add(c Check) {
+	r.checks = append(r.checks, c)
+	if r.OnCheck != nil {
+		r.OnCheck(c)
+	}
+}
+
+// Equal checks an exact count.
+func (r *Recorder) Equal(name string, want, got uint64, unit string) {
+	r.Add(Check{name, want == got, strconv.FormatUint(want, 10), strconv.FormatUint(got, 10), unit})
+}
+
+// AtMost checks an upper bound.
+func (r *Recorder) AtMost(name string, limit, got float64, unit string) {
+	r.Add(Check{name, got <= limit, "≤ " + figure(limit), figure(got), unit})
+}
+
+// AtLeast checks a lower bound.
+func (r *Recorder) AtLeast(name string, limit, got float64, unit string) {
+	r.Add(Check{name, got >= limit, "≥ " + figure(limit), figure(got), unit})
+}
+
+// Near checks that got is within a share of want: 0.02 is two per cent.
+func (r *Recorder) Near(name string, want, share, got float64, unit string) {
+	ok := math.Abs(got-want) <= share*want
+	r.Add(Check{name, ok, fmt.Sprintf("%s ± %s %%", figure(want), figure(share*100)), figure(got), unit})
+}
+
+// Same checks a value that is no number.
+func (r *Recorder) Same(name, want, got, unit string) {
+	r.Add(Check{name, want == got, want, got, unit})
+}
+
+// figure prints four significant digits, and large whole numbers in full.
+func figure(v float64) string {
+	if v == math.Trunc(v) && math.Abs(v) < 1e15 {
+		return strconv.FormatFloat(v, 'f', -1, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 4, 64)
+}
+
+// stepLimit is far above what a step needs; it turns a hang into a failure that says where.
+const stepLimit = 90 * time.Second
+
+// RunStep runs one step; one that cannot be carried out is a failed check of its own. When a
+// check fails, what explains it is logged.
+func RunStep(ctx context.Context, top Topology, s Step, opts Options, r *Recorder) {
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
+	stop := func(bool) ([]string, error) { return nil, nil }
+	before := len(r.checks)
+	var err error
+	if !s.Loud {
+		stop, err = top.Watch()
+	}
+	if err == nil {
+		err = s.Run(ctx, r)
+	}
+	if err == nil && len(r.checks) == before {
+		err = errors.New("checked nothing")
+	}
+	if err != nil {
+		r.Add(Check{Name: s.Name + ": carried out", Want: "no error", Got: err.Error()})
+	}
+	failed := slices.ContainsFunc(r.checks[before:], func(c Check) bool { return !c.OK })
+	files, err := stop(failed)
+	if err != nil {
+		opts.logf("captures: %v", err)
+	}
+	if failed {
+		opts.logf("%s", top.Explain(context.WithoutCancel(ctx)))
+		for _, f := range files {
+			opts.logf("capture: %s", f)
+		}
+	}
+}
+
+// Run builds a scenario's topology, runs every step and takes it down again unless keep is set.
+// The error is about the lab itself; failed checks are in the report.
+func Run(ctx context.Context, s Scenario, lab *rig.Lab, opts Options, r *Recorder) (Report, error) {
+	top, err := s.Up(ctx, lab, opts)
+	if err != nil {
+		return Report{Scenario: s.ID}, fmt.Errorf("bring up %s: %w", s.ID, err)
+	}
+	for _, step := range top.Steps() {
+		if !strings.Contains(step.Name, opts.Only) {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return Report{Scenario: s.ID, Checks: r.checks}, err
+		}
+		opts.logf("%s", step.Name)
+		RunStep(ctx, top, step, opts, r)
+	}
+	return NewReport(s.ID, r.checks), nil
+}
+
+// NewReport is ok when there are checks and all of them hold.
+func NewReport(id string, checks []Check) Report {
+	failed := slices.ContainsFunc(checks, func(c Check) bool { return !c.OK })
+	return Report{Scenario: id, OK: len(checks) > 0 && !failed, Checks: checks}
+}

@@ -1,0 +1,370 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bermedge/berm/userspace/pipeline"
+)
+
+const (
+	// chunkFirst and chunkMost bound the pieces that a body is stored in. A known length up to chunkMost takes one
+	// piece; an unknown one grows by doubling.
+	chunkFirst = 8 << 10
+	chunkMost  = 256 << 10
+	// windowBytes is how far the origin may run ahead of the slowest reader of a body that is not kept.
+	windowBytes = 256 << 10
+	// chunkWindow is the size of its pieces.
+	chunkWindow = 32 << 10
+	// stallLimit is how long one reader may hold up the others of such a body.
+	stallLimit = 30 * time.Second
+)
+
+var (
+	errNobody  = errors.New("nobody reads the body any more")
+	errTooSlow = errors.New("the client held up the others for more than " + stallLimit.String())
+	errNoRoom  = errors.New("no memory left for the body")
+)
+
+// body is the bytes of an object. One fetch writes it while any number of readers follow; once whole it does not
+// change. It is charged to the bank until its last holder (the store, the fetch, each reader) has released it.
+type body struct {
+	bank  *bank
+	refs  atomic.Int64
+	whole atomic.Bool // then the fields below may be read without mu
+
+	mu      sync.Mutex
+	wake    chan struct{} // closed when something changes; nil while nobody waits
+	chunks  [][]byte
+	base    int64 // offset of chunks[0]: above 0 only in a window
+	size    int64 // bytes received
+	total   int64 // bytes announced, -1 when unknown
+	charged int64
+	err     error // why it ended early
+	window  bool  // not for keeping: what all readers have passed is forgotten
+	readers map[*reader]struct{}
+}
+
+// newBody returns a body held once, by the fetch that fills it.
+func newBody(b *bank, total int64) *body {
+	body := &body{bank: b, total: total}
+	body.refs.Store(1)
+	return body
+}
+
+// hold adds n holders; the caller holds the body or the store's lock while it does.
+func (b *body) hold(n int) { b.refs.Add(int64(n)) }
+
+// Close lets go of the body; the last holder's frees its memory.
+func (b *body) Close() {
+	if b.refs.Add(-1) == 0 {
+		b.mu.Lock()
+		b.bank.release(b.charged)
+		b.charged = 0
+		b.mu.Unlock()
+		return
+	}
+	if !b.whole.Load() {
+		b.signal() // a writer may wait for this reader
+	}
+}
+
+// signal wakes whoever waits.
+func (b *body) signal() {
+	b.mu.Lock()
+	b.signalLocked()
+	b.mu.Unlock()
+}
+
+func (b *body) signalLocked() {
+	if b.wake != nil {
+		close(b.wake)
+		b.wake = nil
+	}
+}
+
+// changed returns a channel that is closed at the next change. mu is held.
+func (b *body) changed() <-chan struct{} {
+	if b.wake == nil {
+		b.wake = make(chan struct{})
+	}
+	return b.wake
+}
+
+// room returns memory for the next bytes and charges it; nil when all that was announced has come. Only the writer
+// calls it. mu is not held while objects are evicted.
+func (b *body) room() ([]byte, error) {
+	b.mu.Lock()
+	if n := len(b.chunks); n > 0 && len(b.chunks[n-1]) < cap(b.chunks[n-1]) {
+		last := b.chunks[n-1]
+		b.mu.Unlock()
+		return last[len(last):cap(last)], nil
+	}
+	window := b.window
+	b.mu.Unlock()
+	want := int64(chunkMost)
+	if window {
+		want = chunkWindow
+	}
+	if b.total >= 0 {
+		want = min(want, b.total-b.size)
+	} else if b.size < want {
+		want = max(b.size, chunkFirst)
+	}
+	if want <= 0 {
+		return nil, nil
+	}
+	chunk := slices.Grow([]byte(nil), int(want)) // its capacity is what the allocator really takes
+	if window {
+		b.bank.force(int64(cap(chunk)))
+	} else if !b.bank.charge(int64(cap(chunk))) {
+		return nil, errNoRoom
+	}
+	b.mu.Lock()
+	b.charged += int64(cap(chunk))
+	b.chunks = append(b.chunks, chunk)
+	b.mu.Unlock()
+	return chunk[:cap(chunk)], nil
+}
+
+// commit says that n bytes have been written into what room returned.
+func (b *body) commit(n int) {
+	if n == 0 {
+		return
+	}
+	b.mu.Lock()
+	last := &b.chunks[len(b.chunks)-1]
+	*last = (*last)[:len(*last)+n]
+	b.size += int64(n)
+	b.signalLocked()
+	b.mu.Unlock()
+}
+
+// finish ends the body: whole when err is nil and as long as announced.
+func (b *body) finish(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil && b.total >= 0 && b.size != b.total {
+		err = fmt.Errorf("%w: %d bytes of %d", io.ErrUnexpectedEOF, b.size, b.total)
+	}
+	b.err = err
+	if err == nil {
+		b.total = b.size
+		b.compact()
+	}
+	b.whole.Store(true)
+	b.signalLocked()
+	return err
+}
+
+// compact gives back the unused end of a body of unknown length, where it is worth a copy.
+func (b *body) compact() {
+	n := len(b.chunks)
+	if n == 0 {
+		return
+	}
+	last := b.chunks[n-1]
+	if spare := cap(last) - len(last); spare < 1<<10 || spare < cap(last)/8 {
+		return
+	}
+	exact := append([]byte(nil), last...)
+	b.chunks[n-1] = exact // readers that hold the old piece keep it until they come back
+	b.charged += int64(cap(exact)) - int64(cap(last))
+	b.bank.release(int64(cap(last)) - int64(cap(exact)))
+}
+
+// discard turns the body into a window: nobody will keep it, so what its readers have passed is forgotten.
+func (b *body) discard() {
+	b.mu.Lock()
+	b.window = true
+	b.trim()
+	b.mu.Unlock()
+}
+
+// throttle waits, in a window, until the slowest reader is near enough.
+func (b *body) throttle(ctx context.Context) error {
+	var stalled <-chan time.Time
+	for {
+		b.mu.Lock()
+		near := b.size-b.trim() < windowBytes
+		held := b.refs.Load() - 1 // without the writer
+		changed := b.changed()
+		b.mu.Unlock()
+		switch {
+		case held == 0:
+			return errNobody
+		case near:
+			return nil
+		}
+		if stalled == nil {
+			t := time.NewTimer(stallLimit)
+			defer t.Stop()
+			stalled = t.C
+		}
+		select {
+		case <-changed:
+		case <-stalled:
+			b.dropSlowest()
+			stalled = nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// trim forgets the pieces of a window that every holder has read, and returns how far all have read. Holders that have
+// not begun count as being at the beginning. mu is held.
+func (b *body) trim() (low int64) {
+	if !b.window || int64(len(b.readers)) < b.refs.Load()-1 {
+		return b.base
+	}
+	low = b.size
+	for r := range b.readers {
+		low = min(low, r.pos)
+	}
+	for len(b.chunks) > 1 && b.base+int64(len(b.chunks[0])) <= low {
+		b.base += int64(len(b.chunks[0]))
+		b.charged -= int64(cap(b.chunks[0]))
+		b.bank.release(int64(cap(b.chunks[0])))
+		b.chunks[0] = nil
+		b.chunks = b.chunks[1:]
+	}
+	return low
+}
+
+// dropSlowest ends the reader that is furthest behind, if it is not the only one.
+func (b *body) dropSlowest() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.readers) < 2 {
+		return
+	}
+	var slow *reader
+	for r := range b.readers {
+		if slow == nil || r.pos < slow.pos {
+			slow = r
+		}
+	}
+	slow.dropped = true
+	delete(b.readers, slow)
+	b.signalLocked()
+}
+
+// Send sends the body from its beginning. A whole body takes no lock and no memory.
+func (b *body) Send(x *pipeline.Exchange) (sent int64, err error) {
+	if !b.whole.Load() {
+		return b.sendSpan(x, x.W, span{0, -1})
+	}
+	for _, c := range b.chunks {
+		n, err := x.W.Write(c)
+		sent += int64(n)
+		if err != nil {
+			return sent, fmt.Errorf("send to the client: %w", err)
+		}
+	}
+	return sent, b.err
+}
+
+// sendSpan sends a part, to its end or to the body's when that is -1, following the writer.
+func (b *body) sendSpan(x *pipeline.Exchange, w io.Writer, s span) (sent int64, err error) {
+	r := &reader{body: b, pos: s.start, end: s.end}
+	defer r.leave()
+	for {
+		p, err := r.next(x)
+		if err == io.EOF {
+			return sent, nil
+		}
+		if err != nil {
+			return sent, err
+		}
+		n, err := w.Write(p)
+		sent += int64(n)
+		if err != nil {
+			return sent, fmt.Errorf("send to the client: %w", err)
+		}
+	}
+}
+
+// reader is a place in a body. It is registered with a body that is being written, so that a window waits for it.
+type reader struct {
+	body       *body
+	pos, end   int64
+	registered bool
+	dropped    bool
+}
+
+// next returns the bytes at the reader's place and moves it behind them. A window may forget them at once: the slice
+// keeps them alive. It flushes the client before it waits, and returns io.EOF at the end.
+func (r *reader) next(x *pipeline.Exchange) ([]byte, error) {
+	b := r.body
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !r.registered {
+		r.registered = true
+		if b.readers == nil {
+			b.readers = map[*reader]struct{}{}
+		}
+		b.readers[r] = struct{}{}
+	}
+	if b.window {
+		b.trim()
+		b.signalLocked()
+	}
+	for {
+		switch {
+		case r.dropped:
+			return nil, errTooSlow
+		case r.end >= 0 && r.pos >= r.end:
+			return nil, io.EOF
+		case r.pos < b.size:
+			p := b.at(r.pos)
+			if r.end >= 0 && int64(len(p)) > r.end-r.pos {
+				p = p[:r.end-r.pos]
+			}
+			r.pos += int64(len(p))
+			return p, nil
+		case b.whole.Load() && b.err != nil:
+			return nil, fmt.Errorf("fetch: %w", b.err)
+		case b.whole.Load():
+			return nil, io.EOF
+		}
+		changed := b.changed()
+		b.mu.Unlock()
+		x.Flush()
+		select {
+		case <-changed:
+		case <-x.R.Context().Done():
+		}
+		b.mu.Lock()
+		if err := x.R.Context().Err(); err != nil {
+			return nil, fmt.Errorf("client: %w", err)
+		}
+	}
+}
+
+// at returns the bytes from offset pos to the end of their piece. mu is held.
+func (b *body) at(pos int64) []byte {
+	off := b.base
+	for _, c := range b.chunks {
+		if pos < off+int64(len(c)) {
+			return c[pos-off:]
+		}
+		off += int64(len(c))
+	}
+	panic("cache: read behind the end of a body")
+}
+
+// leave unregisters the reader.
+func (r *reader) leave() {
+	b := r.body
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.readers, r)
+	b.signalLocked()
+}

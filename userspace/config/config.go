@@ -1,0 +1,168 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/cache"
+	"github.com/bermedge/berm/userspace/certs"
+	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/geo"
+	"github.com/bermedge/berm/userspace/observe"
+	"github.com/bermedge/berm/userspace/origin"
+	"github.com/bermedge/berm/userspace/pipeline"
+	"github.com/bermedge/berm/userspace/steer"
+	"github.com/bermedge/berm/userspace/transport"
+)
+
+// DefaultPath is where the file is, unless a flag says otherwise.
+const DefaultPath = "/etc/berm/berm.yaml"
+
+// Config is the whole file.
+type Config struct {
+	Node     Node                       `yaml:"node"`
+	Kernel   Kernel                     `yaml:"kernel"`
+	Listen   transport.Config           `yaml:"listen"`
+	TLS      certs.Config               `yaml:"tls"`
+	Admin    control.Config             `yaml:"admin"`
+	VIPs     []VIP                      `yaml:"vips"`
+	Backends map[string][]steer.Backend `yaml:"backends"`
+	Steer    Steer                      `yaml:"steer"`
+	Geo      geo.Config                 `yaml:"geo"`
+	Rate     Rate                       `yaml:"rate"`
+	Cache    cache.Config               `yaml:"cache"`
+	Origins  map[string]origin.Config   `yaml:"origins"`
+	Routes   []pipeline.RouteConfig     `yaml:"routes"`
+	Log      observe.Config             `yaml:"log"`
+}
+
+// Node is this edge.
+type Node struct {
+	Name     string     `yaml:"name"` // that of its backend; empty: the host's
+	Site     string     `yaml:"site"`
+	Address4 netip.Addr `yaml:"address4"` // tunnels leave from and arrive at it
+	Address6 netip.Addr `yaml:"address6"`
+}
+
+// Kernel says where and how the kernel half runs.
+type Kernel struct {
+	Interfaces []string `yaml:"interfaces"`
+	Mode       string   `yaml:"mode"`       // auto, native or generic
+	Pins       string   `yaml:"pins"`       // root of the pins
+	Cgroup     string   `yaml:"cgroup"`     // for sock_ops: auto, none or a path
+	Group      string   `yaml:"group"`      // that may use the maps and the admin socket
+	RateCells  int      `yaml:"rate_cells"` // 8 bytes each; a power of two
+	// ObserveOnly counts what would be dropped, and drops nothing.
+	ObserveOnly bool `yaml:"observe_only"`
+}
+
+// VIP is a service.
+type VIP struct {
+	Name     string        `yaml:"name"`
+	Address  netip.Addr    `yaml:"address"`
+	Port     uint16        `yaml:"port"`
+	Protocol maps.Protocol `yaml:"protocol"`
+	Backends string        `yaml:"backends"` // a set; empty: this host
+	Geo      string        `yaml:"geo"`      // a policy; empty: none
+	Rate     string        `yaml:"rate"`     // a class; empty: none
+	Shadow   bool          `yaml:"shadow"`   // count what policies would do, and do nothing
+	Strict   bool          `yaml:"strict"`   // drop packets for this address to ports without a service
+	Tenant   uint16        `yaml:"tenant"`
+}
+
+// Rate is the section rate.
+type Rate struct {
+	Classes map[string]RateClass `yaml:"classes"`
+}
+
+// RateClass is a set of limits for one source (IPv6: a /64), in what one edge sees of it. 0 is no
+// limit; a burst left out is one second's worth.
+type RateClass struct {
+	Packets      uint64 `yaml:"packets"`
+	PacketsBurst uint64 `yaml:"packets_burst"`
+	Bytes        uint64 `yaml:"bytes"`
+	BytesBurst   uint64 `yaml:"bytes_burst"`
+	SYNs         uint64 `yaml:"syns"`
+	SYNsBurst    uint64 `yaml:"syns_burst"`
+	Shadow       bool   `yaml:"shadow"`
+}
+
+// Default is what an empty file means.
+func Default() Config {
+	return Config{
+		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
+		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
+		Steer: Steer{Probe: steer.DefaultProbe()}, Cache: cache.DefaultConfig(), Log: observe.Default(),
+	}
+}
+
+// Load reads a file. The error is Problems when the file was read but is not right.
+func Load(path string) (*Config, error) {
+	src, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, Problems{{File: path, Message: "does not exist", Hint: "name another file with --config, or start from /usr/share/doc/berm/examples/berm.yaml"}}
+	case errors.Is(err, fs.ErrPermission):
+		return nil, Problems{{File: path, Message: fmt.Sprintf("may not be read by uid %d", os.Geteuid()), Hint: "chgrp berm, chmod 640"}}
+	case err != nil:
+		return nil, Problems{{File: path, Message: err.Error()}}
+	}
+	return Parse(path, src)
+}
+
+// Parse reads src, the content of a file called name.
+func Parse(name string, src []byte) (*Config, error) {
+	c := Default()
+	d := newDecoder(name)
+	preset(d, origin.DefaultConfig())
+	d.decode(src, &c)
+	if c.Node.Name == "" {
+		c.Node.Name = hostName()
+	}
+	c.check(d)
+	if len(d.problems) > 0 {
+		d.problems.sort()
+		return nil, d.problems
+	}
+	return &c, nil
+}
+
+// hostName makes a node's name of the host's: what maps.CheckName takes.
+func hostName() string {
+	h, err := os.Hostname()
+	if err != nil || h == "" {
+		return "edge"
+	}
+	h, _, _ = strings.Cut(h, ".")
+	h = strings.Map(func(r rune) rune {
+		if maps.CheckName(string(r)) != nil {
+			return '-'
+		}
+		return r
+	}, h)
+	return h[:min(len(h), maps.NameLen)]
+}
+
+// Class turns a class into the maps' form.
+func (c RateClass) Class(name string) maps.RateClass {
+	limit := func(rate, burst, least uint64) maps.Limit {
+		if rate > 0 && burst == 0 {
+			burst = max(rate, least)
+		}
+		return maps.Limit{PerSecond: rate, Burst: burst}
+	}
+	const packet = 1500 // a burst below one full-sized packet would refuse that packet for ever
+	return maps.RateClass{Name: name, Owner: maps.OwnerFile, Shadow: c.Shadow, Packets: limit(c.Packets, c.PacketsBurst, 1),
+		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1)}
+}
+
+// Service turns a VIP into the maps' form.
+func (v VIP) Service() maps.VIP {
+	return maps.VIP{Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol, Owner: maps.OwnerFile, Tenant: v.Tenant,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict}
+}

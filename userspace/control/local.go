@@ -1,0 +1,235 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/bermedge/berm/maps"
+)
+
+// GeoCompiler compiles databases, and the file's overrides, into the prefix table and switches to
+// it. No databases: the configured ones, read again. It says what changed, a sentence each.
+type GeoCompiler func(ctx context.Context, databases []string) ([]string, error)
+
+// Local does to the maps what Client asks the daemon for.
+type Local struct {
+	set *maps.Set
+	geo GeoCompiler
+}
+
+var _ Tables = (*Local)(nil)
+
+// NewLocal returns the operations on a set of maps. geo may be nil: then databases cannot be loaded.
+func NewLocal(set *maps.Set, geo GeoCompiler) *Local { return &Local{set: set, geo: geo} }
+
+func changed(format string, args ...any) Changes {
+	return Changes{Changed: []string{fmt.Sprintf(format, args...)}}
+}
+
+// fromFile says what will become of a change to what the file wrote.
+func fromFile(owner maps.Owner) string {
+	if owner == maps.OwnerFile {
+		return "; the file says otherwise, and wins at the next reload"
+	}
+	return ""
+}
+
+// VIPs lists the services with their counters.
+func (l *Local) VIPs(context.Context) ([]VIP, error) {
+	list, err := l.set.VIPs.List()
+	if err != nil {
+		return nil, err
+	}
+	stats, err := l.set.Stats.VIPs()
+	if err != nil {
+		return nil, err
+	}
+	byID := make(map[uint32]maps.VIPStats, len(stats))
+	for _, s := range stats {
+		byID[s.ID] = s
+	}
+	out := make([]VIP, 0, len(list))
+	for _, v := range list {
+		s := byID[v.ID]
+		out = append(out, VIP{
+			ID: v.ID, Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol.String(), Backends: v.Backends,
+			Geo: v.GeoPolicy, Rate: v.RateClass, Shadow: v.Shadow, Strict: v.Strict, Owner: v.Owner.String(),
+			Counters: VIPCounters{In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded)},
+		})
+	}
+	return out, nil
+}
+
+// AddVIP adds a service, or changes the one of its name.
+func (l *Local) AddVIP(_ context.Context, v VIP) (Changes, error) {
+	proto, err := maps.ParseProtocol(v.Protocol)
+	if err != nil {
+		return Changes{}, fmt.Errorf("VIP %q: %w", v.Name, err)
+	}
+	want := maps.VIP{Name: v.Name, Address: v.Address, Port: v.Port, Protocol: proto, Owner: maps.OwnerOperator,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict}
+	old, err := l.set.VIPs.Get(v.Name)
+	switch {
+	case errors.Is(err, maps.ErrNotFound):
+	case err != nil:
+		return Changes{}, err
+	default:
+		want.Owner, want.Tenant = old.Owner, old.Tenant
+		want.ID = old.ID
+		if want == old {
+			return Changes{Changed: []string{}}, nil
+		}
+	}
+	if want.ID, err = l.set.VIPs.Put(want); err != nil {
+		return Changes{}, err
+	}
+	verb := "added"
+	if old.Name != "" {
+		verb = "changed"
+	}
+	return changed("VIP %s %s: %s%s", want, verb, policiesOf(want), fromFile(want.Owner)), nil
+}
+
+// policiesOf describes a service's settings in words.
+func policiesOf(v maps.VIP) string {
+	words := []string{"backends " + orWord(v.Backends, "this host"), "geo policy " + orWord(v.GeoPolicy, "none"), "rate class " + orWord(v.RateClass, "none")}
+	if v.Shadow {
+		words = append(words, "in shadow: drops are counted, not enforced")
+	}
+	if v.Strict {
+		words = append(words, "other ports of the address are dropped")
+	}
+	return strings.Join(words, ", ")
+}
+
+func orWord(s, none string) string {
+	if s == "" {
+		return none
+	}
+	return s
+}
+
+// RemoveVIP removes the service of a name.
+func (l *Local) RemoveVIP(_ context.Context, name string) (Changes, error) {
+	old, err := l.set.VIPs.Get(name)
+	if err != nil {
+		return Changes{}, err
+	}
+	if err := l.set.VIPs.Remove(name); err != nil {
+		return Changes{}, err
+	}
+	return changed("VIP %s removed: its packets now pass untouched%s", old, fromFile(old.Owner)), nil
+}
+
+// Rates lists the rate classes.
+func (l *Local) Rates(context.Context) ([]RateClass, error) {
+	list, err := l.set.Rates.ListClasses()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]RateClass, 0, len(list))
+	for _, c := range list {
+		out = append(out, RateClass{
+			Name: c.Name, Packets: c.Packets.PerSecond, PacketsBurst: c.Packets.Burst, Bytes: c.Bytes.PerSecond, BytesBurst: c.Bytes.Burst,
+			SYNs: c.SYNs.PerSecond, SYNsBurst: c.SYNs.Burst, Shadow: c.Shadow, Owner: c.Owner.String(),
+		})
+	}
+	return out, nil
+}
+
+// SetRate adds or changes a rate class.
+func (l *Local) SetRate(_ context.Context, r RateClass) (Changes, error) {
+	want := maps.RateClass{Name: r.Name, Owner: maps.OwnerOperator, Shadow: r.Shadow,
+		Packets: maps.Limit{PerSecond: r.Packets, Burst: r.PacketsBurst},
+		Bytes:   maps.Limit{PerSecond: r.Bytes, Burst: r.BytesBurst},
+		SYNs:    maps.Limit{PerSecond: r.SYNs, Burst: r.SYNsBurst}}
+	old, err := l.set.Rates.GetClass(r.Name)
+	verb := "changed"
+	switch {
+	case errors.Is(err, maps.ErrNotFound):
+		verb = "added"
+	case err != nil:
+		return Changes{}, err
+	default:
+		want.Owner = old.Owner
+	}
+	if _, err := l.set.Rates.PutClass(want); err != nil {
+		return Changes{}, err
+	}
+	return changed("rate class %s %s: a source may send %s%s", want.Name, verb, limitsOf(want), fromFile(want.Owner)), nil
+}
+
+// limitsOf describes a class in words.
+func limitsOf(c maps.RateClass) string {
+	var words []string
+	for _, l := range []struct {
+		what  string
+		limit maps.Limit
+	}{{"packets", c.Packets}, {"bytes", c.Bytes}, {"SYNs", c.SYNs}} {
+		if l.limit.PerSecond > 0 {
+			words = append(words, fmt.Sprintf("%d %s a second (%d at once)", l.limit.PerSecond, l.what, l.limit.Burst))
+		}
+	}
+	if len(words) == 0 {
+		words = []string{"without limit"}
+	}
+	if c.Shadow {
+		words = append(words, "in shadow: more is counted, not dropped")
+	}
+	return strings.Join(words, ", ")
+}
+
+// Verdicts lists the verdicts in force.
+func (l *Local) Verdicts(context.Context) ([]Verdict, error) {
+	list, err := l.set.Verdicts.List()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Verdict, 0, len(list))
+	for _, v := range list {
+		if x := fromVerdict(v); v.Expires.IsZero() || x.Seconds > 0 {
+			out = append(out, x)
+		}
+	}
+	return out, nil
+}
+
+// RemoveVerdict forgets the decision about a source; vip "" names the one for all VIPs.
+func (l *Local) RemoveVerdict(_ context.Context, source netip.Addr, vip string) (Changes, error) {
+	if err := l.set.Verdicts.Remove(source, vip); err != nil {
+		return Changes{}, err
+	}
+	return changed("verdict about %s for %s removed", maps.SourceOf(source), orWord(vip, "every VIP")), nil
+}
+
+// Drops tells the refused packets by reason, those at zero included, and where packets left the
+// pipeline.
+func (l *Local) Drops(context.Context) (Drops, error) {
+	drops, err := l.set.Stats.Drops()
+	if err != nil {
+		return Drops{}, err
+	}
+	shadows, err := l.set.Stats.Shadows()
+	if err != nil {
+		return Drops{}, err
+	}
+	stages, err := l.set.Stats.Stages()
+	if err != nil {
+		return Drops{}, err
+	}
+	out := Drops{Drops: []Drop{}, Stages: []Stage{}}
+	for d := range maps.AllDrops() {
+		out.Drops = append(out.Drops, Drop{Reason: d.String(), Number: uint32(d), Dropped: Counter(drops[d]), Shadowed: Counter(shadows[d])})
+	}
+	for s := range maps.AllStages() {
+		for e := range maps.AllExits() {
+			if c, ok := stages[maps.StageExit{Stage: s, Exit: e}]; ok {
+				out.Stages = append(out.Stages, Stage{s.String(), e.String(), Counter(c)})
+			}
+		}
+	}
+	return out, nil
+}

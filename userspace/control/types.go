@@ -1,0 +1,290 @@
+// Package control is the admin API: HTTP and JSON on a Unix socket that the group berm may use,
+// its types, its client, and the operations on the kernel half's maps, which root's CLI runs
+// directly when the daemon is down.
+package control
+
+import (
+	"net/netip"
+	"time"
+)
+
+// DefaultSocket is where bermd listens unless admin.socket says otherwise.
+const DefaultSocket = "/run/berm/berm.sock"
+
+// Changes answers every call that changes something: one sentence for each thing that changed.
+type Changes struct {
+	Changed []string `json:"changed"`
+}
+
+// Status is what `berm status` shows.
+type Status struct {
+	Node      string     `json:"node"`
+	Site      string     `json:"site,omitempty"`
+	Version   string     `json:"version"`
+	PID       int        `json:"pid"`
+	Started   time.Time  `json:"started"`
+	Ready     bool       `json:"ready"`
+	Problems  []string   `json:"problems"` // why it is not ready, or works with less than it should
+	Config    ConfigInfo `json:"config"`
+	Kernel    KernelInfo `json:"kernel"`
+	Listeners []Listener `json:"listeners"`
+	VIPs      []VIP      `json:"vips"`
+	Backends  []Backend  `json:"backends"`
+	Origins   []Origin   `json:"origins"`
+	Cache     Cache      `json:"cache"`
+	Geo       GeoInfo    `json:"geo"`
+	Requests  uint64     `json:"requests"`  // answered since the start
+	InFlight  int64      `json:"in_flight"` // being answered now
+}
+
+// ConfigInfo says which file runs, and why a newer one does not.
+type ConfigInfo struct {
+	Path   string    `json:"path"` // empty: built-in defaults
+	Loaded time.Time `json:"loaded"`
+	Error  string    `json:"error,omitempty"` // of the last reload, when it was refused
+}
+
+// KernelInfo is the kernel half as the daemon sees it through the pins.
+type KernelInfo struct {
+	Attached    bool   `json:"attached"` // the pinned maps are open
+	Error       string `json:"error,omitempty"`
+	Pins        string `json:"pins"`
+	Contract    uint32 `json:"contract"`
+	ObserveOnly bool   `json:"observe_only"`
+	Self        string `json:"self,omitempty"` // this edge's backend
+	VIPs        int    `json:"vips"`
+	Packets     uint64 `json:"packets"` // through the kernel half since it was loaded
+	Dropped     uint64 `json:"dropped"`
+	Shadowed    uint64 `json:"shadowed"`
+	Forwarded   uint64 `json:"forwarded"`
+}
+
+// Listener is one open port.
+type Listener struct {
+	Protocols []string `json:"protocols"` // h1, h2, h3
+	Address   string   `json:"address"`
+	Network   string   `json:"network"` // tcp or udp
+}
+
+// VIP is a service: an address, a port and a protocol.
+type VIP struct {
+	ID       uint32      `json:"id,omitempty"`
+	Name     string      `json:"name"`
+	Address  netip.Addr  `json:"address"`
+	Port     uint16      `json:"port"`
+	Protocol string      `json:"protocol"`           // tcp or udp
+	Backends string      `json:"backends,omitempty"` // backend set; empty: this host
+	Geo      string      `json:"geo,omitempty"`      // policy
+	Rate     string      `json:"rate,omitempty"`     // class
+	Shadow   bool        `json:"shadow,omitempty"`
+	Strict   bool        `json:"strict,omitempty"` // on the address: drop ports that have no service
+	Owner    string      `json:"owner,omitempty"`  // operator, file or guard; set by Berm
+	Counters VIPCounters `json:"counters"`
+}
+
+// VIPCounters are the packets of one VIP since the kernel half was loaded.
+type VIPCounters struct {
+	In        Counter `json:"in"`
+	Dropped   Counter `json:"dropped"`
+	Shadowed  Counter `json:"shadowed"`
+	Forwarded Counter `json:"forwarded"`
+}
+
+// Counter counts packets and their IP bytes.
+type Counter struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Backend is what a VIP's packets are delivered to.
+type Backend struct {
+	ID      uint32     `json:"id"`
+	Set     string     `json:"set"`
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+	Self    bool       `json:"self,omitempty"`
+	Ready   bool       `json:"ready"` // its next hop is known
+	Healthy bool       `json:"healthy"`
+	Error   string     `json:"error,omitempty"` // why it is not healthy, or cannot be reached
+	Rows    int        `json:"rows"`            // that it owns
+	Seen    float64    `json:"seen"`            // seconds since its last sign of life; below 0: never
+}
+
+// RateClass is a set of limits for one source. 0 means unlimited.
+type RateClass struct {
+	Name         string `json:"name"`
+	Packets      uint64 `json:"packets"`
+	PacketsBurst uint64 `json:"packets_burst"`
+	Bytes        uint64 `json:"bytes"`
+	BytesBurst   uint64 `json:"bytes_burst"`
+	SYNs         uint64 `json:"syns"`
+	SYNsBurst    uint64 `json:"syns_burst"`
+	Shadow       bool   `json:"shadow,omitempty"`
+	Owner        string `json:"owner,omitempty"`
+}
+
+// GeoPolicy says what a VIP does with each country.
+type GeoPolicy struct {
+	Name     string   `json:"name"`
+	Fallback string   `json:"fallback"` // allow, drop, shadow or mark
+	Allow    []string `json:"allow,omitempty"`
+	Drop     []string `json:"drop,omitempty"`
+	Shadow   []string `json:"shadow,omitempty"`
+	Mark     []string `json:"mark,omitempty"`
+	Owner    string   `json:"owner,omitempty"`
+}
+
+// GeoInfo is what the prefix table was compiled from.
+type GeoInfo struct {
+	Databases []string  `json:"databases"`
+	Prefixes  int       `json:"prefixes"`
+	Records   int       `json:"records"`
+	Loaded    time.Time `json:"loaded"`
+	Took      float64   `json:"took_seconds"`
+}
+
+// GeoLoad asks to compile databases (and the file's overrides) into the prefix table. No
+// databases: the ones of the configuration, read again.
+type GeoLoad struct {
+	Databases []string `json:"databases"`
+}
+
+// GeoTest is everything that is known and decided about one source address.
+type GeoTest struct {
+	IP        netip.Addr        `json:"ip"`
+	Country   string            `json:"country"` // "" when unknown
+	ACL       string            `json:"acl"`     // none, allow, drop, shadow or mark
+	RateClass string            `json:"rate_class,omitempty"`
+	Region    uint8             `json:"region,omitempty"`
+	ASNClass  uint8             `json:"asn_class,omitempty"`
+	Rule      uint16            `json:"rule,omitempty"` // number of the override that decided; 0: database
+	Policies  map[string]string `json:"policies"`       // action of each geo policy
+	Verdicts  []Verdict         `json:"verdicts"`
+}
+
+// Verdict is a time-limited decision about one source.
+type Verdict struct {
+	Source   netip.Addr `json:"source"`        // IPv6: its /64
+	VIP      string     `json:"vip,omitempty"` // name; empty: all
+	Action   string     `json:"action"`        // allow, drop, shadow or mark
+	Reason   string     `json:"reason,omitempty"`
+	Seconds  float64    `json:"seconds"` // left; 0: for ever
+	Rule     uint32     `json:"rule,omitempty"`
+	Evidence uint64     `json:"evidence,omitempty"`
+	Hits     uint64     `json:"hits"`
+	Owner    string     `json:"owner,omitempty"`
+}
+
+// Flow names a connection for `berm steer explain`.
+type Flow struct {
+	Protocol    string         `json:"protocol"` // tcp or udp
+	Source      netip.AddrPort `json:"source"`
+	Destination netip.AddrPort `json:"destination"`
+}
+
+// Steering explains where a flow's packets go.
+type Steering struct {
+	Flow     Flow     `json:"flow"`
+	VIP      string   `json:"vip,omitempty"`
+	Set      string   `json:"set,omitempty"`
+	Hash     uint64   `json:"hash"`
+	Row      int      `json:"row"`
+	Owner    string   `json:"owner,omitempty"`
+	Previous string   `json:"previous,omitempty"`
+	Delivery string   `json:"delivery"` // foreign, local, forward, drop or fail_open
+	Steps    []string `json:"steps"`    // the reasoning, a sentence each
+}
+
+// Drops are the packets refused since the kernel half was loaded.
+type Drops struct {
+	Drops  []Drop  `json:"drops"`
+	Stages []Stage `json:"stages"`
+}
+
+// Drop is one drop reason.
+type Drop struct {
+	Reason   string  `json:"reason"`
+	Number   uint32  `json:"number"`
+	Dropped  Counter `json:"dropped"`
+	Shadowed Counter `json:"shadowed"`
+}
+
+// Stage counts the packets that left the kernel half's pipeline at a stage, by exit.
+type Stage struct {
+	Stage string  `json:"stage"`
+	Exit  string  `json:"exit"`
+	Count Counter `json:"count"`
+}
+
+// Top is a view of the last seconds, per second.
+type Top struct {
+	Seconds  float64     `json:"seconds"`
+	Sources  []TopSource `json:"sources"` // estimated from sampled packets, busiest first
+	VIPs     []TopVIP    `json:"vips"`
+	Drops    []TopDrop   `json:"drops"`
+	Cache    Cache       `json:"cache"`
+	Requests float64     `json:"requests"` // answered per second
+}
+
+// TopSource is one source (IPv6: a /64) among the sampled packets.
+type TopSource struct {
+	Source  netip.Addr `json:"source"`
+	Country string     `json:"country,omitempty"`
+	Packets float64    `json:"packets"`
+	Bytes   float64    `json:"bytes"`
+	Dropped float64    `json:"dropped"`
+	Reason  string     `json:"reason,omitempty"` // of most of its drops
+}
+
+// TopVIP is one VIP's rates.
+type TopVIP struct {
+	Name      string     `json:"name"`
+	Address   netip.Addr `json:"address"`
+	Port      uint16     `json:"port"`
+	Protocol  string     `json:"protocol"`
+	In        Rate       `json:"in"`
+	Dropped   Rate       `json:"dropped"`
+	Shadowed  Rate       `json:"shadowed"`
+	Forwarded Rate       `json:"forwarded"`
+}
+
+// TopDrop is one drop reason's rates.
+type TopDrop struct {
+	Reason   string `json:"reason"`
+	Dropped  Rate   `json:"dropped"`
+	Shadowed Rate   `json:"shadowed"`
+}
+
+// Rate is packets and bytes per second.
+type Rate struct {
+	Packets float64 `json:"packets"`
+	Bytes   float64 `json:"bytes"`
+}
+
+// Cache is the state of the object cache.
+type Cache struct {
+	Objects   int     `json:"objects"`
+	Bytes     int64   `json:"bytes"`
+	MaxBytes  int64   `json:"max_bytes"`
+	Hits      uint64  `json:"hits"`
+	Misses    uint64  `json:"misses"`
+	Evictions uint64  `json:"evictions"`
+	HitRatio  float64 `json:"hit_ratio"` // of all lookups; in Top, of the last seconds
+}
+
+// Purge names the object to forget.
+type Purge struct {
+	URL string `json:"url"`
+}
+
+// Origin is one origin server.
+type Origin struct {
+	Origin   string  `json:"origin"` // its pool's name
+	URL      string  `json:"url"`
+	Healthy  bool    `json:"healthy"`
+	Error    string  `json:"error,omitempty"` // of the last probe or request
+	InFlight int64   `json:"in_flight"`
+	Requests uint64  `json:"requests"`
+	Failures uint64  `json:"failures"`
+	Latency  float64 `json:"latency_ms"` // moving average
+}

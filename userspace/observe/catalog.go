@@ -1,0 +1,96 @@
+package observe
+
+// Metric is one metric of the catalogue.
+type Metric struct {
+	Name   string
+	Help   string
+	Gauge  bool // else a counter
+	Labels []string
+}
+
+// The catalogue: every metric that an edge exports beside Go's and the process's own. Lists in
+// documents are made from it.
+var (
+	BuildInfo    = gauge("berm_build_info", "Always 1; the labels say what runs.", "version", "go", "node", "site")
+	Ready        = gauge("berm_ready", "1 while the edge should get traffic.")
+	StartTime    = gauge("berm_start_time_seconds", "When the daemon started, in Unix seconds.")
+	Reloads      = counter("berm_config_reloads_total", "Reloads of the file by result (ok, refused).", "result")
+	ConfigLoaded = gauge("berm_config_loaded_seconds", "When the configuration in force was loaded, in Unix seconds.")
+	Certificate  = gauge("berm_certificate_expiry_seconds", "When a certificate expires, in Unix seconds.", "name")
+
+	KernelUp      = gauge("berm_kernel_up", "1 while the kernel half's pinned maps are open.")
+	KernelObserve = gauge("berm_kernel_observe_only", "1 while the kernel half counts drops without enforcing them.")
+	Drops         = counter("berm_drops_total", "Packets dropped by the kernel half, by reason.", "reason")
+	DropBytes     = counter("berm_drop_bytes_total", "IP bytes dropped by the kernel half, by reason.", "reason")
+	Shadows       = counter("berm_shadow_drops_total", "Packets that a rule in shadow would have dropped, by reason.", "reason")
+	ShadowBytes   = counter("berm_shadow_drop_bytes_total", "IP bytes that a rule in shadow would have dropped, by reason.", "reason")
+	Stages        = counter("berm_stage_packets_total", "Packets by the stage that decided and the exit they took.", "stage", "exit")
+	StageBytes    = counter("berm_stage_bytes_total", "IP bytes by the stage that decided and the exit they took.", "stage", "exit")
+	VIPPackets    = counter("berm_vip_packets_total", "Packets of a VIP by fate (in, dropped, shadowed, forwarded).", "vip", "address", "protocol", "fate")
+	VIPBytes      = counter("berm_vip_bytes_total", "IP bytes of a VIP by fate (in, dropped, shadowed, forwarded).", "vip", "address", "protocol", "fate")
+	TenantPackets = counter("berm_tenant_packets_total", "Packets of a tenant.", "tenant")
+	TenantBytes   = counter("berm_tenant_bytes_total", "IP bytes of a tenant.", "tenant")
+	MapEntries    = gauge("berm_map_entries", "Entries in use of a table of the kernel half.", "table")
+	BackendReady  = gauge("berm_backend_ready", "1 while the next hop to a backend is known.", "backend")
+	BackendSeen   = gauge("berm_backend_seen_seconds", "Seconds since a backend's last sign of life.", "backend")
+	Events        = counter("berm_events_total", "Sampled packets read from the kernel half.")
+
+	Connections  = counter("berm_connections_total", "Client connections accepted, by transport (tcp, quic).", "transport")
+	OpenConns    = gauge("berm_connections_open", "Client connections open, by transport (tcp, quic).", "transport")
+	InFlight     = gauge("berm_requests_in_flight", "Requests being answered, by protocol (h1, h2, h3).", "protocol")
+	TLSFailures  = counter("berm_tls_handshake_failures_total", "TLS handshakes over TCP that failed.")
+	QUICRetries  = counter("berm_quic_retries_total", "QUIC handshakes that had to show their address first.")
+	Requests     = counter("berm_requests_total", "Requests answered, by protocol and class of status.", "protocol", "code")
+	SentBytes    = counter("berm_response_body_bytes_total", "Body bytes sent to clients, by protocol.", "protocol")
+	Stage        = counter("berm_pipeline_total", "Requests by the stage that had the last word, its action and reason.", "stage", "action", "reason", "shadow")
+	CutResponses = counter("berm_responses_cut_total", "Responses whose body broke off, by protocol.", "protocol")
+
+	CacheRequests  = counter("berm_cache_requests_total", "Requests by what the cache did (hit, miss, collapsed, pass).", "result")
+	CacheStale     = counter("berm_cache_stale_total", "Answers from stale objects, by why (revalidate, error).", "why")
+	CacheFetches   = counter("berm_cache_fetches_total", "Fetches sent to origins for the cache.")
+	CacheStored    = counter("berm_cache_stored_total", "Objects stored.")
+	CacheEvicted   = counter("berm_cache_evicted_total", "Objects forgotten for room.")
+	CachePurged    = counter("berm_cache_purged_total", "Objects forgotten on demand.")
+	CacheBroken    = counter("berm_cache_incomplete_total", "Bodies that broke off while stored, and were forgotten.")
+	CacheNotStored = counter("berm_cache_not_stored_total", "Responses not stored, by reason.", "reason")
+	CacheHitBytes  = counter("berm_cache_hit_bytes_total", "Body bytes that hits were entitled to.")
+	CacheObjects   = gauge("berm_cache_objects", "Objects held.")
+	CacheBytes     = gauge("berm_cache_bytes", "Bytes charged against cache.memory.")
+	CacheLimit     = gauge("berm_cache_limit_bytes", "Bytes that cache.memory allows.")
+
+	OriginHealthy  = gauge("berm_origin_healthy", "1 while an origin server gets requests.", "origin", "url")
+	OriginRequests = counter("berm_origin_requests_total", "Requests for an origin.", "origin")
+	OriginFailures = counter("berm_origin_failures_total", "Requests for an origin that no server of it answered.", "origin")
+	OriginRetried  = counter("berm_origin_retries_total", "Attempts at an origin beyond a request's first.", "origin")
+	OriginRefused  = counter("berm_origin_refused_total", "Requests refused because max_pending of their origin was reached.", "origin")
+	OriginInFlight = gauge("berm_origin_in_flight", "Requests that an origin is working on.", "origin")
+
+	GeoPrefixes = gauge("berm_geo_prefixes", "Prefixes compiled into the table in force.")
+	GeoRecords  = gauge("berm_geo_records", "Distinct records of the table in force.")
+	GeoLoaded   = gauge("berm_geo_loaded_seconds", "When the table in force was compiled, in Unix seconds.")
+)
+
+// catalogue holds every metric, in order.
+var catalogue []*Metric //nolint:gochecknoglobals // written while variables above are initialized, then constant
+
+func counter(name, help string, labels ...string) *Metric {
+	return add(&Metric{Name: name, Help: help, Labels: labels})
+}
+
+func gauge(name, help string, labels ...string) *Metric {
+	return add(&Metric{Name: name, Help: help, Gauge: true, Labels: labels})
+}
+
+func add(m *Metric) *Metric {
+	catalogue = append(catalogue, m)
+	return m
+}
+
+// Catalogue lists every metric.
+func Catalogue() []Metric {
+	out := make([]Metric, len(catalogue))
+	for i, m := range catalogue {
+		out[i] = *m
+	}
+	return out
+}

@@ -1,0 +1,190 @@
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options are what a server is given besides its Config.
+type Options struct {
+	TLS     *tls.Config // of https listeners; without protocols
+	Handler http.Handler
+	Log     *slog.Logger
+	// ResetKey lets a restarted daemon tell QUIC clients of the one before that it is gone. It is
+	// kept over restarts; zero sends no such packets.
+	ResetKey [32]byte
+	// Failed is told when a listener breaks after it was opened.
+	Failed func(error)
+}
+
+// Server is all listeners of an edge.
+type Server struct {
+	opts  Options
+	stats Stats
+
+	mu      sync.Mutex // held while listeners are opened or closed
+	cfg     Config
+	units   map[unitKey]*unit
+	retired sync.WaitGroup // listeners that still drain
+}
+
+// unitKey names a listener: the scheme and the address as written in the file.
+type unitKey struct{ scheme, address string }
+
+// Stats count connections and requests by protocol (h1, h2, h3).
+type Stats struct {
+	H1, H2, H3 ProtocolStats
+	// TLSFailures counts handshakes over TCP that came to nothing.
+	TLSFailures atomic.Uint64
+	// Retries counts QUIC handshakes that were asked to show their address.
+	Retries atomic.Uint64
+}
+
+// ProtocolStats are the counters of one protocol.
+type ProtocolStats struct {
+	Requests atomic.Uint64
+	InFlight atomic.Int64
+	Accepted atomic.Uint64 // connections; of TCP they count as h1 until h2 is agreed on
+	Open     atomic.Int64
+}
+
+// Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
+func Listen(cfg Config, opts Options) (*Server, error) {
+	s := &Server{opts: opts, units: map[unitKey]*unit{}}
+	return s, s.Apply(cfg)
+}
+
+// Stats returns the live counters.
+func (s *Server) Stats() *Stats { return &s.stats }
+
+// ErrRestart says that a setting of open listeners changed, which they take only when opened.
+var ErrRestart = errors.New("takes effect at the next restart")
+
+// Apply opens the listeners that cfg adds, and drains those it no longer names. When one cannot be
+// opened nothing changes. Listeners in both stay untouched: no connection is lost.
+func (s *Server) Apply(cfg Config) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	want := wanted(cfg)
+	var opened []*unit
+	var errs []error
+	for _, k := range want {
+		if s.units[k] != nil {
+			continue
+		}
+		u, err := s.open(k, cfg)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		opened = append(opened, u)
+	}
+	if err := errors.Join(errs...); err != nil {
+		for _, u := range opened {
+			u.abandon()
+		}
+		return err
+	}
+	changed := s.cfg.limits() != cfg.limits() && len(s.units) > 0 && len(opened) < len(want)
+	for _, u := range opened {
+		s.units[u.key] = u
+		u.serve()
+	}
+	for k, u := range s.units {
+		if !slices.Contains(want, k) {
+			delete(s.units, k)
+			s.retire(u, cfg.Drain)
+		}
+	}
+	s.cfg = cfg
+	if changed {
+		return fmt.Errorf("listen: a changed timeout or limit of open listeners %w", ErrRestart)
+	}
+	return nil
+}
+
+func wanted(cfg Config) []unitKey {
+	var out []unitKey
+	for _, a := range cfg.HTTP {
+		out = append(out, unitKey{"http", a})
+	}
+	for _, a := range cfg.HTTPS {
+		out = append(out, unitKey{"https", a})
+	}
+	return out
+}
+
+// retire drains a listener beside the others.
+func (s *Server) retire(u *unit, drain time.Duration) {
+	s.retired.Add(1)
+	go func() {
+		defer s.retired.Done()
+		ctx, cancel := context.WithTimeout(context.Background(), drain)
+		defer cancel()
+		if err := u.drain(ctx); err != nil {
+			s.opts.Log.Warn("listener closed before its requests were done", "address", u.key.address, "error", err)
+		}
+	}()
+}
+
+// Drain refuses new connections and requests (GOAWAY in h2 and h3, "Connection: close" in h1),
+// lets those in flight finish within listen.drain, and then closes everything. It returns once all
+// is closed; the error says that requests were cut.
+func (s *Server) Drain(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Drain)
+	defer cancel()
+	var wg sync.WaitGroup
+	errs := make(chan error, len(s.units))
+	for _, u := range s.units {
+		wg.Go(func() { errs <- u.drain(ctx) })
+	}
+	wg.Wait()
+	s.retired.Wait()
+	close(errs)
+	clear(s.units)
+	var all []error
+	for err := range errs {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+// Address is one open port.
+type Address struct {
+	Protocols []string // h1, h2, h3
+	Network   string   // tcp or udp
+	Address   string
+}
+
+// Addresses lists the open ports, ordered by address.
+func (s *Server) Addresses() []Address {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []Address
+	for _, u := range s.units {
+		if u.key.scheme == "http" {
+			out = append(out, Address{[]string{"h1"}, "tcp", u.tcp.Addr().String()})
+			continue
+		}
+		out = append(out, Address{[]string{"h1", "h2"}, "tcp", u.tcp.Addr().String()},
+			Address{[]string{"h3"}, "udp", u.udp.LocalAddr().String()})
+	}
+	slices.SortFunc(out, func(a, b Address) int {
+		if a.Address != b.Address {
+			return strings.Compare(a.Address, b.Address)
+		}
+		return strings.Compare(a.Network, b.Network)
+	})
+	return out
+}

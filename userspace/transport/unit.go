@@ -1,0 +1,255 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+)
+
+// unit is one address: a TCP listener, and for https the UDP port of the same number.
+type unit struct {
+	key    unitKey
+	s      *Server
+	limits limits
+	tcp    net.Listener
+	http   *http.Server
+	altSvc []string // shared by all responses: never written to
+
+	udp     *net.UDPConn
+	quic    *quic.Transport
+	quicIn  *quic.EarlyListener
+	h3      *http3.Server
+	flood   flood
+	serving sync.WaitGroup
+}
+
+// retryAbove is the rate of QUIC handshakes from which on clients have to show their address: a
+// core completes about 2,000 a second.
+const retryAbove = 1000
+
+// open binds an address without serving it.
+func (s *Server) open(k unitKey, cfg Config) (u *unit, err error) {
+	u = &unit{key: k, s: s, limits: cfg.limits(), flood: flood{limit: retryAbove}}
+	if u.tcp, err = listenTCP(k.address); err != nil {
+		return nil, fmt.Errorf("listen.%s: %w", k.scheme, err)
+	}
+	u.http = &http.Server{
+		Handler:           http.HandlerFunc(u.serveHTTP),
+		ReadHeaderTimeout: cfg.HeaderTimeout,
+		IdleTimeout:       cfg.IdleTimeout,
+		MaxHeaderBytes:    cfg.MaxHeader,
+		ErrorLog:          slog.NewLogLogger(errorLog{s.opts.Log.Handler(), &s.stats}, slog.LevelDebug),
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams, WriteByteTimeout: cfg.StallTimeout},
+		ConnState:         u.connState,
+	}
+	if k.scheme == "http" {
+		return u, nil
+	}
+	u.http.TLSConfig = s.opts.TLS.Clone()
+	u.http.TLSConfig.NextProtos = []string{"h2", "http/1.1"}
+	if err := u.openQUIC(cfg); err != nil {
+		return nil, fmt.Errorf("listen.https: %w", errors.Join(err, u.tcp.Close()))
+	}
+	return u, nil
+}
+
+// openQUIC binds the UDP port with TCP's number, also when that was chosen by the kernel.
+func (u *unit) openQUIC(cfg Config) (err error) {
+	host, _, err := net.SplitHostPort(u.key.address)
+	if err != nil {
+		return err
+	}
+	port := localPort(u.tcp.Addr())
+	if u.udp, err = ListenUDP(net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
+		return err
+	}
+	u.sizeBuffer()
+	u.altSvc = []string{fmt.Sprintf(`h3=":%d"; ma=86400`, port)}
+	u.quic = &quic.Transport{Conn: u.udp, VerifySourceAddress: u.verifySource}
+	if u.s.opts.ResetKey != [32]byte{} {
+		key := quic.StatelessResetKey(u.s.opts.ResetKey)
+		u.quic.StatelessResetKey = &key
+	}
+	qc := &quic.Config{
+		HandshakeIdleTimeout: cfg.HeaderTimeout,
+		MaxIdleTimeout:       cfg.IdleTimeout,
+		MaxIncomingStreams:   int64(cfg.MaxStreams),
+	}
+	u.h3 = &http3.Server{
+		Handler:        http.HandlerFunc(u.serveHTTP),
+		MaxHeaderBytes: cfg.MaxHeader,
+		IdleTimeout:    cfg.IdleTimeout,
+		ConnContext:    u.quicConnected,
+	}
+	u.quicIn, err = u.quic.ListenEarly(http3.ConfigureTLSConfig(u.s.opts.TLS.Clone()), qc)
+	if err != nil {
+		return fmt.Errorf("start QUIC on %s: %w", u.key.address, errors.Join(err, u.udp.Close()))
+	}
+	return nil
+}
+
+// sizeBuffer asks for a receive buffer that holds a burst, and says what to do when it got less.
+func (u *unit) sizeBuffer() {
+	_ = u.udp.SetReadBuffer(udpBuffer) // best effort: what came of it is looked at below
+	_ = u.udp.SetWriteBuffer(udpBuffer)
+	if got := receiveBuffer(u.udp); got > 0 && got < udpBuffer {
+		u.s.opts.Log.Info("h3 bursts may be lost: the kernel bounds UDP buffers",
+			"address", u.key.address, "bytes", got, "hint", fmt.Sprintf("sysctl -w net.core.rmem_max=%d net.core.wmem_max=%d", udpBuffer, udpBuffer))
+	}
+}
+
+func (u *unit) verifySource(net.Addr) bool {
+	if !u.flood.tooMany(time.Now()) {
+		return false
+	}
+	u.s.stats.Retries.Add(1)
+	return true
+}
+
+func (u *unit) quicConnected(ctx context.Context, c *quic.Conn) context.Context {
+	p := &u.s.stats.H3
+	p.Accepted.Add(1)
+	p.Open.Add(1)
+	context.AfterFunc(c.Context(), func() { p.Open.Add(-1) })
+	return ctx
+}
+
+func (u *unit) connState(_ net.Conn, st http.ConnState) {
+	p := &u.s.stats.H1
+	switch st {
+	case http.StateNew:
+		p.Accepted.Add(1)
+		p.Open.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		p.Open.Add(-1)
+	case http.StateActive, http.StateIdle:
+	}
+}
+
+// abandon closes what was opened and never served.
+func (u *unit) abandon() {
+	_ = u.tcp.Close()
+	if u.quicIn != nil {
+		_ = u.quicIn.Close()
+		_ = u.quic.Close()
+		_ = u.udp.Close()
+	}
+}
+
+// serve accepts clients until drain.
+func (u *unit) serve() {
+	u.serving.Go(func() {
+		l := stallListener{u.tcp, u.limits.stall}
+		if u.key.scheme == "http" {
+			u.ended("h1", u.http.Serve(l))
+		} else {
+			u.ended("h1 and h2", u.http.ServeTLS(l, "", ""))
+		}
+	})
+	if u.h3 != nil {
+		u.serving.Go(func() { u.ended("h3", u.h3.ServeListener(u.quicIn)) })
+	}
+}
+
+// ended reports a listener that broke by itself.
+func (u *unit) ended(what string, err error) {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, quic.ErrServerClosed) {
+		return
+	}
+	u.s.opts.Failed(fmt.Errorf("%s on %s stopped: %w", what, u.key.address, err))
+}
+
+// drain ends the unit: gracefully until ctx ends, and then at once. The error says that requests
+// were cut.
+func (u *unit) drain(ctx context.Context) error {
+	var wg sync.WaitGroup
+	var errTCP, errQUIC error
+	wg.Go(func() {
+		if errTCP = u.http.Shutdown(ctx); errTCP != nil {
+			_ = u.http.Close()
+		}
+	})
+	if u.h3 != nil {
+		wg.Go(func() {
+			// The listener goes first: http3's Shutdown closes only those it made itself.
+			_ = u.quicIn.Close()
+			if errQUIC = u.h3.Shutdown(ctx); errQUIC != nil {
+				_ = u.h3.Close()
+			}
+			_ = u.quic.Close()
+			_ = u.udp.Close()
+		})
+	}
+	wg.Wait()
+	u.serving.Wait()
+	if err := errors.Join(errTCP, errQUIC); err != nil {
+		return fmt.Errorf("requests on %s were cut: %w", u.key.address, err)
+	}
+	return nil
+}
+
+// serveHTTP is the way of every request from its protocol to the pipeline.
+func (u *unit) serveHTTP(w http.ResponseWriter, r *http.Request) {
+	p := &u.s.stats.H1
+	switch r.ProtoMajor {
+	case 2:
+		p = &u.s.stats.H2
+	case 3:
+		p = &u.s.stats.H3
+	}
+	p.InFlight.Add(1)
+	defer func() { // a handler that panics to cut its response is counted too
+		p.InFlight.Add(-1)
+		p.Requests.Add(1)
+	}()
+	if u.altSvc != nil && r.ProtoMajor < 3 {
+		w.Header()["Alt-Svc"] = u.altSvc
+	}
+	if r.ProtoMajor == 3 && r.ContentLength < 0 && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		// quic-go cannot know whether a body follows. One of a GET means nothing (RFC 9110, 9.3.1),
+		// and a GET that might have one could never be answered from a cache.
+		r.ContentLength = 0
+	}
+	if r.ContentLength == 0 {
+		r.Body = http.NoBody
+	} else {
+		body := newStallBody(r.Body, w, u.limits.stall)
+		defer body.stall.close()
+		r.Body = body
+	}
+	if r.ProtoMajor >= 2 {
+		sw := newStallWriter(w, u.limits.stall)
+		defer sw.finish()
+		w = sw
+	}
+	u.s.opts.Handler.ServeHTTP(w, r)
+}
+
+// errorLog counts what net/http only logs.
+type errorLog struct {
+	slog.Handler
+	stats *Stats
+}
+
+// Handle counts failed handshakes, and passes the record on.
+func (h errorLog) Handle(ctx context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "TLS handshake error") {
+		h.stats.TLSFailures.Add(1)
+	}
+	if !h.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// Enabled is always true: Handle has to count.
+func (h errorLog) Enabled(context.Context, slog.Level) bool { return true }
