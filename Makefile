@@ -25,7 +25,7 @@ GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath
 STAGES := setup check-generated check-fmt lint test-unit test-root test-e2e test-kernels
 
 # Packages whose tests load programs or make namespaces; the tests of all others run anywhere.
-ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./cmd/... ./test/rig/... ./test/scenario/... ./test/packaging/...
+ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./userspace/geo/... ./userspace/steer/... ./cmd/... ./test/rig/... ./test/scenario/... ./test/packaging/...
 GO_TEST = $(GO) test -shuffle=on
 
 .PHONY: help

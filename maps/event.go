@@ -21,8 +21,6 @@ type Samples struct {
 	w   *window
 }
 
-const never = ^uint64(0)
-
 // Set makes one in every packets with this fate an event: a power of two, 1 for all, 0 for none.
 // DropNone stands for packets that are not dropped.
 func (s *Samples) Set(d Drop, every uint64) error {

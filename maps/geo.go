@@ -64,8 +64,10 @@ func (g *Geo) ListPolicies() ([]GeoPolicy, error) {
 }
 
 func (g *Geo) decode(id uint32, e *bpf.XDPBermGeoPolicy) GeoPolicy {
-	p := GeoPolicy{ID: id, Name: fromName(e.Name), Owner: Owner(e.Owner), Fallback: Action(e.Fallback),
-		Rules: map[Country]Action{}}
+	p := GeoPolicy{
+		ID: id, Name: fromName(e.Name), Owner: Owner(e.Owner), Fallback: Action(e.Fallback),
+		Rules: map[Country]Action{},
+	}
 	for c := range Country(countries) {
 		if a := Action(atomic.LoadUint64(g.rule(id, c)) & 0xff); a != p.Fallback {
 			p.Rules[c] = a

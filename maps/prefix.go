@@ -33,9 +33,7 @@ func (p *Prefixes) Install(t *PrefixTable) error {
 		return err
 	}
 	return p.set.lock.hold(func() (err error) {
-		if err := quiesce(); err != nil {
-			return err
-		}
+		quiesce()
 		ws, closeAll, err := mapWindows(p.four, p.blocks, p.root, p.nodes, p.leaves, p.records)
 		if err != nil {
 			return fmt.Errorf("prefix table: %w", err)
@@ -45,8 +43,10 @@ func (p *Prefixes) Install(t *PrefixTable) error {
 		to := p.set.Config.Get().PrefixActive ^ 1
 		records := make([]bpf.XDPBermPrefixRecord, prefixRecords) // the tail is cleared
 		for i, r := range t.records {
-			records[i] = bpf.XDPBermPrefixRecord{Country: uint16(r.Country), Acl: uint8(r.ACL), RateClass: r.RateClass,
-				AsnClass: r.ASNClass, Region: r.Region, Rule: r.Rule}
+			records[i] = bpf.XDPBermPrefixRecord{
+				Country: uint16(r.Country), Acl: uint8(r.ACL), RateClass: r.RateClass,
+				AsnClass: r.ASNClass, Region: r.Region, Rule: r.Rule,
+			}
 		}
 		for i, content := range [][]byte{bytesOf(t.four), bytesOf(t.blocks), bytesOf(t.root), bytesOf(t.nodes), bytesOf(t.leaves), bytesOf(records)} {
 			half := ws[i].b[len(ws[i].b)/2*int(to):][:len(ws[i].b)/2]
@@ -77,8 +77,10 @@ func (p *Prefixes) Records() ([]PrefixRecord, error) {
 }
 
 func decodeRecord(e bpf.XDPBermPrefixRecord) PrefixRecord {
-	return PrefixRecord{Country: Country(e.Country), ACL: Action(e.Acl), RateClass: e.RateClass,
-		ASNClass: e.AsnClass, Region: e.Region, Rule: e.Rule}
+	return PrefixRecord{
+		Country: Country(e.Country), ACL: Action(e.Acl), RateClass: e.RateClass,
+		ASNClass: e.AsnClass, Region: e.Region, Rule: e.Rule,
+	}
 }
 
 // Lookup returns the live record of a source, found as the kernel half finds it.

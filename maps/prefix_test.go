@@ -196,8 +196,11 @@ func TestPrefixTableRefusesDisorder(t *testing.T) {
 		}
 	}
 	for _, bad := range [][2]string{
-		{"192.0.2.9", "192.0.2.10"}, {"192.0.2.20", "192.0.2.19"}, {"192.0.3.0", "2001:db8::"},
-		{"2001:db8::", "2001:db8:0:1:ffff:ffff:ffff:ffff"}, {"2001:db8:1::", "2001:db8:1::ff"},
+		{"192.0.2.9", "192.0.2.10"},
+		{"192.0.2.20", "192.0.2.19"},
+		{"192.0.3.0", "2001:db8::"},
+		{"2001:db8::", "2001:db8:0:1:ffff:ffff:ffff:ffff"},
+		{"2001:db8:1::", "2001:db8:1::ff"},
 	} {
 		if err := table.Add(a(bad[0]), a(bad[1]), rec); err == nil {
 			t.Errorf("%v was accepted", bad)

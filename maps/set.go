@@ -135,20 +135,26 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 		return w
 	}
 	s.Config = &Config{set: s, w: view(bpf.XDPMapBermConfig)}
-	s.VIPs = &VIPs{set: s, seeds: view(bpf.XDPMapBermVipSeeds), slots: view(bpf.XDPMapBermVipSlots),
-		m: m[bpf.XDPMapBermVips], stats: m[bpf.XDPMapBermVipStats]}
+	s.VIPs = &VIPs{
+		set: s, seeds: view(bpf.XDPMapBermVipSeeds), slots: view(bpf.XDPMapBermVipSlots),
+		m: m[bpf.XDPMapBermVips], stats: m[bpf.XDPMapBermVipStats],
+	}
 	s.Geo = &Geo{set: s, rules: view(bpf.XDPMapBermGeoRules), m: m[bpf.XDPMapBermGeoPolicies]}
-	s.Prefixes = &Prefixes{set: s, four: m[bpf.XDPMapBermPrefix4], blocks: m[bpf.XDPMapBermPrefix4Blocks],
+	s.Prefixes = &Prefixes{
+		set: s, four: m[bpf.XDPMapBermPrefix4], blocks: m[bpf.XDPMapBermPrefix4Blocks],
 		root: m[bpf.XDPMapBermPrefix6Root], nodes: m[bpf.XDPMapBermPrefix6Nodes],
-		leaves: m[bpf.XDPMapBermPrefix6Leaves], records: m[bpf.XDPMapBermPrefixRecords]}
+		leaves: m[bpf.XDPMapBermPrefix6Leaves], records: m[bpf.XDPMapBermPrefixRecords],
+	}
 	s.Rates = &Rates{set: s, m: m[bpf.XDPMapBermRateClasses], cells: m[bpf.XDPMapBermRateCells]}
 	s.Verdicts = &Verdicts{set: s, bits: view(bpf.XDPMapBermVerdictBits), m: m[bpf.XDPMapBermVerdicts]}
 	s.Sets = &Sets{set: s, m: m[bpf.XDPMapBermSets]}
 	s.Rows = &Rows{set: s, w: view(bpf.XDPMapBermRows)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
-	s.Stats = &Stats{set: s, drops: m[bpf.XDPMapBermDrops], shadows: m[bpf.XDPMapBermShadows],
-		stages: m[bpf.XDPMapBermStageStats], vips: m[bpf.XDPMapBermVipStats], tenants: m[bpf.XDPMapBermTenantStats]}
+	s.Stats = &Stats{
+		set: s, drops: m[bpf.XDPMapBermDrops], shadows: m[bpf.XDPMapBermShadows],
+		stages: m[bpf.XDPMapBermStageStats], vips: m[bpf.XDPMapBermVipStats], tenants: m[bpf.XDPMapBermTenantStats],
+	}
 	s.Samples = &Samples{set: s, w: view(bpf.XDPMapBermSample)}
 	s.Events = &Events{m: m[bpf.XDPMapBermEvents]}
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}

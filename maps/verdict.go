@@ -84,7 +84,7 @@ func (x Verdict) encode() (e bpf.XDPBermVerdict, err error) {
 	case len(x.Reason) > ReasonLen:
 		return e, fmt.Errorf("verdict about %s: reason %q has %d bytes, at most %d fit", x.Source, x.Reason, len(x.Reason), ReasonLen)
 	}
-	e = bpf.XDPBermVerdict{Evidence: x.Evidence, Rule: x.Rule, Action: uint8(x.Action), Owner: uint8(x.Owner), Reason: [16]int8(toName(x.Reason))}
+	e = bpf.XDPBermVerdict{Evidence: x.Evidence, Rule: x.Rule, Action: uint8(x.Action), Owner: uint8(x.Owner), Reason: toName(x.Reason)}
 	if !x.Expires.IsZero() {
 		left := time.Until(x.Expires)
 		if left <= 0 {

@@ -71,8 +71,3 @@ func buildIndex(seed [2]uint64, ids map[serviceKey]uint32) (*vipIndex, error) {
 	}
 	return index, nil
 }
-
-// find is the kernel half's lookup, for explaining: 0 = none.
-func (x *vipIndex) find(h uint64) uint32 {
-	return uint32(x.slots[vipSlot(h, x.seeds[h%vipBuckets])])
-}

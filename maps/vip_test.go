@@ -151,8 +151,11 @@ func TestVIPErrors(t *testing.T) {
 		"name taken":    {[]maps.VIP{service("web", "192.0.2.11", 443)}, maps.ErrOverlap, []string{"name already taken"}},
 		"overlap mixed": {[]maps.VIP{service("x", "::ffff:192.0.2.10", 443)}, maps.ErrOverlap, []string{`"web"`}},
 		"all at once":   {[]maps.VIP{foreign, service("two words", "192.0.2.9", 1)}, nil, []string{"name is empty", "unicast", "port is missing", "protocol icmp", `"two words"`}},
-		"unknown names": {[]maps.VIP{{Name: "n", Address: netip.MustParseAddr("192.0.2.9"), Port: 1, Protocol: maps.ProtocolUDP, Backends: "edges", GeoPolicy: "eu", RateClass: "slow"}}, maps.ErrNotFound,
-			[]string{`backends "edges"`, `geo policy "eu"`, `rate class "slow"`, "there is none yet"}},
+		"unknown names": {
+			[]maps.VIP{{Name: "n", Address: netip.MustParseAddr("192.0.2.9"), Port: 1, Protocol: maps.ProtocolUDP, Backends: "edges", GeoPolicy: "eu", RateClass: "slow"}},
+			maps.ErrNotFound,
+			[]string{`backends "edges"`, `geo policy "eu"`, `rate class "slow"`, "there is none yet"},
+		},
 	} {
 		err := k.VIPs.Replace(maps.OwnerFile, tt.list)
 		if err == nil || tt.is != nil && !errors.Is(err, tt.is) {

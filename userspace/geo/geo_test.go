@@ -2,14 +2,17 @@ package geo
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	stdmaps "maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -103,12 +106,15 @@ func mmdb(t testing.TB, typ string, networks map[string]mmdbtype.DataType) strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n, v := range networks {
-		_, network, err := net.ParseCIDR(n) //nolint:forbidigo // mmdbwriter's own type
+	shortestFirst := func(a, b string) int {
+		return cmp.Compare(netip.MustParsePrefix(a).Bits(), netip.MustParsePrefix(b).Bits())
+	}
+	for _, n := range slices.SortedFunc(stdmaps.Keys(networks), shortestFirst) { // a later one replaces what it covers
+		_, network, err := net.ParseCIDR(n)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := tree.Insert(network, v); err != nil {
+		if err := tree.Insert(network, networks[n]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -218,9 +224,13 @@ func TestValidate(t *testing.T) {
 			"a name": {}, "eu": {Fallback: "explode", Drop: []string{"DEU", "FR"}, Allow: []string{"FR"}},
 		},
 		Overrides: []Override{
-			{Prefix: "nonsense", ACL: "drop"}, {Prefix: "192.0.2.0/24"}, {Prefix: "192.0.2.0/24", ACL: "mark"},
-			{Prefix: "2001:db8::/65", ACL: "drop"}, {Prefix: "192.0.2.0/24", Country: "X"},
-			{Prefix: "192.0.3.0/24", ACL: "drop"}, {Prefix: "192.0.3.0/24", Rate: "slow"},
+			{Prefix: "nonsense", ACL: "drop"},
+			{Prefix: "192.0.2.0/24"},
+			{Prefix: "192.0.2.0/24", ACL: "mark"},
+			{Prefix: "2001:db8::/65", ACL: "drop"},
+			{Prefix: "192.0.2.0/24", Country: "X"},
+			{Prefix: "192.0.3.0/24", ACL: "drop"},
+			{Prefix: "192.0.3.0/24", Rate: "slow"},
 		},
 	}
 	err := c.Validate()

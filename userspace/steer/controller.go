@@ -233,8 +233,10 @@ func (c *Controller) membersOf(s *set) []Member {
 	var members []Member
 	for _, m := range s.members {
 		b := c.backends[m.Name]
-		members = append(members, Member{ID: uint16(b.id), Name: m.Name, Weight: cmp.Or(m.Weight, 1),
-			Alive: b.alive && !(c.draining && m.Name == c.self)})
+		members = append(members, Member{
+			ID: uint16(b.id), Name: m.Name, Weight: cmp.Or(m.Weight, 1),
+			Alive: b.alive && !(c.draining && m.Name == c.self),
+		})
 	}
 	return members
 }
@@ -320,8 +322,10 @@ func (c *Controller) Status() ([]Status, error) {
 		}
 		for _, m := range s.members {
 			b := c.backends[m.Name]
-			out = append(out, Status{Set: name, Name: m.Name, Address: b.address, Self: m.Name == c.self, Alive: b.alive,
-				Since: b.since, Why: b.why, NextHop: b.hop, Trouble: b.told, Rows: count[uint16(b.id)]})
+			out = append(out, Status{
+				Set: name, Name: m.Name, Address: b.address, Self: m.Name == c.self, Alive: b.alive,
+				Since: b.since, Why: b.why, NextHop: b.hop, Trouble: b.told, Rows: count[uint16(b.id)],
+			})
 		}
 	}
 	return out, nil

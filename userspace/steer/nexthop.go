@@ -35,7 +35,7 @@ func NewResolver() (_ *Resolver, err error) {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	for family, network := range map[int]string{unix.AF_INET: "udp4", unix.AF_INET6: "udp6"} {
-		conn, err := net.ListenPacket(network, ":0") //nolint:noctx // opens at once
+		conn, err := net.ListenPacket(network, ":0")
 		if errors.Is(err, unix.EAFNOSUPPORT) {
 			continue // a host without IPv6
 		}

@@ -2,6 +2,7 @@ package steer
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/bermedge/berm/maps"
@@ -26,7 +28,7 @@ func within(t *testing.T, limit time.Duration, what string, ok func() bool) time
 		if time.Since(start) > limit {
 			t.Fatalf("%s: not within %s", what, limit)
 		}
-		time.Sleep(2 * time.Millisecond) // between polls
+		time.Sleep(2 * time.Millisecond) // sleep: between polls
 	}
 	return time.Since(start)
 }
@@ -34,7 +36,7 @@ func within(t *testing.T, limit time.Duration, what string, ok func() bool) time
 // respond runs a responder on an address of the loopback interface.
 func respond(t *testing.T, at string, key [32]byte) *Responder {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", at) //nolint:noctx // opens at once
+	conn, err := net.ListenPacket("udp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +56,7 @@ func respond(t *testing.T, at string, key [32]byte) *Responder {
 
 func freePort(t *testing.T) uint16 {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // opens at once
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +112,7 @@ func TestResponderIgnoresOthers(t *testing.T) {
 	port := freePort(t)
 	at := netip.AddrPortFrom(addr("127.0.0.1"), port).String()
 	respond(t, at, key)
-	conn, err := net.Dial("udp", at) //nolint:noctx // opens at once
+	conn, err := net.Dial("udp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +151,47 @@ func TestHealthNeedsRuns(t *testing.T) {
 	}
 	if want := "+++++++++---+++++"; states != want {
 		t.Errorf("states %s, want %s", states, want)
+	}
+}
+
+// TestDetectionTime computes, with time as an argument, how long a death and a return go unnoticed.
+func TestDetectionTime(t *testing.T) {
+	p := DefaultProbe()
+	for what, tt := range map[string]struct {
+		refused bool
+		died    time.Duration // after a probe
+		within  time.Duration
+	}{
+		"silent":      {false, time.Millisecond, 650 * time.Millisecond},
+		"closed port": {true, time.Millisecond, 400 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			start := time.Now()
+			dead := func() bool { at := time.Since(start); return at >= time.Second+tt.died && at < 5*time.Second }
+			ask := func(ctx context.Context) error {
+				if dead() && !tt.refused {
+					time.Sleep(p.Timeout) // sleep: a timeout, in synctest's time
+				}
+				if dead() {
+					return errors.New("dead")
+				}
+				return nil
+			}
+			var turned []time.Duration
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				p.watch(ctx, ask, true, func(bool, error) { turned = append(turned, time.Since(start)) }, func() {})
+			}()
+			time.Sleep(10 * time.Second) // sleep: in synctest's time
+			cancel()
+			<-done
+			if len(turned) != 2 || turned[0]-time.Second > tt.within || turned[1]-5*time.Second > 400*time.Millisecond {
+				t.Errorf("%s: dead from 1 s to 5 s, noticed at %v", what, turned)
+			}
+			t.Log(what, turned)
+		})
 	}
 }
 
@@ -224,11 +267,8 @@ func TestControllerFollowsHealth(t *testing.T) {
 	}
 
 	two.SetDraining(true)
-	took := within(t, 2*time.Second, "rows leave edge2", func() bool { return rowsOf(t, c)["edge2"] == 0 })
+	took := within(t, 30*time.Second, "rows leave edge2", func() bool { return rowsOf(t, c)["edge2"] == 0 })
 	t.Logf("rows moved %s after edge2 stopped answering", took)
-	if took > time.Second {
-		t.Errorf("detection took %s", took)
-	}
 	set, _ := k.Sets.List()
 	edge2, _ := k.Backends.Get("edge2")
 	rows, _ := k.Rows.Read(set[0].ID)
@@ -253,14 +293,14 @@ func TestControllerFollowsHealth(t *testing.T) {
 	}
 
 	two.SetDraining(false)
-	within(t, 2*time.Second, "rows return", func() bool { return rowsOf(t, c)["edge2"] >= third })
+	within(t, 30*time.Second, "rows return", func() bool { return rowsOf(t, c)["edge2"] >= third })
 	if err := c.SetDraining(true); err != nil {
 		t.Fatal(err)
 	}
 	if got := rowsOf(t, c); got["edge1"] != 0 {
 		t.Errorf("rows while this edge drains: %v", got)
 	}
-	within(t, 3*time.Second, "a sign of life", func() bool {
+	within(t, 30*time.Second, "a sign of life", func() bool {
 		b, err := k.Backends.Get("edge3")
 		return err == nil && !b.Heartbeat.IsZero()
 	})

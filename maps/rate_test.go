@@ -1,0 +1,143 @@
+package maps_test
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/bermedge/berm/bpf"
+	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/maps/mapstest"
+)
+
+func TestRateClassRoundTrip(t *testing.T) {
+	k := mapstest.New(t)
+	for _, c := range []maps.RateClass{
+		{Name: "packets", Packets: maps.Limit{PerSecond: 1000, Burst: 2000}},
+		{Name: "all", Owner: maps.OwnerFile, Packets: maps.Limit{PerSecond: 7, Burst: 70}, Bytes: maps.Limit{PerSecond: 1e6, Burst: 1e6}, SYNs: maps.Limit{PerSecond: 3, Burst: 100}, Shadow: true},
+		{Name: "fine", Packets: maps.Limit{PerSecond: 1e6, Burst: 7999}, FineClock: true}, // below two ticks of 4 ms
+		{Name: "coarse", Packets: maps.Limit{PerSecond: 1e6, Burst: 8001}},
+		{Name: "unlimited"},
+	} {
+		id, err := k.Rates.PutClass(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.ID = id
+		if got, err := k.Rates.GetClass(c.Name); err != nil || got != c {
+			t.Errorf("put %+v\ngot %+v, %v", c, got, err)
+		}
+	}
+	list, err := k.Rates.ListClasses()
+	if err != nil || len(list) != 5 {
+		t.Errorf("%d classes, %v", len(list), err)
+	}
+}
+
+func TestRateClassErrors(t *testing.T) {
+	for says, c := range map[string]maps.RateClass{
+		"a burst of 0 is below 1":       {Name: "x", Packets: maps.Limit{PerSecond: 10}},
+		"a burst of 5 without a rate":   {Name: "x", SYNs: maps.Limit{Burst: 5}},
+		"a burst of 1000 is below 1500": {Name: "x", Bytes: maps.Limit{PerSecond: 1e6, Burst: 1000}},
+		"is above 16000000000":          {Name: "x", Bytes: maps.Limit{PerSecond: 2e10, Burst: 1e6}},
+		"takes 1000 s at 1 per second":  {Name: "x", Packets: maps.Limit{PerSecond: 1, Burst: 1000}},
+		"name is empty":                 {},
+	} {
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%+v: %v, want %q", c, err, says)
+		}
+	}
+}
+
+// A class as put lets exactly its burst through at once, in packets and in bytes.
+func TestRateClassInKernel(t *testing.T) {
+	for name, tt := range map[string]struct {
+		class maps.RateClass
+		flags byte
+		want  int
+		drop  maps.Drop
+	}{
+		"packets": {maps.RateClass{Name: "c", Packets: maps.Limit{PerSecond: 1, Burst: 20}}, mapstest.ACK, 20, maps.DropRatePackets},
+		"odd":     {maps.RateClass{Name: "c", Packets: maps.Limit{PerSecond: 3, Burst: 33}}, mapstest.ACK, 33, maps.DropRatePackets},
+		"bytes":   {maps.RateClass{Name: "c", Bytes: maps.Limit{PerSecond: 100, Burst: 56 * 40}}, mapstest.ACK, 40, maps.DropRateBytes},
+		"syns":    {maps.RateClass{Name: "c", SYNs: maps.Limit{PerSecond: 1, Burst: 5}}, mapstest.SYN, 5, maps.DropRateSYN},
+		"acks":    {maps.RateClass{Name: "c", SYNs: maps.Limit{PerSecond: 1, Burst: 5}}, mapstest.ACK, 100, maps.DropRateSYN},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := mapstest.New(t)
+			if _, err := k.Rates.PutClass(tt.class); err != nil {
+				t.Fatal(err)
+			}
+			web := service("web", "192.0.2.10", 443)
+			web.RateClass = "c"
+			if _, err := k.VIPs.Put(web); err != nil {
+				t.Fatal(err)
+			}
+			passed := 0
+			for range 100 {
+				if action, _ := k.Run(t, mapstest.TCP(client, netip.MustParseAddrPort("192.0.2.10:443"), tt.flags)); mapstest.Action(action) == "pass" {
+					passed++
+				}
+			}
+			if passed != tt.want && passed != tt.want+1 { // one comes back where the machine takes its time
+				t.Errorf("%d of 100 at once passed, want %d", passed, tt.want)
+			}
+			if drops, _ := k.Stats.Drops(); drops[tt.drop].Packets != uint64(100-passed) {
+				t.Errorf("%s counted %d", tt.drop, drops[tt.drop].Packets)
+			}
+		})
+	}
+}
+
+func TestRateClassInUse(t *testing.T) {
+	k := mapstest.New(t)
+	for _, name := range []string{"vip", "prefix", "none"} {
+		if _, err := k.Rates.PutClass(maps.RateClass{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	web := service("web", "192.0.2.10", 443)
+	web.RateClass = "vip"
+	if _, err := k.VIPs.Put(web); err != nil {
+		t.Fatal(err)
+	}
+	ids, _ := k.Rates.IDs()
+	if err := k.Prefixes.Swap(func(table *maps.PrefixTable) error {
+		return table.Add4(1<<24, 2<<24, maps.PrefixRecord{RateClass: uint8(ids["prefix"]), Rule: 4})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for name, says := range map[string]string{"vip": "by VIP web", "prefix": "by prefix override 4"} {
+		if err := k.Rates.RemoveClass(name); !errors.Is(err, maps.ErrInUse) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := k.Rates.RemoveClass("none"); err != nil {
+		t.Error(err)
+	}
+	if err := k.Rates.RemoveClass("none"); !errors.Is(err, maps.ErrNotFound) {
+		t.Error(err)
+	}
+	for i := range 253 {
+		if _, err := k.Rates.PutClass(maps.RateClass{Name: "c" + string(rune('a'+i%26)) + string(rune('a'+i/26))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := k.Rates.PutClass(maps.RateClass{Name: "more"}); !errors.Is(err, maps.ErrFull) {
+		t.Errorf("a full table: %v", err)
+	}
+}
+
+func TestRateUnmeasuredTick(t *testing.T) {
+	k := mapstest.New(t)
+	if err := k.Config.Update(func(c *bpf.XDPBermConfig) { c.TickUnits = 0 }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Rates.PutClass(maps.RateClass{Name: "x", Packets: maps.Limit{PerSecond: 1e6, Burst: 1000}}); err != nil {
+		t.Fatal(err)
+	}
+	if c, _ := k.Rates.GetClass("x"); !c.FineClock {
+		t.Error("a burst of 1 ms is counted with a tick of unknown length")
+	}
+}
