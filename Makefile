@@ -9,19 +9,24 @@ MAKEFLAGS += --no-print-directory
 DESTDIR ?=
 PREFIX ?= /usr
 DIST ?= dist
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0)
+# The tree may be another user's: under sudo, or mounted into a container.
+GIT := git -c safe.directory='*'
+VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo 0.0.0)
+
+# The version comes from git describe above; stamping would fail where the tree is another user's.
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 # Looked for once, and only by targets that need it.
 GO = $(eval GO := $$(or $$(shell scripts/find-go),$$(error no usable Go)))$(GO)
 AS := scripts/as-user
-GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
+GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath
 
 # The stages of `make test`, in their order. `setup` is the ground for the others.
 STAGES := setup check-generated check-fmt lint test-unit test-root test-e2e test-kernels
 
 # Packages whose tests load programs or make namespaces; the tests of all others run anywhere.
 ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./cmd/... ./test/rig/... ./test/scenario/... ./test/packaging/...
-GO_TEST = $(GO) test -buildvcs=false -shuffle=on
+GO_TEST = $(GO) test -shuffle=on
 
 .PHONY: help
 help: ## list the targets
@@ -38,17 +43,17 @@ run: build ## sudo make run: an edge with built-in defaults, until Ctrl-C
 .PHONY: generate
 generate: ## compile the BPF programs into the committed Go bindings, and write the lists in doc/ (needs clang-19)
 	@$(AS) $(GO) generate ./...
-	@$(AS) $(GO) test -buildvcs=false -count=1 ./test/presubmit -run TestLists -update >/dev/null
+	@$(AS) $(GO) test -count=1 ./test/presubmit -run TestLists -update >/dev/null
 
 .PHONY: fmt
 fmt: .build/tools/golangci-lint ## format Go (gofumpt) and C (clang-format-19)
 	@$(AS) env PATH="$(dir $(GO)):$$PATH" .build/tools/golangci-lint fmt ./...
-	@git ls-files '*.c' '*.h' | xargs -r $(AS) clang-format-19 -i
+	@$(GIT) ls-files '*.c' '*.h' | xargs -r $(AS) clang-format-19 -i
 
 .PHONY: check-fmt
 check-fmt: .build/tools/golangci-lint
 	@$(AS) env PATH="$(dir $(GO)):$$PATH" .build/tools/golangci-lint fmt --diff ./...
-	@git ls-files '*.c' '*.h' | xargs -r clang-format-19 --dry-run -Werror
+	@$(GIT) ls-files '*.c' '*.h' | xargs -r clang-format-19 --dry-run -Werror
 
 .PHONY: lint
 lint: .build/tools/golangci-lint ## run the linters of .golangci.yml
@@ -64,19 +69,19 @@ test: ## sudo make test: everything that CI runs, installing what it needs
 
 .PHONY: check-generated
 check-generated: generate
-	@git diff --exit-code --stat -- bpf doc || { echo 'Generated files differ from what is committed: make generate, and commit.' >&2; exit 1; }
+	@$(GIT) diff --exit-code --stat -- bpf doc || { echo 'Generated files differ from what is committed: make generate, and commit.' >&2; exit 1; }
 
 .PHONY: test-unit
 test-unit: ## tests that need no privilege, with the race detector
-	@$(GO) -C scripts/tools test -buildvcs=false ./pack
-	@$(GO) list -buildvcs=false ./... | grep -vxF -f <($(GO) list -buildvcs=false $(ROOT_PACKAGES) ./test/e2e/... ./test/kernels/...) | xargs -r $(GO_TEST) -race
+	@$(GO) -C scripts/tools test ./pack
+	@$(GO) list ./... | grep -vxF -f <($(GO) list $(ROOT_PACKAGES) ./test/e2e/... ./test/kernels/...) | xargs -r $(GO_TEST) -race
 
 .PHONY: test-root
 test-root: ## tests that load programs and make namespaces (as root)
 	@$(GO_TEST) -race $(ROOT_PACKAGES)
 
 .PHONY: test-e2e
-test-e2e: build ## labs in network namespaces, with real clients (as root)
+test-e2e: ## labs in network namespaces, with real clients (as root)
 	@$(GO_TEST) -timeout 10m ./test/e2e/...
 
 .PHONY: test-kernels
@@ -106,8 +111,8 @@ package: build man .build/tools/pack ## write dist/berm_VERSION_ARCH.deb
 	@$(AS) .build/tools/pack -version '$(VERSION)' -arch "$$($(GO) env GOARCH)" -out '$(DIST)'
 
 .build/tools/pack: scripts/tools/go.mod scripts/tools/pack/main.go
-	@$(AS) $(GO) -C scripts/tools build -buildvcs=false -o ../../$@ ./pack
+	@$(AS) $(GO) -C scripts/tools build -o ../../$@ ./pack
 
 .build/tools/golangci-lint: scripts/tools/go.mod
 	@echo 'building golangci-lint, once'
-	@$(AS) $(GO) -C scripts/tools build -buildvcs=false -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@$(AS) $(GO) -C scripts/tools build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

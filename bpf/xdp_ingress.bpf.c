@@ -58,6 +58,7 @@ static __always_inline int run(struct xdp_md *ctx, const struct now *now)
 	struct packet pkt = { .ctx = ctx };
 	__u32 key = 0;
 
+	asm volatile("" : : "r"(&pkt));
 	pkt.cfg = bpf_map_lookup_elem(&berm_config, &key);
 	if (!pkt.cfg || !pkt.cfg->vips)
 		return XDP_PASS;

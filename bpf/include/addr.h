@@ -30,6 +30,14 @@ static __always_inline struct berm_addr addr_v6(const struct in6_addr *v6)
 	return addr;
 }
 
+static __always_inline void addr_put(struct in6_addr *to, const struct berm_addr *addr)
+{
+	__be64 *half = (__be64 *)to;
+
+	half[0] = addr->halves[0];
+	half[1] = addr->halves[1];
+}
+
 static __always_inline __be32 addr_to_v4(const struct berm_addr *addr)
 {
 	return addr->halves[1] >> 32;
@@ -50,21 +58,28 @@ static __always_inline bool addr_is_zero(const struct berm_addr *addr)
 	return !(addr->halves[0] | addr->halves[1]);
 }
 
-/* No packet from the wire has a source in 0/8, 127/8, 224/4 or the broadcast address. */
-static __always_inline bool addr_v4_bad_source(__be32 v4)
+/* 1 for zero */
+static __always_inline __u64 is_zero(__u64 n)
 {
-	__u32 addr = bpf_ntohl(v4);
-	__u32 first = addr >> 24;
-
-	return first == 0 || first == 127 || (first & 0xf0) == 0xe0 || addr == 0xffffffff;
+	return (n - 1 & ~n) >> 63;
 }
 
-/* Nor in ::/96 (unspecified, loopback, long obsolete mappings), ::ffff:0:0/96 or ff00::/8. */
-static __always_inline bool addr_v6_bad_source(const struct berm_addr *addr)
+/* 1 for a source that no packet from the wire has: 0/8, 127/8, 224/4 and the broadcast address. */
+static __always_inline __u64 addr_v4_bad_source(__be32 v4)
 {
-	if (addr->octets[0] == 0xff)
-		return true;
-	return !addr->halves[0] && (!addr->words[2] || addr->words[2] == bpf_htonl(0xffff));
+	__u64 addr = bpf_ntohl(v4);
+
+	return is_zero(addr >> 24) | is_zero(addr >> 24 ^ 127) | is_zero(addr >> 28 ^ 14) |
+	       (addr + 1) >> 32;
+}
+
+/* ::/96 (unspecified, loopback, long obsolete mappings), ::ffff:0:0/96 and ff00::/8. */
+static __always_inline __u64 addr_v6_bad_source(const struct berm_addr *addr)
+{
+	__u64 third = addr->words[2];
+
+	return is_zero(addr->octets[0] ^ 0xff) |
+	       (is_zero(addr->halves[0]) & (is_zero(third) | is_zero(third ^ bpf_htonl(0xffff))));
 }
 
 #endif

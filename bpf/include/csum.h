@@ -10,11 +10,19 @@
 
 static __always_inline __u16 csum_fold(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
+	__u32 half = (__u32)sum + (__u32)(sum >> 32);
+
+	half += half < (__u32)sum; /* the carry */
+	half = (half & 0xffff) + (half >> 16);
+	return (half & 0xffff) + (half >> 16);
+}
+
+/* 1 if the sum over a header with its checksum is wrong: if it does not fold to 0xffff, that is if
+ * that does not divide it.
+ */
+static __always_inline __u64 csum_bad(__u64 sum)
+{
+	return (sum % 0xffff + 0xffff) >> 16;
 }
 
 /* Sum of the fixed part, in words of 32 bits: folding makes the halves one. */

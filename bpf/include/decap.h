@@ -93,7 +93,7 @@ static __always_inline int decap(struct packet *pkt)
 	if (LIKELY(!is_tunnel(pkt)))
 		return STAGE_NEXT;
 	if (pkt->bad) {
-		STAGE(refuse(pkt, pkt->bad, false));
+		STAGE(refuse(pkt, first_bad(pkt), false));
 		return foreign(pkt, BERM_STAGE_DECAP);
 	}
 	if (is(pkt, PACKET_FRAGMENT) || pkt->header != outer_size(pkt)) {
@@ -113,7 +113,7 @@ static __always_inline int decap(struct packet *pkt)
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_INNER, false));
 		return foreign(pkt, BERM_STAGE_DECAP);
 	}
-	forget(pkt);
+	forget_headers(pkt);
 	pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst, pkt->sport,
 			      pkt->dport, pkt->flow_proto);
 	if (!tag_fits(pkt->cfg, pkt->flow, tag)) {

@@ -17,12 +17,17 @@
 #include "packet.h"
 
 #define OUTER_TTL 64
+#define IPV4_DF 0x4000
 #define IP_TOTAL_MAX 65535
 
+/* Two MAC addresses as Ethernet has them, in words: bytes would be copied one by one. */
 struct macs {
-	__u8 dst[ETH_ALEN];
-	__u8 src[ETH_ALEN];
+	__u32 dst0;
+	__u16 dst4;
+	__u16 src0;
+	__u32 src2;
 };
+_Static_assert(sizeof(struct macs) == 2 * ETH_ALEN, "macs is the start of an Ethernet header");
 
 static __always_inline bool put_ethernet(const struct packet *pkt, struct cursor *cur,
 					 const struct macs *macs, __u32 vlans, __be16 proto)
@@ -31,17 +36,16 @@ static __always_inline bool put_ethernet(const struct packet *pkt, struct cursor
 
 	if (!eth)
 		return false;
-	__builtin_memcpy(eth->h_dest, macs->dst, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, macs->src, ETH_ALEN);
-	eth->h_proto = vlans ? pkt->tpid : proto;
+	*(struct macs *)eth = *macs;
+	eth->h_proto = vlans ? (__be16)pkt->tpids : proto;
 #pragma unroll
-	for (__u32 i = 0; i < VLANS && i < vlans; i++) {
+	for (__u32 i = 0; i < VLANS && UNLIKELY(i < vlans); i++) {
 		struct vlan_hdr *tag = TAKE(cur, struct vlan_hdr);
 
 		if (!tag)
 			return false;
-		tag->tci = pkt->vlan[i].tci;
-		tag->proto = i + 1 == vlans ? proto : pkt->vlan[i].proto;
+		tag->tci = pkt->tags >> VLAN_SHIFT * i;
+		tag->proto = i + 1 == vlans ? proto : pkt->tpids >> VLAN_SHIFT;
 	}
 	return true;
 }
@@ -53,21 +57,22 @@ static __always_inline bool put_ipv4(const struct packet *pkt, struct cursor *cu
 				     __be32 dst, __u16 tag)
 {
 	struct iphdr *ip = TAKE(cur, struct iphdr);
+	__u32 proto = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	__u32 words[3] = {
+		bpf_htonl(4u << 28 | 5u << 24 | (pkt->tos & 0xfc) << 16 | (pkt->len + sizeof(*ip))),
+		bpf_htonl((__u32)tag << 16 | IPV4_DF),
+		bpf_htonl(OUTER_TTL << 24 | proto << 16),
+	};
+	__u32 *out = (__u32 *)ip;
 
 	if (!ip)
 		return false;
-	ip->version = 4;
-	ip->ihl = sizeof(*ip) / 4;
-	ip->tos = pkt->tos & 0xfc;
-	ip->tot_len = bpf_htons(sizeof(*ip) + pkt->len);
-	ip->id = bpf_htons(tag);
-	ip->frag_off = bpf_htons(0x4000);
-	ip->ttl = OUTER_TTL;
-	ip->protocol = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
-	ip->check = 0;
-	ip->saddr = src;
-	ip->daddr = dst;
-	ip->check = ~csum_fold(csum_ipv4(ip));
+	out[0] = words[0];
+	out[1] = words[1];
+	out[2] = words[2] |
+		 (__u32)(__u16)~csum_fold((__u64)words[0] + words[1] + words[2] + src + dst) << 16;
+	out[3] = src;
+	out[4] = dst;
 	return true;
 }
 
@@ -75,16 +80,15 @@ static __always_inline bool put_ipv6(const struct packet *pkt, struct cursor *cu
 				     const struct berm_addr *src, const struct berm_addr *dst, __u16 tag)
 {
 	struct ipv6hdr *ip = TAKE(cur, struct ipv6hdr);
-	__u32 *word = (__u32 *)ip;
+	__u32 proto = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
+	__u32 *out = (__u32 *)ip;
 
 	if (!ip)
 		return false;
-	word[0] = bpf_htonl(6u << 28 | (pkt->tos & 0xfc) << 20 | tag);
-	ip->payload_len = bpf_htons(pkt->len);
-	ip->nexthdr = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
-	ip->hop_limit = OUTER_TTL;
-	__builtin_memcpy(&ip->saddr, src, sizeof(*src));
-	__builtin_memcpy(&ip->daddr, dst, sizeof(*dst));
+	out[0] = bpf_htonl(6u << 28 | (pkt->tos & 0xfc) << 20 | tag);
+	out[1] = bpf_htonl(pkt->len << 16 | proto << 8 | OUTER_TTL);
+	addr_put(&ip->saddr, src);
+	addr_put(&ip->daddr, dst);
 	return true;
 }
 
@@ -111,14 +115,18 @@ static __always_inline int encapsulate(struct packet *pkt)
 	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0]) : 0;
 	struct cursor cur = cur_from(pkt->ctx);
 	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
+	const __u8 *from;
 	struct macs macs;
 	int move;
 
 	if (!eth || addr_is_zero(six ? &cfg->self6 : &cfg->self4) ||
 	    pkt->len + size > IP_TOTAL_MAX)
 		return fail_open(pkt, BERM_STAGE_DELIVER);
-	__builtin_memcpy(macs.dst, to->mac, ETH_ALEN);
-	__builtin_memcpy(macs.src, to->ifindex ? to->src_mac : eth->h_dest, ETH_ALEN);
+	macs.dst0 = *(__u32 *)to->mac;
+	macs.dst4 = *(__u16 *)(to->mac + 4);
+	from = to->ifindex ? to->src_mac : eth->h_dest;
+	macs.src0 = *(__u16 *)from;
+	macs.src2 = *(__u32 *)(from + 2);
 
 	move = (int)pkt->l3 - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size);
 	if (bpf_xdp_adjust_head(pkt->ctx, move))
@@ -142,7 +150,7 @@ static __always_inline int strip_outer(struct packet *pkt)
 
 	if (!eth)
 		return fail_open(pkt, BERM_STAGE_DELIVER);
-	__builtin_memcpy(&macs, eth, sizeof(macs));
+	macs = *(struct macs *)eth;
 	if (bpf_xdp_adjust_head(pkt->ctx, size))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);

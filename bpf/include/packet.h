@@ -27,6 +27,7 @@
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 #define VLANS 2 /* 802.1ad outside of 802.1Q; deeper stacks pass as foreign */
+#define VLAN_SHIFT 16 /* of the inner tag in packet.tags and packet.tpids */
 
 struct cursor {
 	void *pos;
@@ -61,32 +62,34 @@ enum packet_fact {
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
 };
 
+/* Small numbers are 32 bits wide: narrower ones cost an instruction each time one is used. */
 struct packet {
 	struct xdp_md *ctx;
 	struct berm_config *cfg;
 
 	/* parse: of the outer packet, and again of the inner one where decap finds one */
-	struct vlan_hdr vlan[VLANS];
-	__be16 tpid;   /* EtherType of the first tag */
-	__u8 tos;
-	__u8 proto;    /* of the payload; of fragments as the first header says */
-	__u8 bad;      /* enum berm_drop: refuse it if it is for a VIP */
-	__u8 flow_proto; /* as proto, ports and client: of the flow that an ICMP error quotes, if it is one */
-	__u32 facts;   /* enum packet_fact */
-	__u16 header;  /* bytes from the start of the IP header to the payload */
-	__be16 sport;  /* 0 for fragments and where there are none */
-	__be16 dport;
-	__u32 frame;   /* bytes of the frame that can be looked at */
-	__u32 l3;      /* offset of the IP header */
-	__u32 len;     /* bytes of the IP packet */
+	__u32 facts;  /* enum packet_fact */
+	__u32 tags;   /* the two VLAN tags' TCIs, the outer one's in the low half; network order */
+	__u32 tpids;  /* and the EtherTypes that announce them */
+	__u32 tos;
+	__u32 proto;  /* of the payload; of fragments as the first header says */
+	__u32 bad;    /* bit n: refuse it for reason n if it is for a VIP */
+	__u32 header; /* bytes from the start of the IP header to the payload */
+	__u32 frame;  /* bytes of the frame that can be looked at */
+	__u32 l3;     /* offset of the IP header */
+	__u32 len;    /* bytes of the IP packet */
 	struct berm_addr src;
 	struct berm_addr dst;
-	struct berm_addr client; /* far end of the flow */
+	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
+	struct berm_addr client;
+	__u32 flow_proto;
+	__u32 sport;  /* network order; 0 for fragments and where there are none */
+	__u32 dport;
 
 	/* vip and policy */
 	struct berm_vip *vip; /* NULL until found */
 	__u32 vip_id;
-	__u64 source;  /* source hash */
+	__u64 source; /* source hash */
 	struct berm_prefix_record record;
 	__u32 record_id;
 
@@ -97,9 +100,9 @@ struct packet {
 	/* how it ended, for finish() */
 	__u64 shadow;   /* bit n: reason n is counted and not enforced for this packet */
 	__u32 shadowed; /* bit n: would have been dropped for reason n */
-	__u8 drop;      /* enum berm_drop */
-	__u8 stage;     /* enum berm_stage */
-	__u8 exit;      /* enum berm_exit */
+	__u32 drop;     /* enum berm_drop */
+	__u32 stage;    /* enum berm_stage */
+	__u32 exit;     /* enum berm_exit */
 };
 
 static __always_inline bool is(const struct packet *pkt, __u32 facts)
@@ -112,16 +115,30 @@ static __always_inline __u32 vlans_of(const struct packet *pkt)
 	return is(pkt, PACKET_TAGGED_TWICE) ? 2 : is(pkt, PACKET_TAGGED);
 }
 
+/* 0, but the verifier cannot know that the contract's number is small. */
+static __always_inline __u64 unknown_zero(const struct packet *pkt)
+{
+	return -(__u64)(pkt->cfg->contract >> 31);
+}
+
 /* Makes the verifier forget what it has found out about the kind of packet, so that it checks
  * what follows once, and not once for each of hundreds of kinds (more than its million
- * instructions). What it cannot know is that the contract's number is small, hence this 0.
+ * instructions).
  */
 static __always_inline void forget(struct packet *pkt)
 {
-	__u64 zero = -(__u64)(pkt->cfg->contract >> 31);
+	__u32 zero = unknown_zero(pkt);
 
 	pkt->facts ^= zero;
 	pkt->shadowed ^= zero;
+}
+
+/* All that the parser has found out, too. */
+static __always_inline void forget_headers(struct packet *pkt)
+{
+	__u32 zero = unknown_zero(pkt);
+
+	forget(pkt);
 	pkt->bad ^= zero;
 	pkt->proto ^= zero;
 	pkt->flow_proto ^= zero;
@@ -136,6 +153,20 @@ static __always_inline void forget(struct packet *pkt)
 		STAGE(stage);     \
 		forget(pkt);      \
 	} while (0)
+
+/* Hides a value's origin from the compiler, which else puts back the branches that arithmetic
+ * avoids, and from the verifier.
+ */
+#define OPAQUE(x) asm volatile("" : "+r"(x))
+
+/* Notes a reason to refuse the packet if bit is 1. Without a branch: each would double the ways
+ * through the parser that the verifier has to follow.
+ */
+static __always_inline void note(struct packet *pkt, enum berm_drop why, __u64 bit)
+{
+	OPAQUE(bit);
+	pkt->bad |= bit << why;
+}
 
 /* Take the next len bytes, or NULL if the packet ends before them.
  * len must be a constant: the verifier follows constants, not sums.

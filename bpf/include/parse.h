@@ -26,15 +26,15 @@ static __always_inline __be16 parse_ethernet(struct packet *pkt, struct cursor *
 	if (!eth)
 		return 0;
 	proto = eth->h_proto;
-	pkt->tpid = proto;
 #pragma unroll
-	for (int i = 0; i < VLANS && is_vlan(proto); i++) {
+	for (int i = 0; i < VLANS && UNLIKELY(is_vlan(proto)); i++) {
 		struct vlan_hdr *tag = TAKE(cur, struct vlan_hdr);
 
 		if (!tag)
 			return 0;
-		pkt->vlan[i] = *tag;
 		pkt->facts |= PACKET_TAGGED << i;
+		pkt->tpids |= (__u32)proto << VLAN_SHIFT * i;
+		pkt->tags |= (__u32)tag->tci << VLAN_SHIFT * i;
 		proto = tag->proto;
 	}
 	return proto;
@@ -56,12 +56,15 @@ static __always_inline int parse(struct packet *pkt)
 	struct cursor cur = cur_from(pkt->ctx);
 	void *start = cur.pos;
 	__be16 proto;
+	int act;
 
 	pkt->frame = distance(start, cur.end);
 	proto = parse_ethernet(pkt, &cur);
 	pkt->l3 = distance(start, cur.pos);
 	pkt->len = pkt->frame - pkt->l3;
-	return parse_ip(pkt, &cur, proto, pkt->l3, pkt->len);
+	act = parse_ip(pkt, &cur, proto, pkt->l3, pkt->len);
+	forget_headers(pkt);
+	return act;
 }
 
 #endif

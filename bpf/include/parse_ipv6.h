@@ -167,8 +167,7 @@ static __always_inline int parse_ipv6(struct packet *pkt, struct cursor *cur, __
 	if (total > room)
 		return broken(pkt, BERM_DROP_TRUNCATED);
 	pkt->len = total;
-	if (addr_v6_bad_source(&pkt->src))
-		note(pkt, BERM_DROP_BAD_SOURCE);
+	note(pkt, BERM_DROP_BAD_SOURCE, addr_v6_bad_source(&pkt->src));
 
 	if (UNLIKELY(is_extension(pkt->proto)) &&
 	    (!skip_extensions(pkt, cur, at) || is(pkt, PACKET_FRAGMENT)))

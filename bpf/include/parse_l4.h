@@ -30,6 +30,7 @@ struct tcp_header {
 	__be16 check;
 	__be16 urgent;
 };
+_Static_assert(sizeof(struct tcp_header) == 20, "tcp_header is on the wire");
 
 /* Of ICMP and ICMPv6. linux/icmp.h drags the C library in. */
 struct icmp_header {
@@ -52,18 +53,22 @@ struct ports {
 	__be16 dest;
 };
 
-/* The first thing found wrong is the reason. */
-static __always_inline void note(struct packet *pkt, enum berm_drop why)
-{
-	if (!pkt->bad)
-		pkt->bad = why;
-}
-
 static __always_inline int broken(struct packet *pkt, enum berm_drop why)
 {
-	note(pkt, why);
+	note(pkt, why, 1);
 	pkt->facts |= PACKET_BROKEN;
 	return STAGE_NEXT;
+}
+
+/* The reason with the lowest number. */
+static __always_inline enum berm_drop first_bad(const struct packet *pkt)
+{
+	__u32 why;
+
+	for (why = BERM_DROP_TRUNCATED; why < BERM_DROP_BAD_FRAGMENT; why++)
+		if (pkt->bad >> why & 1)
+			break;
+	return why;
 }
 
 /* Bytes the packet has room for. Only the start of a frame in several buffers can be looked
@@ -89,11 +94,19 @@ static __always_inline bool fragment_fits(__u8 proto, __u32 offset, bool more, _
 	       (offset ? offset : left) >= least;
 }
 
+/* 1 for combinations that no stack sends: none at all, SYN with FIN or RST. */
+static __always_inline __u64 tcp_flags_bad(__u32 flags)
+{
+	__u64 none = ((__u64)(flags & TCP_FLAGS) - 1) >> 63;
+
+	return none | ((flags >> 1 & (flags | flags >> 2)) & 1);
+}
+
 static __always_inline int parse_tcp(struct packet *pkt, struct cursor *cur, __u32 left)
 {
 	struct tcp_header *tcp;
 	__u32 header;
-	__u8 flags;
+	__u32 flags;
 
 	if (left < sizeof(*tcp) || !(tcp = TAKE(cur, struct tcp_header)))
 		return broken(pkt, BERM_DROP_TRUNCATED);
@@ -105,14 +118,8 @@ static __always_inline int parse_tcp(struct packet *pkt, struct cursor *cur, __u
 		return broken(pkt, BERM_DROP_MALFORMED);
 	if (header > left)
 		return broken(pkt, BERM_DROP_TRUNCATED);
-	if (flags & TCP_SYN) {
-		if (flags & (TCP_FIN | TCP_RST))
-			note(pkt, BERM_DROP_BAD_TCP_FLAGS);
-		if (!(flags & TCP_ACK))
-			pkt->facts |= PACKET_SYN;
-	} else if (!(flags & TCP_FLAGS)) {
-		note(pkt, BERM_DROP_BAD_TCP_FLAGS);
-	}
+	note(pkt, BERM_DROP_BAD_TCP_FLAGS, tcp_flags_bad(flags));
+	pkt->facts |= (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN ? PACKET_SYN : 0;
 	return STAGE_NEXT;
 }
 

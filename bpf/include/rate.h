@@ -43,12 +43,9 @@ static __always_inline __u64 cell_debt(__u64 cell, __u64 now, __u64 most)
 	return debt > most ? 0 : debt;
 }
 
-/* The searches go without branches, since their outcomes are nobody's to predict, and since the
- * verifier would follow each outcome through the rest of the program. clang-19 puts the
- * branches back where it sees what the arithmetic means; this hides a value from it.
+/* The searches go without branches: their outcomes are nobody's to predict, and the verifier
+ * would follow each through the rest of the program.
  */
-#define OPAQUE(x) asm volatile("" : "+r"(x))
-
 /* The number of the cell that has the tag; BERM_RATE_WAYS if none has. */
 static __always_inline __u64 cell_of(const struct berm_rate_set *set, __u64 tag)
 {
@@ -88,41 +85,77 @@ static __always_inline __u64 cell_poorest(const struct berm_rate_set *set, __u64
 	return least;
 }
 
-/* May the source send amount more? If so, it is charged. A source without debt may always
- * send one packet, whatever its size. A function of its own, which the verifier checks by itself:
- * in line, three limits with three tries each were more than it is willing to follow.
+/* The cell to charge. Each tag has a home, where it is looked for first and put if that is
+ * free: as long as the table is not crowded, everybody is at home.
  */
-__noinline int rate_take(struct berm_rate_set *set, const struct berm_limit *limit, __u64 tag,
-			 __u64 now, __u32 amount)
+static __always_inline __u64 cell_find(const struct berm_rate_set *set, __u64 tag, __u64 now)
 {
-	__u64 most;
+	__u64 home = tag & (BERM_RATE_WAYS - 1), way;
 
-	if (!set || !limit)
-		return true;
+	if (LIKELY(set->cells[home] >> CELL_TAG_SHIFT == tag))
+		return home;
+	way = cell_of(set, tag);
+	if (way < BERM_RATE_WAYS)
+		return way;
+	return cell_debt(set->cells[home], now, RATE_AHEAD_MAX) ? cell_poorest(set, now) : home;
+}
+
+enum rate_result {
+	RATE_REFUSED,
+	RATE_TAKEN,
+	RATE_RACED, /* another CPU changed the cell */
+};
+
+/* Charges the cell at a source's arrival for amount, if its debt allows that. A source without
+ * debt may always send one packet, whatever its size.
+ */
+static __always_inline enum rate_result cell_charge(__u64 *cell, __u64 old, __u64 tag, __u64 now,
+						    const struct berm_limit *limit, __u32 amount)
+{
 	/* A cell of this class lies no further ahead than its burst, or one charge where that is more. */
-	most = limit->burst_units > limit->cost ? limit->burst_units : limit->cost;
+	__u64 most = limit->burst_units > limit->cost ? limit->burst_units : limit->cost;
+	__u64 debt = old >> CELL_TAG_SHIFT == tag ? cell_debt(old, now, most) : 0, charge, next;
 
+	/* Fractions of a unit are kept on average: the arrival time dithers them. */
+	charge = (limit->cost * amount + ((now + debt) * HASH_A >> 48)) >> 16;
+	if (UNLIKELY(charge > RATE_CHARGE_MAX))
+		charge = RATE_CHARGE_MAX;
+	if (debt && debt + charge > limit->burst_units)
+		return RATE_REFUSED;
+	next = tag << CELL_TAG_SHIFT | ((now + debt + charge) & CELL_TIME);
+	return __sync_val_compare_and_swap(cell, old, next) == old ? RATE_TAKEN : RATE_RACED;
+}
+
+/* For sources that are not at home. A function of its own, which the verifier checks by itself:
+ * in line, three limits with three tries each are more than it is willing to follow.
+ */
+__noinline int rate_take_anywhere(struct berm_rate_set *set, const struct berm_limit *limit,
+				  __u64 tag, __u64 now, __u32 amount)
+{
+	if (!set || !limit)
+		return RATE_TAKEN;
 	for (int i = 0; i < RATE_TRIES; i++) {
-		__u64 way = cell_of(set, tag), old, debt = 0, charge, next, *cell;
+		__u64 *cell = &set->cells[cell_find(set, tag, now) & (BERM_RATE_WAYS - 1)];
+		enum rate_result result = cell_charge(cell, *cell, tag, now, limit, amount);
 
-		if (UNLIKELY(way >= BERM_RATE_WAYS))
-			way = cell_poorest(set, now);
-		OPAQUE(way); /* else the mask that the verifier needs is optimised away */
-		cell = &set->cells[way & (BERM_RATE_WAYS - 1)];
-		old = *cell;
-		if (old >> CELL_TAG_SHIFT == tag)
-			debt = cell_debt(old, now, most);
-		/* Fractions of a unit are kept on average: the arrival time dithers them. */
-		charge = (limit->cost * amount + ((now + debt) * HASH_A >> 48)) >> 16;
-		if (charge > RATE_CHARGE_MAX)
-			charge = RATE_CHARGE_MAX;
-		if (debt && debt + charge > limit->burst_units)
-			return false;
-		next = tag << CELL_TAG_SHIFT | ((now + debt + charge) & CELL_TIME);
-		if (LIKELY(__sync_val_compare_and_swap(cell, old, next) == old))
-			return true;
+		if (result != RATE_RACED)
+			return result;
 	}
-	return true;
+	return RATE_TAKEN;
+}
+
+/* May the source send amount more? In line for sources at home: a call costs 15 ns. */
+static __always_inline bool rate_take(struct berm_rate_set *set, const struct berm_limit *limit,
+				      __u64 tag, __u64 now, __u32 amount)
+{
+	__u64 *home = &set->cells[tag & (BERM_RATE_WAYS - 1)], old = *home;
+	enum rate_result result = RATE_RACED;
+
+	if (LIKELY(old >> CELL_TAG_SHIFT == tag))
+		result = cell_charge(home, old, tag, now, limit, amount);
+	if (UNLIKELY(result == RATE_RACED))
+		result = rate_take_anywhere(set, limit, tag, now, amount);
+	return result != RATE_REFUSED;
 }
 
 static __always_inline int rate_check(struct packet *pkt, const struct now *now)
@@ -148,10 +181,10 @@ static __always_inline int rate_check(struct packet *pkt, const struct now *now)
 	    !rate_take(set, &limits->packets, rate_tag(pkt->source, class, RATE_PACKETS), time, 1))
 		STAGE(refuse(pkt, BERM_DROP_RATE_PACKETS, shadow));
 	if (limits->bytes.cost &&
-	    !rate_take(set, &limits->bytes, rate_tag(pkt->source, class, RATE_BYTES), time, pkt->len))
+	    !rate_take_anywhere(set, &limits->bytes, rate_tag(pkt->source, class, RATE_BYTES), time, pkt->len))
 		STAGE(refuse(pkt, BERM_DROP_RATE_BYTES, shadow));
 	if (is(pkt, PACKET_SYN) && limits->syns.cost &&
-	    !rate_take(set, &limits->syns, rate_tag(pkt->source, class, RATE_SYNS), time, 1))
+	    !rate_take_anywhere(set, &limits->syns, rate_tag(pkt->source, class, RATE_SYNS), time, 1))
 		STAGE(refuse(pkt, BERM_DROP_RATE_SYN, shadow));
 	return STAGE_NEXT;
 }

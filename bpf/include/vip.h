@@ -31,8 +31,9 @@ static __always_inline struct berm_vip *vip_lookup(const struct berm_config *cfg
 	cell = bpf_map_lookup_elem(&berm_vip_slots, &key);
 	if (!cell || !*cell)
 		return NULL;
-	*id = *cell;
-	vip = bpf_map_lookup_elem(&berm_vips, id);
+	key = *cell;
+	*id = key;
+	vip = bpf_map_lookup_elem(&berm_vips, &key);
 	if (!vip || !addr_equal(&vip->addr, addr) || vip->port != port || vip->proto != proto ||
 	    !(vip->flags & BERM_VIP_USED))
 		return NULL;
@@ -64,12 +65,12 @@ static __always_inline int vip_find(struct packet *pkt)
 	if (!vip)
 		return foreign(pkt, BERM_STAGE_VIP);
 	pkt->vip = vip;
-	forget(pkt);
+	forget_headers(pkt);
 	if (UNLIKELY(vip->flags & BERM_VIP_SHADOW))
 		pkt->shadow = ~0ULL;
 
 	if (UNLIKELY(pkt->bad))
-		STAGE(refuse(pkt, pkt->bad, false));
+		STAGE(refuse(pkt, first_bad(pkt), false));
 	if (UNLIKELY(is_land(pkt)))
 		STAGE(refuse(pkt, BERM_DROP_LAND, false));
 	if (UNLIKELY(lacks_service(pkt)))

@@ -1,9 +1,16 @@
 package main
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/bermedge/berm/cmd/berm/internal/bench"
+)
 
 // names lists what exists of a kind, for completion: nothing when nothing answers.
 func (a *app) names(kind string) (found []string) {
+	if kind == "case" {
+		return bench.Cases()
+	}
 	t, err := a.open()
 	if err != nil {
 		return nil

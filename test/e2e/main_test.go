@@ -47,7 +47,7 @@ func TestMainPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lab := rigtest.New(t, "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "tcpdump")
+	lab := rigtest.New(t, "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
 	opts := scenario.Options{Bin: binaries(t), Log: t.Logf}
 	top, err := s.Up(t.Context(), lab, opts)
 	if err != nil {

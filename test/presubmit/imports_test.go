@@ -23,7 +23,7 @@ var siblings = []string{"pipeline", "observe", "clock"}
 // TestImports holds bpf ← maps ← {loader, userspace} ← cmd, and that packages within userspace
 // do not know each other. Tests may import what they test against.
 func TestImports(t *testing.T) {
-	cmd := exec.Command("go", "list", "-buildvcs=false", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...")
+	cmd := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

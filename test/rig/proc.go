@@ -102,17 +102,31 @@ func cpuSet(cpus []int) *unix.CPUSet {
 
 // Pin moves all threads of a running program to these CPUs.
 func (p *Proc) Pin(cpus ...int) error {
+	return p.eachThread("pin", func(tid int) error { return unix.SchedSetaffinity(tid, cpuSet(cpus)) })
+}
+
+// Realtime makes all threads of a running program come before everything that is not realtime
+// (SCHED_FIFO), or like others again. For measuring on a machine that has other work.
+func (p *Proc) Realtime(on bool) error {
+	attr := &unix.SchedAttr{Size: unix.SizeofSchedAttr}
+	if on {
+		attr.Policy, attr.Priority = unix.SCHED_FIFO, 1
+	}
+	return p.eachThread("reschedule", func(tid int) error { return unix.SchedSetAttr(tid, attr, 0) })
+}
+
+func (p *Proc) eachThread(what string, do func(tid int) error) error {
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.PID()))
 	if err != nil {
-		return fmt.Errorf("pin %s: %w", p.Name, err)
+		return fmt.Errorf("%s %s: %w", what, p.Name, err)
 	}
 	for _, t := range tasks {
 		tid, err := strconv.Atoi(t.Name())
 		if err != nil {
 			return err
 		}
-		if err := unix.SchedSetaffinity(tid, cpuSet(cpus)); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("pin %s: %w", p.Name, err)
+		if err := do(tid); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("%s %s: %w", what, p.Name, err)
 		}
 	}
 	return nil

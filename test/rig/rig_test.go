@@ -184,6 +184,37 @@ func TestDaemon(t *testing.T) {
 	}
 }
 
+func TestScheduling(t *testing.T) {
+	l := rigtest.New(t)
+	p, err := mustNode(t, l, "a").Start(rig.Daemon{Name: "sleep", Args: []string{"sleep", "100"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, on := range []bool{true, false} {
+		want := map[bool]uint32{true: unix.SCHED_FIFO, false: unix.SCHED_NORMAL}[on]
+		if err := p.Realtime(on); err != nil {
+			t.Fatal(err)
+		}
+		got, err := unix.SchedGetAttr(p.PID(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Policy != want {
+			t.Errorf("Realtime(%v): policy %d, want %d", on, got.Policy, want)
+		}
+	}
+	if err := p.Pin(0); err != nil {
+		t.Fatal(err)
+	}
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(p.PID(), &cpus); err != nil {
+		t.Fatal(err)
+	}
+	if cpus.Count() != 1 || !cpus.IsSet(0) {
+		t.Errorf("pinned to %d CPUs, want CPU 0 alone", cpus.Count())
+	}
+}
+
 func TestStopReportsFailure(t *testing.T) {
 	l := rigtest.New(t)
 	n := mustNode(t, l, "a")

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bermedge/berm/test/rig"
+	"github.com/bermedge/berm/userspace/control"
 )
 
 // daemonUser runs bermd: no account of the machine's but the one that owns nothing.
@@ -114,15 +115,18 @@ func (e *Edge) startDaemon(ctx context.Context) error {
 }
 
 func (e *Edge) awaitReady(ctx context.Context) error {
-	err := rig.Until(ctx, 20*time.Second, "bermd is ready", func() (bool, error) {
+	var status control.Status
+	err := rig.Until(ctx, 20*time.Second, "bermd is ready and lacks nothing", func() (bool, error) {
 		if done, err := e.bermd.Exited(); done {
 			return false, fmt.Errorf("bermd ended: %w", err)
 		}
-		_, err := e.node.Run(ctx, "curl", "-sf", "-m", "1", "http://127.0.0.1:9190/readyz")
-		return err == nil, nil
+		if _, err := e.node.Run(ctx, "curl", "-sf", "-m", "1", "http://127.0.0.1:9190/readyz"); err != nil {
+			return false, nil
+		}
+		return e.ask(ctx, &status, "status") == nil && len(status.Problems) == 0, nil
 	})
 	if err != nil {
-		return fmt.Errorf("%w\n%s", err, e.bermd.Tail(10))
+		return fmt.Errorf("%w; its problems: %q\n%s", err, status.Problems, e.bermd.Tail(10))
 	}
 	return nil
 }
@@ -212,13 +216,13 @@ rate:
   classes:
     default: {packets: 200000, packets_burst: 100000}
     greedy: {packets: %d, packets_burst: %d}
-cache: {memory: 128MiB}
+cache: {memory: 128MiB, name: %s}
 origins:
   lab: {urls: ["http://%s"]}
 routes: [{host: "*", path: /, origin: lab}]
 log: {level: info, format: text}
 `, e.Name, e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
-		vips.String(), backends.String(), lab.Path("secret"), greedyRate, greedyBurst, originAddr)
+		vips.String(), backends.String(), lab.Path("secret"), greedyRate, greedyBurst, e.Name, originAddr)
 }
 
 // peers are all edges, whether built yet or not: every file names the same backends.

@@ -67,7 +67,9 @@ func (m *Main) Explain(ctx context.Context) string {
 			}
 		}
 		if e.bermd != nil {
-			fmt.Fprintf(&b, "\n%s", e.bermd.Tail(6))
+			for line := range strings.Lines(e.bermd.Tail(4)) {
+				fmt.Fprintf(&b, "\n  %.300s", strings.TrimSpace(line))
+			}
 		}
 		b.WriteByte('\n')
 	}

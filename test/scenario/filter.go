@@ -114,7 +114,7 @@ func (m *Main) checkRate(ctx context.Context, r *Recorder) error {
 			return err
 		}
 		var s sent
-		err = m.probe(ctx, m.greedy, "", &s, "packets", "--src", c.src, "--dst", vipPort(c.vip, sinkPort), "--sport", "4444",
+		err = m.probe(ctx, m.greedy, nil, &s, "packets", "--src", c.src, "--dst", vipPort(c.vip, sinkPort), "--sport", "4444",
 			"--pps", strconv.Itoa(10*greedyRate), "--duration", fmt.Sprintf("%ds", seconds))
 		if err != nil {
 			return err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"github.com/bermedge/berm/test/rig"
 	"github.com/bermedge/berm/userspace/control"
@@ -62,17 +64,16 @@ type sent struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// probe runs bermprobe in a node, pinned to CPUs when a taskset list is given.
-func (m *Main) probe(ctx context.Context, n *rig.Node, cpus string, into any, args ...string) error {
+// onCPU is the beginning of a command that is to have a CPU before all others.
+func onCPU(n int) []string { return []string{"chrt", "-f", "1", "taskset", "-c", strconv.Itoa(n)} }
+
+// probe runs bermprobe in a node, behind another command when one is given.
+func (m *Main) probe(ctx context.Context, n *rig.Node, prefix []string, into any, args ...string) error {
 	bin, err := rig.Binary(m.opts.Bin, "bermprobe")
 	if err != nil {
 		return err
 	}
-	cmd := append([]string{bin, "--json"}, args...)
-	if cpus != "" {
-		cmd = append([]string{"taskset", "-c", cpus}, cmd...)
-	}
-	out, err := n.Output(ctx, cmd...)
+	out, err := n.Output(ctx, slices.Concat(prefix, []string{bin, "--json"}, args)...)
 	if err != nil {
 		return err
 	}
@@ -85,7 +86,7 @@ func (m *Main) probe(ctx context.Context, n *rig.Node, cpus string, into any, ar
 // packets sends counted packets and returns how many left the sender's device.
 func (m *Main) packets(ctx context.Context, n *rig.Node, args ...string) (uint64, error) {
 	var s sent
-	if err := m.probe(ctx, n, "", &s, append([]string{"packets"}, args...)...); err != nil {
+	if err := m.probe(ctx, n, nil, &s, append([]string{"packets"}, args...)...); err != nil {
 		return 0, err
 	}
 	return s.Sent - s.Lost, nil

@@ -98,7 +98,7 @@ func (m *Main) checkUpgrade(ctx context.Context, r *Recorder) error {
 		wrk, wrkErr = m.good.Run(ctx, "wrk", "-t1", "-c16", fmt.Sprintf("-d%ds", seconds), "http://"+vipPort(vip4, 80)+"/o/upgrade/1")
 	})
 	wg.Go(func() {
-		loadErr = m.probe(ctx, m.good, "", &l, "load", "https://"+vipPort(vip6, 443)+"/o/upgrade/2", "--proto", "h2",
+		loadErr = m.probe(ctx, m.good, nil, &l, "load", "https://"+vipPort(vip6, 443)+"/o/upgrade/2", "--proto", "h2",
 			"--reconnect", "--conns", "4", "--duration", fmt.Sprintf("%ds", seconds))
 	})
 	upgrades := 0
@@ -205,7 +205,7 @@ func (m *Main) checkCrash(ctx context.Context, r *Recorder) error {
 	}
 	r.AtMost("bermd restarted: serves again in", 10, time.Since(start).Seconds(), "s")
 	var l load
-	err = m.probe(ctx, m.good, "", &l, "load", "http://"+vipPort(vip4, 80)+"/o/crash/1", "--reconnect",
+	err = m.probe(ctx, m.good, nil, &l, "load", "http://"+vipPort(vip4, 80)+"/o/crash/1", "--reconnect",
 		"--conns", "4", "--requests", "1000", "--duration", "30s")
 	if err != nil {
 		return err

@@ -27,22 +27,12 @@ func (c *Config) check(d *decoder) {
 	c.checkPorts(d)
 	c.checkRates(d)
 	c.checkGeo(d)
-	c.checkBackends(d)
-	c.checkVIPs(d)
 	c.checkSteer(d)
+	c.checkVIPs(d)
 	c.checkRoutes(d)
 }
 
 func (c *Config) checkNode(d *decoder) {
-	if err := bermmaps.CheckName(c.Node.Name); err != nil {
-		d.report("node.name", err.Error(), "")
-	}
-	if a := c.Node.Address4; a.IsValid() && !a.Is4() {
-		d.report("node.address4", fmt.Sprintf("%s is not an IPv4 address", a), "")
-	}
-	if a := c.Node.Address6; a.IsValid() && (!a.Is6() || a.Is4In6()) {
-		d.report("node.address6", fmt.Sprintf("%s is not an IPv6 address", a), "")
-	}
 	for key, a := range map[string]netip.Addr{"node.address4": c.Node.Address4, "node.address6": c.Node.Address6} {
 		if a.IsValid() && (a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Zone() != "") {
 			d.report(key, fmt.Sprintf("%s cannot be reached by other edges", a), "write this host's address in the network of the edges")
@@ -146,63 +136,6 @@ func (c *Config) checkRates(d *decoder) {
 			}
 		}
 	}
-}
-
-func (c *Config) checkBackends(d *decoder) {
-	addresses := map[string]netip.Addr{} // of each name, over all sets
-	for _, set := range slices.Sorted(maps.Keys(c.Backends)) {
-		key := "backends." + set
-		if err := bermmaps.CheckName(set); err != nil {
-			d.report(key, err.Error(), "")
-		}
-		if len(c.Backends[set]) == 0 {
-			d.report(key, "has no backend", "list at least one, or leave the set out")
-		}
-		for i, b := range c.Backends[set] {
-			at := fmt.Sprintf("%s[%d]", key, i)
-			if err := bermmaps.CheckName(b.Name); err != nil {
-				d.report(at+".name", err.Error(), "")
-			}
-			if !b.Address.IsValid() || b.Address.IsUnspecified() || b.Address.IsMulticast() || b.Address.Zone() != "" {
-				d.report(at+".address", fmt.Sprintf("%s: want a unicast address", text(b.Address)), "")
-				continue
-			}
-			if before, ok := addresses[b.Name]; ok && before != b.Address {
-				d.report(at+".address", fmt.Sprintf("backend %s has address %s elsewhere, and %s here", b.Name, before, b.Address), "a backend has one address")
-			}
-			addresses[b.Name] = b.Address
-			for j, other := range c.Backends[set][:i] {
-				if other.Name == b.Name || other.Address == b.Address {
-					d.report(at, fmt.Sprintf("is the same backend as %s[%d]", key, j), "remove one")
-				}
-			}
-			c.checkSelf(d, at, b)
-		}
-	}
-}
-
-// checkSelf: the backend of this node has the node's address. A node without an address takes its
-// backend's.
-func (c *Config) checkSelf(d *decoder, at string, b Backend) {
-	if b.Name != c.Node.Name {
-		return
-	}
-	own, key := &c.Node.Address4, "node.address4"
-	if b.Address.Is6() {
-		own, key = &c.Node.Address6, "node.address6"
-	}
-	if !own.IsValid() {
-		*own = b.Address
-	} else if *own != b.Address {
-		d.report(at+".address", fmt.Sprintf("%s is this node, whose %s is %s", b.Name, key, *own), "make them equal")
-	}
-}
-
-func text(a netip.Addr) string {
-	if !a.IsValid() {
-		return "nothing"
-	}
-	return a.String()
 }
 
 // serviceKey is what must not stand twice.

@@ -16,6 +16,7 @@ import (
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/origin"
 	"github.com/bermedge/berm/userspace/pipeline"
+	"github.com/bermedge/berm/userspace/steer"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -24,20 +25,20 @@ const DefaultPath = "/etc/berm/berm.yaml"
 
 // Config is the whole file.
 type Config struct {
-	Node     Node                     `yaml:"node"`
-	Kernel   Kernel                   `yaml:"kernel"`
-	Listen   transport.Config         `yaml:"listen"`
-	TLS      certs.Config             `yaml:"tls"`
-	Admin    control.Config           `yaml:"admin"`
-	VIPs     []VIP                    `yaml:"vips"`
-	Backends map[string][]Backend     `yaml:"backends"`
-	Steer    Steer                    `yaml:"steer"`
-	Geo      geo.Config               `yaml:"geo"`
-	Rate     Rate                     `yaml:"rate"`
-	Cache    cache.Config             `yaml:"cache"`
-	Origins  map[string]origin.Config `yaml:"origins"`
-	Routes   []pipeline.RouteConfig   `yaml:"routes"`
-	Log      observe.Config           `yaml:"log"`
+	Node     Node                       `yaml:"node"`
+	Kernel   Kernel                     `yaml:"kernel"`
+	Listen   transport.Config           `yaml:"listen"`
+	TLS      certs.Config               `yaml:"tls"`
+	Admin    control.Config             `yaml:"admin"`
+	VIPs     []VIP                      `yaml:"vips"`
+	Backends map[string][]steer.Backend `yaml:"backends"`
+	Steer    Steer                      `yaml:"steer"`
+	Geo      geo.Config                 `yaml:"geo"`
+	Rate     Rate                       `yaml:"rate"`
+	Cache    cache.Config               `yaml:"cache"`
+	Origins  map[string]origin.Config   `yaml:"origins"`
+	Routes   []pipeline.RouteConfig     `yaml:"routes"`
+	Log      observe.Config             `yaml:"log"`
 }
 
 // Node is this edge.
@@ -74,12 +75,6 @@ type VIP struct {
 	Tenant   uint16        `yaml:"tenant"`
 }
 
-// Backend is what a VIP's packets are delivered to.
-type Backend struct {
-	Name    string     `yaml:"name"`
-	Address netip.Addr `yaml:"address"`
-}
-
 // Rate is the section rate.
 type Rate struct {
 	Classes map[string]RateClass `yaml:"classes"`
@@ -102,7 +97,7 @@ func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
 		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
-		Steer: defaultSteer(), Cache: cache.DefaultConfig(), Log: observe.Default(),
+		Steer: Steer{Probe: steer.DefaultProbe()}, Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }
 

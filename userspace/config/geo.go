@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"time"
 )
 
 // checkGeo reports what the section itself cannot see: files, and the names of other sections.
@@ -27,24 +26,3 @@ func (c *Config) checkGeo(d *decoder) {
 		}
 	}
 }
-
-// Steer is the section steer.
-type Steer struct {
-	SecretFile string     `yaml:"secret_file"` // the site's, the same on all its edges
-	Probe      SteerProbe `yaml:"probe"`
-}
-
-// SteerProbe is how edges learn of each other's end.
-type SteerProbe struct {
-	Interval  time.Duration `yaml:"interval"`
-	Timeout   time.Duration `yaml:"timeout"`
-	Failures  int           `yaml:"failures"`
-	Successes int           `yaml:"successes"`
-	Port      uint16        `yaml:"port"`
-}
-
-func defaultSteer() Steer {
-	return Steer{Probe: SteerProbe{Interval: 200 * time.Millisecond, Timeout: 150 * time.Millisecond, Failures: 3, Successes: 2, Port: 9191}}
-}
-
-func (c *Config) checkSteer(*decoder) {}

@@ -105,8 +105,9 @@ type Backend struct {
 	Self    bool       `json:"self,omitempty"`
 	Ready   bool       `json:"ready"` // its next hop is known
 	Healthy bool       `json:"healthy"`
-	Rows    int        `json:"rows"` // rows that it owns
-	Seen    float64    `json:"seen"` // seconds since its last sign of life; below 0: never
+	Error   string     `json:"error,omitempty"` // why it is not healthy, or cannot be reached
+	Rows    int        `json:"rows"`            // that it owns
+	Seen    float64    `json:"seen"`            // seconds since its last sign of life; below 0: never
 }
 
 // RateClass is a set of limits for one source. 0 means unlimited.

@@ -36,7 +36,8 @@ func listenTCP(address string) (net.Listener, error) {
 // udpBuffer is the receive buffer asked for: 7 MB, a tenth of a second at 560 Mbit/s.
 const udpBuffer = 7 << 20
 
-func listenUDP(address string) (*net.UDPConn, error) {
+// ListenUDP opens a UDP port; errors say what can be done about it.
+func ListenUDP(address string) (*net.UDPConn, error) {
 	family, port, err := split(address)
 	if err != nil {
 		return nil, err

@@ -69,7 +69,7 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		return err
 	}
 	port := localPort(u.tcp.Addr())
-	if u.udp, err = listenUDP(net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
+	if u.udp, err = ListenUDP(net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
 		return err
 	}
 	u.sizeBuffer()

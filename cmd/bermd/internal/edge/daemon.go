@@ -92,7 +92,7 @@ func (e *Edge) kernelStatus(ctx context.Context, s *control.Status) error {
 		}
 		s.Kernel.VIPs = len(s.VIPs)
 		total(&s.Kernel, drops)
-		if s.Backends, err = control.Backends(set); err != nil {
+		if s.Backends, err = e.kernel.backends(set); err != nil {
 			return err
 		}
 		for _, b := range s.Backends {

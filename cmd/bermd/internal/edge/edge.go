@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -53,11 +54,13 @@ type Edge struct {
 	pipeline *pipeline.Pipeline
 	server   *transport.Server
 	kernel   *kernelLink
+	probes   *probes
 	admin    *http.Server
 	socket   net.Listener
 
 	token string // of the self-check, which only this process knows
 	ready atomic.Bool
+	sound atomic.Bool // the last self-check passed
 	fatal chan error
 	tasks sync.WaitGroup
 
@@ -97,10 +100,11 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		return nil, err
 	}
 	e.accept(cfg)
+	e.kernel = newKernelLink(e, cfg)
 	if err = e.listen(cfg); err != nil {
 		return nil, err
 	}
-	e.kernel = newKernelLink(e, cfg)
+	e.kernel.connect(cfg)
 	e.registerMetrics()
 	return e, nil
 }
@@ -155,7 +159,11 @@ func (e *Edge) listen(cfg *config.Config) (err error) {
 	e.admin = &http.Server{Handler: control.Handler(e), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	e.tasks.Go(func() { e.ended("admin socket", e.admin.Serve(e.socket)) })
 	e.scrape = &scrape{e: e}
-	return e.scrape.apply(cfg.Admin.Metrics)
+	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
+		return err
+	}
+	e.probes = &probes{e: e, open: map[netip.AddrPort]*responder{}}
+	return e.probes.apply(cfg.AnswersProbes())
 }
 
 func (e *Edge) ended(what string, err error) {
@@ -217,7 +225,9 @@ func (e *Edge) Run(ctx context.Context) error {
 	}
 	e.ready.Store(false)
 	e.notify("STOPPING=1")
+	e.probes.drain() // new flows that reach other edges stay there
 	err := e.close(context.WithoutCancel(ctx))
+	e.kernel.handOver() // nobody listens any more: what still comes is for the others
 	stop()
 	e.tasks.Wait()
 	e.kernel.close()
@@ -240,6 +250,9 @@ func (e *Edge) close(ctx context.Context) error {
 	}
 	if e.scrape != nil {
 		errs = append(errs, e.scrape.apply(""))
+	}
+	if e.probes != nil {
+		errs = append(errs, e.probes.apply(nil))
 	}
 	return errors.Join(errs...)
 }

@@ -1,11 +1,13 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,6 +19,7 @@ import (
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/geo"
 	"github.com/bermedge/berm/userspace/observe"
+	"github.com/bermedge/berm/userspace/steer"
 )
 
 // kernelLink is the daemon's hold on the kernel half. The kernel half may come, go and be replaced
@@ -26,6 +29,7 @@ type kernelLink struct {
 
 	mu     sync.RWMutex // read-held while set is used: closing it unmaps memory
 	set    *maps.Set
+	steer  *steer.Controller // of set
 	pins   string
 	inode  uint64 // of a pin: another one means another kernel half
 	why    error  // why there is no set
@@ -38,10 +42,11 @@ type kernelLink struct {
 }
 
 func newKernelLink(e *Edge, cfg *config.Config) *kernelLink {
-	k := &kernelLink{e: e, pins: cfg.Kernel.Pins}
-	k.connect(cfg)
-	return k
+	return &kernelLink{e: e, pins: cfg.Kernel.Pins, why: errNotYet}
 }
+
+// errNotYet answers those who ask between the opening of the listeners and that of the maps.
+var errNotYet = errors.New("its maps are about to be opened")
 
 // use calls f with the maps, which stay open meanwhile, or returns why there are none.
 func (k *kernelLink) use(f func(*maps.Set) error) error {
@@ -78,6 +83,9 @@ func (k *kernelLink) run(ctx context.Context) {
 		}
 		k.follow()
 		k.e.snapshot()
+		if k.e.ready.Load() && k.e.sound.Load() {
+			k.beat()
+		}
 	}
 }
 
@@ -119,10 +127,17 @@ func pinInode(pins string) uint64 {
 func (k *kernelLink) connect(cfg *config.Config) {
 	inode := pinInode(cfg.Kernel.Pins)
 	set, err := maps.Open(maps.PinDir(cfg.Kernel.Pins))
+	var ctl *steer.Controller
+	if err == nil {
+		if ctl, err = steer.New(set, k.e.log.Logger); err != nil {
+			err = errors.Join(err, set.Close())
+			set = nil
+		}
+	}
 	k.mu.Lock()
-	first := k.why == nil
+	first := k.why == nil || errors.Is(k.why, errNotYet)
 	k.pins = cfg.Kernel.Pins
-	k.set, k.why, k.inode = set, err, inode
+	k.set, k.steer, k.why, k.inode = set, ctl, err, inode
 	k.mu.Unlock()
 	if err != nil {
 		if first {
@@ -167,10 +182,11 @@ func (k *kernelLink) close() {
 	if k.set == nil {
 		return
 	}
+	k.steer.Close()
 	if err := k.set.Close(); err != nil {
 		k.e.log.Warn("let go of the kernel half", "error", err)
 	}
-	k.set, k.why = nil, errors.New("the daemon let go of it")
+	k.set, k.steer, k.why = nil, nil, errors.New("the daemon let go of it")
 }
 
 // apply puts cfg in force in the kernel half, if that is there.
@@ -188,7 +204,8 @@ func (k *kernelLink) apply(cfg *config.Config) error {
 	return err
 }
 
-// applyTo writes what is named before what names it: classes, policies and prefixes, VIPs. An
+// applyTo writes what is named before what names it: classes, policies and prefixes, backends,
+// VIPs. An
 // error leaves a mixture, which applying the former configuration undoes.
 func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
 	w := wanted(cfg)
@@ -200,6 +217,11 @@ func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
 		return err
 	}
 	k.compiled(cfg.Geo.Databases, rep)
+	key, err := k.steer.Apply(context.Background(), cfg.Steering())
+	if err != nil {
+		return err
+	}
+	k.e.probes.setKey(key)
 	return control.ApplyVIPs(set, w)
 }
 
@@ -208,7 +230,7 @@ func (k *kernelLink) tidy(cfg *config.Config) {
 	_ = k.use(func(set *maps.Set) error { // without a kernel half there is nothing to tidy
 		err := geo.New(set).Prune(cfg.Geo)
 		kept, rerr := control.TidyRates(set, wanted(cfg))
-		if err := errors.Join(err, rerr); err != nil {
+		if err := errors.Join(err, rerr, k.steer.Tidy()); err != nil {
 			k.e.log.Warn("not all that the file no longer names could be removed", "error", err)
 		}
 		for _, s := range kept {
@@ -270,6 +292,48 @@ func (k *kernelLink) compileGeo(set *maps.Set) control.GeoCompiler {
 		k.compiled(cfg.Databases, rep)
 		return control.GeoSentences(rep.Overrides, k.geoInfo(), len(databases) > 0), nil
 	}
+}
+
+// handOver gives this edge's rows to its peers.
+func (k *kernelLink) handOver() {
+	err := k.use(func(*maps.Set) error { return k.steer.SetDraining(true) })
+	if err != nil && k.problem() == nil {
+		k.e.log.Warn("rows not handed over: other edges still send flows here", "error", err)
+	}
+}
+
+// beat records this edge's own sign of life.
+func (k *kernelLink) beat() {
+	err := k.use(func(set *maps.Set) error {
+		if self := set.Config.Self().Backend; self != 0 {
+			return set.Backends.Beat(self)
+		}
+		return nil
+	})
+	if err != nil && k.problem() == nil {
+		k.e.log.Warn("record a sign of life", "error", err)
+	}
+}
+
+// backends are what the kernel half's rows name, with what is known of their health.
+func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
+	list, err := control.Backends(set)
+	if err != nil {
+		return nil, err
+	}
+	known, err := k.steer.Status()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range known {
+		i := slices.IndexFunc(list, func(b control.Backend) bool { return b.Set == s.Set && b.Name == s.Name })
+		if i < 0 { // without a row: its health, or its weight, has taken all from it
+			list = append(list, control.Backend{Set: s.Set, Name: s.Name, Address: s.Address, Self: s.Self, Ready: s.NextHop.Ready, Seen: -1})
+			i = len(list) - 1
+		}
+		list[i].Healthy, list[i].Error = s.Alive, cmp.Or(s.Why, s.Trouble)
+	}
+	return list, nil
 }
 
 // snapshot keeps this second's counters, and follows the traffic with the sampling.

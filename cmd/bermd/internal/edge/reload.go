@@ -62,6 +62,10 @@ func (e *Edge) reload() (done []string, err error) {
 	if err := e.kernel.apply(cfg); err != nil {
 		return nil, err
 	}
+	undo = append(undo, func() { e.restored("probes", e.probes.apply(old.AnswersProbes())) })
+	if err := e.probes.apply(cfg.AnswersProbes()); err != nil {
+		return nil, err
+	}
 	undo = append(undo, func() { e.restored("metrics", e.scrape.apply(old.Admin.Metrics)) })
 	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
 		return nil, err

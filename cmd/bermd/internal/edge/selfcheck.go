@@ -112,6 +112,7 @@ func (e *Edge) watchdog(ctx context.Context) {
 		check, cancel := context.WithTimeout(ctx, timeout)
 		err := e.checkSelf(check)
 		cancel()
+		e.sound.Store(err == nil)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -128,11 +129,11 @@ func (e *Edge) watchdog(ctx context.Context) {
 	}
 }
 
-// watchdogInterval is a third of what systemd allows (WATCHDOG_USEC), or a minute.
+// watchdogInterval is a third of what systemd allows (WATCHDOG_USEC), or ten seconds.
 func watchdogInterval() time.Duration {
 	us, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64)
 	if err != nil || us <= 0 {
-		return time.Minute
+		return 10 * time.Second
 	}
 	return time.Duration(us) * time.Microsecond / 3
 }

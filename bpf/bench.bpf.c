@@ -1,0 +1,219 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The benchmark's harness. BPF_PROG_TEST_RUN does not restore the packet between repetitions, so
+ * this does, picks the next flow, and tail-calls the program to measure. What the harness
+ * itself costs is measured with bench_pass as the target.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "addr.h"
+#include "csum.h"
+#include "packet.h"
+#include "prefix.h"
+
+#define BENCH_FRAME 96 /* bytes of a frame that a program may have written to */
+#define GOLDEN32 2654435761u /* odd, so a bijection; its high bits are well mixed */
+
+struct bench_case {
+	__u32 len;	   /* of the frame */
+	__u32 family;	   /* 4 or 6 */
+	__u32 flow_mask;   /* flows - 1 */
+	__u32 source_mask; /* different sources - 1: as many as flows or fewer */
+	__u32 first;	   /* number of the first source */
+	__u32 pad;
+	__u64 sum;	   /* of the IPv4 header without source and checksum */
+	__u8 frame[BENCH_FRAME];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct bench_case);
+} bench_cases SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} bench_packets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} bench_target SEC(".maps");
+
+/* Every flow once in as many packets as there are flows, in an order without stride, which the
+ * hardware cannot prefetch: each step is a bijection of the bits in the mask.
+ */
+static __always_inline __u32 next_flow(__u64 *packets, __u32 mask)
+{
+	__u32 x = (*packets)++ & mask;
+
+	x = x * GOLDEN32 & mask;
+	x ^= x >> 7;
+	x = x * GOLDEN32 & mask;
+	return x ^ x >> 9;
+}
+
+/* A unicast source: first octet 1 to 126 or 128 to 223. */
+static __always_inline __be32 source4(__u32 n)
+{
+	__u32 x = n * GOLDEN32;
+	__u32 first = 1 + ((x >> 24) * 222 >> 8);
+
+	if (first >= 127)
+		first++;
+	return bpf_htonl(first << 24 | (x & 0xffffff));
+}
+
+/* A source in 2a00::/12, of the 16 shortest roots in use there and 65536 /32s of each. */
+static __always_inline __be64 source6(__u32 n)
+{
+	__u32 x = n * GOLDEN32;
+
+	return bpf_cpu_to_be64(0x2a00ULL << 48 | (__u64)(x & 15) << 48 | (__u64)(x >> 4) << 20);
+}
+
+static __always_inline bool put_flow(const struct bench_case *now, struct cursor *cur, __u32 flow)
+{
+	__u32 source = now->first + (flow & now->source_mask);
+	struct ipv6hdr *ip6;
+	struct iphdr *ip;
+	__be16 *port;
+
+	if (!TAKE(cur, struct ethhdr))
+		return false;
+	if (now->family == 4) {
+		ip = TAKE(cur, struct iphdr);
+		if (!ip)
+			return false;
+		ip->saddr = source4(source);
+		ip->check = ~csum_fold(now->sum + ip->saddr);
+	} else {
+		ip6 = TAKE(cur, struct ipv6hdr);
+		if (!ip6)
+			return false;
+		*(__be64 *)&ip6->saddr = source6(source);
+	}
+	port = TAKE(cur, __be16);
+	if (!port)
+		return false;
+	*port = bpf_htons((flow * GOLDEN32 >> 16 & 0xfbff) | 0x0400);
+	return true;
+}
+
+SEC("xdp.frags")
+int bench_harness(struct xdp_md *ctx)
+{
+	struct bench_case *now;
+	struct cursor cur;
+	__u64 *packets;
+	__u32 key = 0;
+	void *frame;
+	int grown;
+
+	now = bpf_map_lookup_elem(&bench_cases, &key);
+	packets = bpf_map_lookup_elem(&bench_packets, &key);
+	if (!now || !packets)
+		return XDP_ABORTED;
+	cur = cur_from(ctx);
+	grown = (int)distance(cur.pos, cur.end) - (int)now->len;
+	if (grown && bpf_xdp_adjust_head(ctx, grown))
+		return XDP_ABORTED;
+	cur = cur_from(ctx);
+	frame = cur.pos;
+	if (frame + BENCH_FRAME > cur.end)
+		return XDP_ABORTED;
+	__builtin_memcpy(frame, now->frame, BENCH_FRAME);
+	if (!put_flow(now, &cur, next_flow(packets, now->flow_mask)))
+		return XDP_ABORTED;
+	bpf_tail_call(ctx, &bench_target, 0);
+	return XDP_ABORTED;
+}
+
+/* Nothing: what the harness costs. */
+SEC("xdp.frags")
+int bench_pass(struct xdp_md *ctx __attribute__((unused)))
+{
+	return XDP_PASS;
+}
+
+/* The floor of anything that encapsulates: move the head, and write the outer header. */
+SEC("xdp.frags")
+int bench_floor4(struct xdp_md *ctx)
+{
+	void *outer;
+
+	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct iphdr)))
+		return XDP_ABORTED;
+	outer = (void *)(long)ctx->data;
+	if (outer + sizeof(struct ethhdr) + sizeof(struct iphdr) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	__builtin_memset(outer, 0x45, sizeof(struct ethhdr) + sizeof(struct iphdr));
+	return XDP_TX;
+}
+
+SEC("xdp.frags")
+int bench_floor6(struct xdp_md *ctx)
+{
+	void *outer;
+
+	if (bpf_xdp_adjust_head(ctx, -(int)sizeof(struct ipv6hdr)))
+		return XDP_ABORTED;
+	outer = (void *)(long)ctx->data;
+	if (outer + sizeof(struct ethhdr) + sizeof(struct ipv6hdr) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	__builtin_memset(outer, 0x60, sizeof(struct ethhdr) + sizeof(struct ipv6hdr));
+	return XDP_TX;
+}
+
+/* The prefix stage's lookup and nothing else; the record decides, so that it is not left out. */
+static __always_inline int prefix_only(__u32 id, __u32 active)
+{
+	__u32 key = active * BERM_RECORDS + (id & (BERM_RECORDS - 1));
+	struct berm_prefix_record *record = bpf_map_lookup_elem(&berm_prefix_records, &key);
+
+	return record && record->acl == BERM_ACTION_DROP ? XDP_DROP : XDP_PASS;
+}
+
+SEC("xdp.frags")
+int bench_prefix4(struct xdp_md *ctx)
+{
+	struct cursor cur = cur_from(ctx);
+	struct berm_config *cfg;
+	struct iphdr *ip;
+	__u32 key = 0;
+
+	cfg = bpf_map_lookup_elem(&berm_config, &key);
+	if (!cfg || !TAKE(&cur, struct ethhdr) || !(ip = TAKE(&cur, struct iphdr)))
+		return XDP_ABORTED;
+	return prefix_only(prefix4_lookup(bpf_ntohl(ip->saddr), cfg->prefix_active & 1),
+			   cfg->prefix_active & 1);
+}
+
+SEC("xdp.frags")
+int bench_prefix6(struct xdp_md *ctx)
+{
+	struct cursor cur = cur_from(ctx);
+	struct berm_config *cfg;
+	struct ipv6hdr *ip;
+	__u32 key = 0;
+
+	cfg = bpf_map_lookup_elem(&berm_config, &key);
+	if (!cfg || !TAKE(&cur, struct ethhdr) || !(ip = TAKE(&cur, struct ipv6hdr)))
+		return XDP_ABORTED;
+	return prefix_only(prefix6_lookup(bpf_be64_to_cpu(*(__be64 *)&ip->saddr), cfg->prefix_active & 1),
+			   cfg->prefix_active & 1);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,108 @@
+package bench
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/bermedge/berm/maps"
+)
+
+const (
+	tcpSYN = 0x02
+	tcpACK = 0x10
+)
+
+// Ports of the services on the measured addresses.
+const (
+	portService = 443
+	portGeo     = 444 // refuses all countries
+	portRate    = 445 // refuses all but the first packet of a source
+	portVerdict = 446
+)
+
+var (
+	vip4     = netip.MustParseAddr("192.0.2.10")
+	vip6     = netip.MustParseAddr("2001:db8::10")
+	foreign4 = netip.MustParseAddr("192.0.2.99")
+	foreign6 = netip.MustParseAddr("2001:db8::99")
+)
+
+// kind is what a measured packet is, but for the flow, which the harness fills in.
+type kind struct {
+	foreign bool // to an address without services
+	port    uint16
+	proto   maps.Protocol
+	flags   byte
+}
+
+// payloadLen makes every frame longer than what the harness restores.
+const payloadLen = 64
+
+// frame is an Ethernet frame with the packet, its source left zero.
+func (k kind) frame(family int) []byte {
+	segment := k.segment()
+	eth := []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00}
+	if family == 4 {
+		ip := make([]byte, 20)
+		ip[0], ip[6], ip[8], ip[9] = 0x45, 0x40, 64, byte(k.proto)
+		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(segment)))
+		dst := vip4.As4()
+		if k.foreign {
+			dst = foreign4.As4()
+		}
+		copy(ip[16:], dst[:])
+		return append(append(eth, ip...), segment...)
+	}
+	eth[12], eth[13] = 0x86, 0xdd
+	ip := make([]byte, 40)
+	ip[0], ip[6], ip[7] = 0x60, byte(k.proto), 64
+	binary.BigEndian.PutUint16(ip[4:], uint16(len(segment)))
+	dst := vip6.As16()
+	if k.foreign {
+		dst = foreign6.As16()
+	}
+	copy(ip[24:], dst[:])
+	return append(append(eth, ip...), segment...)
+}
+
+func (k kind) segment() []byte {
+	if k.proto == maps.ProtocolUDP {
+		udp := make([]byte, 8+payloadLen)
+		binary.BigEndian.PutUint16(udp[2:], k.port)
+		binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
+		return udp
+	}
+	tcp := make([]byte, 20+payloadLen)
+	binary.BigEndian.PutUint16(tcp[2:], k.port)
+	tcp[12], tcp[13] = 5<<4, k.flags
+	return tcp
+}
+
+// headerSum is the checksum's sum over an IPv4 header without its source, in the harness's words.
+func headerSum(frame []byte, family int) uint64 {
+	if family != 4 {
+		return 0
+	}
+	var sum uint64
+	for i := 14; i < 34; i += 4 {
+		sum += uint64(binary.LittleEndian.Uint32(frame[i:]))
+	}
+	return sum
+}
+
+// source4 and source6 are the sources that the harness gives flow n: the same arithmetic.
+func source4(n uint32) netip.Addr {
+	x := n * 2654435761
+	first := 1 + (x>>24)*222>>8
+	if first >= 127 {
+		first++
+	}
+	return netip.AddrFrom4([4]byte{byte(first), byte(x >> 16), byte(x >> 8), byte(x)})
+}
+
+func source6(n uint32) netip.Addr {
+	x := n * 2654435761
+	var a [16]byte
+	binary.BigEndian.PutUint64(a[:], 0x2a00<<48|uint64(x&15)<<48|uint64(x>>4)<<20)
+	return netip.AddrFrom16(a)
+}

@@ -1,0 +1,229 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/bermedge/berm/bpf"
+	"github.com/bermedge/berm/maps"
+)
+
+// world is the programs with maps of their own, set up as a busy edge's.
+type world struct {
+	coll    *ebpf.Collection
+	ingress *ebpf.Program
+	harness bpf.BenchObjects
+	maps    *maps.Set
+}
+
+func (w *world) close() {
+	_ = w.harness.Close() // only closes descriptors
+	if w.maps != nil {
+		_ = w.maps.Close()
+	}
+	if w.coll != nil {
+		w.coll.Close()
+	}
+}
+
+func newWorld() (_ *world, err error) {
+	w := new(world)
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	if err := rlimit.RemoveMemlock(); err != nil { // kernels before 5.11 only
+		return nil, fmt.Errorf("raise the limit of locked memory: %w (needs root)", err)
+	}
+	if err := w.load(); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("%w (needs root)", err)
+		}
+		return nil, err
+	}
+	for _, step := range []func() error{w.setConfig, w.setPolicies, w.setBackends, w.setVIPs, w.setVerdicts} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	return w, w.maps.Prefixes.Swap(fill)
+}
+
+func (w *world) load() error {
+	spec, err := bpf.LoadXDP()
+	if err != nil {
+		return err
+	}
+	if w.coll, err = ebpf.NewCollection(spec); err != nil {
+		return fmt.Errorf("load the ingress program: %w", err)
+	}
+	w.ingress = w.coll.Programs[bpf.XDPProgXdpBerm]
+	if w.maps, err = maps.FromMaps(w.coll.Maps); err != nil {
+		return err
+	}
+	if spec, err = bpf.LoadBench(); err != nil {
+		return err
+	}
+	shared := map[string]*ebpf.Map{}
+	for name, m := range w.coll.Maps {
+		if spec.Maps[name] != nil {
+			shared[name] = m
+		}
+	}
+	if err := spec.LoadAndAssign(&w.harness, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
+		return fmt.Errorf("load the harness: %w", err)
+	}
+	return nil
+}
+
+// setConfig: constant secrets, so that every run has the same rows and cells.
+func (w *world) setConfig() error {
+	err := w.maps.Config.Update(func(c *bpf.XDPBermConfig) {
+		c.Contract = maps.Contract
+		c.RateMask = w.coll.Maps[bpf.XDPMapBermRateCells].MaxEntries() - 1
+		c.TickUnits = 4e6 / 64
+		c.Seed = [2]uint64{0x0123456789abcdef, 0xfedcba9876543210}
+		c.Secret = [2]uint64{0x0f1e2d3c4b5a6978, 0x8796a5b4c3d2e1f0}
+		c.TagSecrets = [2]uint64{0x1122334455667788, 0}
+		c.Spread, c.Mtu = 8, 1500
+	})
+	if err != nil {
+		return err
+	}
+	for d := range maps.AllDrops() {
+		if err := w.maps.Samples.Set(d, 0); err != nil {
+			return err
+		}
+	}
+	if err := w.maps.Samples.Set(maps.DropNone, 0); err != nil {
+		return err
+	}
+	return w.maps.Config.SetSelf(maps.Self{
+		Address4: netip.MustParseAddr("10.0.0.0"), Address6: netip.MustParseAddr("2001:db8:1::"),
+	})
+}
+
+// setPolicies writes rate classes as they are, since no operator may ask for such limits.
+func (w *world) setPolicies() error {
+	policies := []maps.GeoPolicy{
+		{Name: "open", Fallback: maps.ActionAllow, Rules: map[maps.Country]maps.Action{300: maps.ActionDrop}},
+		{Name: "closed", Fallback: maps.ActionDrop},
+	}
+	for _, p := range policies {
+		if _, err := w.maps.Geo.PutPolicy(p); err != nil {
+			return err
+		}
+	}
+	// What one packet costs, in 1/65536 of 64 ns, and what a source may run up, in 64 ns.
+	const second = 1e9 / 64 * 65536
+	var open, tight bpf.XDPBermRateClass
+	open.Name, tight.Name = name("open"), name("tight")
+	open.Flags = uint16(bpf.XDPBermRateFlagsBERM_RATE_USED)
+	tight.Flags = open.Flags
+	open.Packets.Cost, open.Packets.BurstUnits = 1<<14, 1<<30 // 62.5 million a second
+	open.Syns = open.Packets
+	tight.Packets.Cost, tight.Packets.BurstUnits = 250*second, 1 // one in 250 s
+	classes := map[uint32]bpf.XDPBermRateClass{1: open, 2: tight}
+	for id, c := range classes {
+		if err := w.coll.Maps[bpf.XDPMapBermRateClasses].Put(id, &c); err != nil {
+			return fmt.Errorf("rate class %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+func name(s string) (n [16]int8) {
+	for i := range s {
+		n[i] = int8(s[i])
+	}
+	return n
+}
+
+// setBackends makes a set of 100 backends for each family, and rows that name them at random.
+func (w *world) setBackends() error {
+	const backends = 100
+	r := rand.New(rand.NewPCG(3, 4))
+	for _, family := range []int{4, 6} {
+		table := make([]maps.Row, maps.RowCount)
+		ids := make([]uint16, backends)
+		for i := range ids {
+			addr := netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})
+			if family == 6 {
+				addr = netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0, 2, 15: byte(i)})
+			}
+			id, err := w.maps.Backends.Put(maps.Backend{Name: fmt.Sprintf("edge%d-%d", family, i), Address: addr})
+			if err != nil {
+				return err
+			}
+			if err := w.maps.Backends.SetNextHop(id, maps.NextHop{Ready: true, MAC: maps.MAC{2, 1, 0, 0, 0, byte(i)}}); err != nil {
+				return err
+			}
+			ids[i] = uint16(id)
+		}
+		for i := range table {
+			table[i] = maps.Row{Owner: ids[r.IntN(backends)], Previous: ids[r.IntN(backends)]}
+		}
+		set, err := w.maps.Sets.Put(maps.BackendSet{Name: fmt.Sprintf("edges%d", family)})
+		if err != nil {
+			return err
+		}
+		if err := w.maps.Rows.Write(set, table); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *world) setVIPs() error {
+	var list []maps.VIP
+	add := func(name string, port uint16, proto maps.Protocol, geo, rate string) {
+		for family, addr := range map[int]netip.Addr{4: vip4, 6: vip6} {
+			list = append(list, maps.VIP{
+				Name: fmt.Sprintf("%s-%d", name, family), Address: addr, Port: port, Protocol: proto,
+				Backends: fmt.Sprintf("edges%d", family), GeoPolicy: geo, RateClass: rate, Owner: maps.OwnerFile,
+			})
+		}
+	}
+	add("tcp", portService, maps.ProtocolTCP, "open", "open")
+	add("udp", portService, maps.ProtocolUDP, "open", "open")
+	add("geo", portGeo, maps.ProtocolTCP, "closed", "open")
+	add("rate", portRate, maps.ProtocolTCP, "open", "tight")
+	add("verdict", portVerdict, maps.ProtocolTCP, "open", "open")
+	return w.maps.VIPs.Replace(maps.OwnerFile, list)
+}
+
+// setVerdicts writes the entries in one call: one by one they take a minute.
+func (w *world) setVerdicts() error {
+	vips, err := w.maps.VIPs.List()
+	if err != nil {
+		return err
+	}
+	var keys []bpf.XDPBermVerdictKey
+	for _, v := range vips {
+		if v.Port != portVerdict {
+			continue
+		}
+		for n := range uint32(verdictSources) {
+			source := source6(verdictFirst + n)
+			if v.Address.Is4() {
+				source = source4(verdictFirst + n)
+			}
+			keys = append(keys, bpf.XDPBermVerdictKey{Source: bpf.XDPBermAddr{Octets: source.As16()}, Vip: v.ID})
+		}
+	}
+	values := make([]bpf.XDPBermVerdict, len(keys))
+	for i := range values {
+		values[i].Action = uint8(maps.ActionDrop)
+	}
+	if _, err := w.coll.Maps[bpf.XDPMapBermVerdicts].BatchUpdate(keys, values, nil); err != nil {
+		return fmt.Errorf("verdicts: %w", err)
+	}
+	return w.maps.Verdicts.Rebuild()
+}

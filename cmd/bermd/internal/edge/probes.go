@@ -1,0 +1,101 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/bermedge/berm/userspace/steer"
+	"github.com/bermedge/berm/userspace/transport"
+)
+
+// probes are the sockets that answer other edges while this one is fit to serve. Each is bound to an
+// address of the node, so that answers come from where they are expected.
+type probes struct {
+	e *Edge
+
+	mu       sync.Mutex
+	open     map[netip.AddrPort]*responder
+	key      *[32]byte
+	draining bool
+}
+
+type responder struct {
+	*steer.Responder
+	stop context.CancelFunc
+}
+
+// apply answers at these addresses and no others. On an error nothing changes.
+func (p *probes) apply(at []netip.AddrPort) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fresh := map[netip.AddrPort]net.PacketConn{}
+	var errs []error
+	for _, a := range at {
+		if p.open[a] != nil {
+			continue
+		}
+		c, err := transport.ListenUDP(a.String())
+		if err != nil {
+			errs = append(errs, fmt.Errorf("steer.probe.port: %w", err))
+			continue
+		}
+		fresh[a] = c
+	}
+	if err := errors.Join(errs...); err != nil {
+		for _, c := range fresh {
+			_ = c.Close()
+		}
+		return err
+	}
+	for a, r := range p.open {
+		if !slices.Contains(at, a) {
+			r.stop()
+			delete(p.open, a)
+		}
+	}
+	for a, c := range fresh {
+		p.serve(a, c)
+	}
+	return nil
+}
+
+func (p *probes) serve(at netip.AddrPort, c net.PacketConn) {
+	ctx, stop := context.WithCancel(context.Background())
+	r := &responder{steer.NewResponder(c), stop}
+	if p.key != nil {
+		r.SetKey(*p.key)
+	}
+	r.SetDraining(p.draining)
+	p.open[at] = r
+	p.e.tasks.Go(func() {
+		if err := r.Serve(ctx); err != nil {
+			p.e.fail(fmt.Errorf("answer other edges' probes at %s: %w", at, err))
+		}
+	})
+}
+
+// setKey says with what probes are authenticated: before the kernel half is there none is
+// answered, since without it this edge cannot take what others would send.
+func (p *probes) setKey(key [32]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.key = &key
+	for _, r := range p.open {
+		r.SetKey(key)
+	}
+}
+
+// drain stops answering, so that other edges take over.
+func (p *probes) drain() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.draining = true
+	for _, r := range p.open {
+		r.SetDraining(true)
+	}
+}

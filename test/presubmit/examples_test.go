@@ -1,0 +1,50 @@
+package presubmit
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/bermedge/berm/userspace/config"
+)
+
+// TestExamples loads every configuration that a page shows, as an edge would.
+func TestExamples(t *testing.T) {
+	var shown []string
+	for _, page := range files(t, withSuffix(".md")) {
+		for i, block := range blocks(string(read(t, page)), "yaml") {
+			shown = append(shown, page)
+			if _, err := config.Parse(fmt.Sprintf("%s, example %d", page, i+1), []byte(block)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, concern := range []string{
+		"loader", "userspace/transport", "userspace/certs", "userspace/control", "userspace/geo",
+		"userspace/cache", "userspace/origin", "userspace/pipeline", "userspace/observe",
+	} {
+		if !slices.Contains(shown, path.Join(concern, "README.md")) {
+			t.Errorf("%s: has settings, and no README.md with an example of them", concern)
+		}
+	}
+}
+
+// blocks returns the fenced blocks of a page in one language.
+func blocks(page, language string) []string {
+	var all []string
+	var block *strings.Builder
+	for line := range strings.Lines(page) {
+		switch fence := strings.TrimSpace(line); {
+		case block == nil && fence == "```"+language:
+			block = &strings.Builder{}
+		case block != nil && fence == "```":
+			all = append(all, block.String())
+			block = nil
+		case block != nil:
+			block.WriteString(line)
+		}
+	}
+	return all
+}

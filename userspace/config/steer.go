@@ -1,0 +1,83 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/bermedge/berm/userspace/steer"
+)
+
+// Steer is the section steer.
+type Steer struct {
+	SecretFile string      `yaml:"secret_file"` // the site's, the same on all its edges
+	Probe      steer.Probe `yaml:"probe"`
+}
+
+// Steering is all that the file says about steering.
+func (c *Config) Steering() steer.Config {
+	return steer.Config{
+		Node: steer.Node{Name: c.Node.Name, Address4: c.Node.Address4, Address6: c.Node.Address6},
+		Sets: c.Backends, SecretFile: c.Steer.SecretFile, Probe: c.Steer.Probe,
+	}
+}
+
+// AnswersProbes lists where this edge answers its peers' probes: at its addresses, if it is a
+// backend.
+func (c *Config) AnswersProbes() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, set := range slices.Sorted(maps.Keys(c.Backends)) {
+		for _, b := range c.Backends[set] {
+			at := netip.AddrPortFrom(b.Address, c.Steer.Probe.Port)
+			if b.Name == c.Node.Name && !slices.Contains(out, at) {
+				out = append(out, at)
+			}
+		}
+	}
+	return out
+}
+
+func (c *Config) checkSteer(d *decoder) {
+	for _, set := range slices.Sorted(maps.Keys(c.Backends)) {
+		for i, b := range c.Backends[set] {
+			at := fmt.Sprintf("backends.%s[%d]", set, i)
+			c.checkSelf(d, at, b)
+			for j, other := range c.Backends[set][:i] {
+				if other.Address == b.Address && other.Name != b.Name && b.Address.IsValid() {
+					d.report(at+".address", fmt.Sprintf("%s is also that of backends.%s[%d] (%s)", b.Address, set, j, other.Name), "remove one")
+				}
+			}
+		}
+	}
+	d.reportTree("", c.Steering().Validate())
+	if c.Steer.SecretFile != "" {
+		if _, err := steer.ReadSecret(c.Steer.SecretFile); err != nil {
+			d.report("steer.secret_file", err.Error(), "")
+		}
+	}
+	for _, at := range c.AnswersProbes() {
+		for i, a := range c.Listen.HTTPS { // h3 listens on UDP too
+			if collide(at.String(), a) {
+				d.report("steer.probe.port", fmt.Sprintf("%d/udp is already taken by listen.https[%d] (%s)", at.Port(), i, a), "choose another port, the same on all edges")
+			}
+		}
+	}
+}
+
+// checkSelf: the backend of this node has the node's address. A node without an address takes its
+// backend's.
+func (c *Config) checkSelf(d *decoder, at string, b steer.Backend) {
+	if b.Name != c.Node.Name || !b.Address.IsValid() {
+		return
+	}
+	own, key := &c.Node.Address4, "node.address4"
+	if b.Address.Is6() {
+		own, key = &c.Node.Address6, "node.address6"
+	}
+	if !own.IsValid() {
+		*own = b.Address
+	} else if *own != b.Address {
+		d.report(at+".address", fmt.Sprintf("%s is this node, whose %s is %s", b.Name, key, *own), "make them equal")
+	}
+}

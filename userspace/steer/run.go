@@ -1,0 +1,106 @@
+package steer
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+const (
+	resolveAgain = time.Second            // next hops change rarely
+	resolveSoon  = 100 * time.Millisecond // while one is being asked for
+	beatEvery    = time.Second            // a sign of life is written at most this often
+)
+
+// start runs a prober for each backend but this edge, and the resolver. The caller holds mu.
+func (c *Controller) start(p Probe, key [32]byte) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.stop = cancel
+	if c.backends == nil {
+		return // nothing was ever applied
+	}
+	c.wg.Go(func() { c.keepResolved(ctx) })
+	for name, b := range c.backends {
+		if name == c.self {
+			continue
+		}
+		id, addr, alive, beaten := b.id, b.address, b.alive, time.Time{}
+		c.wg.Go(func() {
+			p.watch(ctx, addr, key, alive,
+				func(alive bool, why error) { c.turned(name, alive, why) },
+				func() {
+					if time.Since(beaten) < beatEvery {
+						return
+					}
+					beaten = time.Now()
+					if err := c.maps.Backends.Beat(id); err != nil {
+						c.log.Warn("record a backend's sign of life", "backend", name, "error", err)
+					}
+				})
+		})
+	}
+}
+
+// turned moves rows when a backend went away or returned.
+func (c *Controller) turned(name string, alive bool, why error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.backends[name]
+	b.alive, b.since, b.why = alive, time.Now(), ""
+	if alive {
+		c.log.Info("backend answers again", "backend", name)
+	} else {
+		b.why = why.Error()
+		c.log.Warn("backend does not answer: its rows go to the others", "backend", name, "error", why)
+	}
+	if err := c.writeRows(); err != nil {
+		c.log.Error("rows are not as they should be", "error", err)
+	}
+}
+
+// keepResolved keeps the next hops of all backends known and right.
+func (c *Controller) keepResolved(ctx context.Context) {
+	for {
+		c.mu.Lock()
+		wait := resolveAgain
+		for name := range c.backends {
+			if !c.resolve(name) {
+				wait = resolveSoon
+			}
+		}
+		c.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// resolve finds a backend's next hop and writes it when it changed. It says whether it is known. One
+// that was known stays in force while it is asked for again. The caller holds mu.
+func (c *Controller) resolve(name string) bool {
+	b := c.backends[name]
+	if name == c.self {
+		return true
+	}
+	hop, err := c.resolver.Resolve(b.address)
+	if err != nil {
+		if text := err.Error(); text != b.told && !errors.Is(err, ErrUnresolved) {
+			c.log.Warn("backend cannot be reached", "backend", name, "error", err)
+			b.told = text
+		}
+		return false
+	}
+	b.told = ""
+	if hop == b.hop {
+		return true
+	}
+	if err := c.maps.Backends.SetNextHop(b.id, hop); err != nil {
+		c.log.Warn("write a backend's next hop", "backend", name, "error", err)
+		return false
+	}
+	c.log.Info("next hop", "backend", name, "interface", hop.Interface, "mac", hop.MAC)
+	b.hop = hop
+	return true
+}

@@ -1,0 +1,404 @@
+package steer
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/maps/mapstest"
+)
+
+var addr = netip.MustParseAddr
+
+func within(t *testing.T, limit time.Duration, what string, ok func() bool) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for !ok() {
+		if time.Since(start) > limit {
+			t.Fatalf("%s: not within %s", what, limit)
+		}
+		time.Sleep(2 * time.Millisecond) // between polls
+	}
+	return time.Since(start)
+}
+
+// respond runs a responder on an address of the loopback interface.
+func respond(t *testing.T, at string, key [32]byte) *Responder {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", at) //nolint:noctx // opens at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewResponder(conn)
+	r.SetKey(key)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0") //nolint:noctx // opens at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+}
+
+func TestProbes(t *testing.T) {
+	key := [32]byte{1}
+	p := DefaultProbe()
+	p.Port = freePort(t)
+	at := netip.AddrPortFrom(addr("127.0.0.1"), p.Port).String()
+	if err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
+		t.Error("nobody is there, and the probe succeeds")
+	}
+	r := respond(t, at, key)
+	if err := p.ask(t.Context(), addr("127.0.0.1"), key); err != nil {
+		t.Error("udp:", err)
+	}
+	if err := p.ask(t.Context(), addr("127.0.0.1"), [32]byte{2}); err == nil {
+		t.Error("a probe of another site was answered")
+	}
+	r.SetDraining(true)
+	if err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
+		t.Error("a draining edge answers")
+	}
+
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthy" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer web.Close()
+	p.Port = netip.MustParseAddrPort(web.Listener.Addr().String()).Port()
+	for proto, paths := range map[string]map[string]bool{"http": {"/healthy": true, "/": false}, "tcp": {"": true}} {
+		for path, want := range paths {
+			p.Protocol, p.Path = proto, path
+			if err := p.ask(t.Context(), addr("127.0.0.1"), key); (err == nil) != want {
+				t.Errorf("%s %s: %v", proto, path, err)
+			}
+		}
+	}
+	web.Close()
+	p.Protocol = "tcp"
+	if err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
+		t.Error("tcp to a closed port succeeds")
+	}
+}
+
+// Nobody can have the responder send more than he sent, or to answer anything but a probe.
+func TestResponderIgnoresOthers(t *testing.T) {
+	key := [32]byte{1}
+	port := freePort(t)
+	at := netip.AddrPortFrom(addr("127.0.0.1"), port).String()
+	respond(t, at, key)
+	conn, err := net.Dial("udp", at) //nolint:noctx // opens at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	nonce := make([]byte, nonceLen)
+	good := message(key, kindAsk, nonce)
+	bad := [][]byte{nil, good[:10], append(good[:messageLen:messageLen], 0), message(key, kindAnswer, nonce), message([32]byte{2}, kindAsk, nonce)}
+	for _, m := range append(bad, good) {
+		if _, err := conn.Write(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	n, err := conn.Read(buf)
+	if err != nil || n != messageLen || string(buf[:kindLen]) != kindAnswer {
+		t.Fatalf("answer %q, %v", buf[:n], err)
+	}
+	if err := conn.SetReadDeadline(time.Now()); err != nil { // answers come in order: another would be there
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(buf); err == nil {
+		t.Errorf("a second answer: %q", buf[:n])
+	}
+}
+
+func TestHealthNeedsRuns(t *testing.T) {
+	p := Probe{Failures: 3, Successes: 2}
+	h := health{alive: true}
+	states := ""
+	for _, result := range "..x.xx.xxxx..x..." {
+		h.note(result == '.', p)
+		states += map[bool]string{true: "+", false: "-"}[h.alive]
+	}
+	if want := "+++++++++---+++++"; states != want {
+		t.Errorf("states %s, want %s", states, want)
+	}
+}
+
+func secretFile(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(strings.Repeat("5a", 32)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func site(t *testing.T, port uint16) Config {
+	probe := DefaultProbe()
+	probe.Port = port
+	return Config{
+		Node: Node{Name: "edge1"}, SecretFile: secretFile(t), Probe: probe,
+		Sets: map[string][]Backend{"edges": {
+			{Name: "edge1", Address: addr("127.0.0.1")}, {Name: "edge2", Address: addr("127.0.0.2")}, {Name: "edge3", Address: addr("127.0.0.3")},
+		}},
+	}
+}
+
+func rowsOf(t *testing.T, c *Controller) map[string]int {
+	t.Helper()
+	list, err := c.Status()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]int{}
+	for _, s := range list {
+		out[s.Name] = s.Rows
+	}
+	return out
+}
+
+func newController(t *testing.T, k *mapstest.Kernel) *Controller {
+	t.Helper()
+	c, err := New(k.Set, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func TestControllerFollowsHealth(t *testing.T) {
+	k := mapstest.New(t)
+	c := newController(t, k)
+	port := freePort(t)
+	cfg := site(t, port)
+	secret, err := ReadSecret(cfg.SecretFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := respond(t, netip.AddrPortFrom(addr("127.0.0.2"), port).String(), secret.Probe)
+	respond(t, netip.AddrPortFrom(addr("127.0.0.3"), port).String(), secret.Probe)
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	third := maps.RowCount / 3
+	if got := rowsOf(t, c); got["edge1"] < third || got["edge2"] < third || got["edge3"] < third {
+		t.Fatalf("rows %v", got)
+	}
+	if self := k.Config.Self(); self.Address4 != addr("127.0.0.1") || self.Backend == 0 {
+		t.Errorf("self %+v", self)
+	}
+	if peers, err := k.Peers.List(); err != nil || len(peers) != 2 || peers[addr("127.0.0.2")] == 0 {
+		t.Errorf("peers %v, %v", peers, err)
+	}
+	if got := k.Config.Secrets(); got != secret.Maps {
+		t.Error("the secrets are not those of the file")
+	}
+
+	two.SetDraining(true)
+	took := within(t, 2*time.Second, "rows leave edge2", func() bool { return rowsOf(t, c)["edge2"] == 0 })
+	t.Logf("rows moved %s after edge2 stopped answering", took)
+	if took > time.Second {
+		t.Errorf("detection took %s", took)
+	}
+	set, _ := k.Sets.List()
+	edge2, _ := k.Backends.Get("edge2")
+	rows, _ := k.Rows.Read(set[0].ID)
+	previous := 0
+	for _, r := range rows {
+		if uint32(r.Previous) == edge2.ID {
+			previous++
+		}
+	}
+	if previous < third {
+		t.Errorf("edge2 is the previous owner of %d rows", previous)
+	}
+
+	// A restarted daemon does not give rows to one that was dead.
+	c.Close()
+	c = newController(t, k)
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if got := rowsOf(t, c); got["edge2"] != 0 {
+		t.Errorf("rows after a restart: %v", got)
+	}
+
+	two.SetDraining(false)
+	within(t, 2*time.Second, "rows return", func() bool { return rowsOf(t, c)["edge2"] >= third })
+	if err := c.SetDraining(true); err != nil {
+		t.Fatal(err)
+	}
+	if got := rowsOf(t, c); got["edge1"] != 0 {
+		t.Errorf("rows while this edge drains: %v", got)
+	}
+	within(t, 3*time.Second, "a sign of life", func() bool {
+		b, err := k.Backends.Get("edge3")
+		return err == nil && !b.Heartbeat.IsZero()
+	})
+}
+
+func TestControllerReload(t *testing.T) {
+	k := mapstest.New(t)
+	c := newController(t, k)
+	cfg := site(t, freePort(t))
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	vip := maps.VIP{Name: "web", Address: addr("192.0.2.10"), Port: 443, Protocol: maps.ProtocolTCP, Backends: "edges"}
+	if _, err := k.VIPs.Put(vip); err != nil {
+		t.Fatal(err)
+	}
+
+	bad := cfg
+	bad.SecretFile = filepath.Join(t.TempDir(), "none")
+	if _, err := c.Apply(t.Context(), bad); err == nil {
+		t.Error("a missing secret was accepted")
+	}
+	if got := rowsOf(t, c); len(got) != 3 {
+		t.Errorf("after the refused reload: %v", got)
+	}
+
+	next := cfg
+	next.Sets = map[string][]Backend{"others": cfg.Sets["edges"][:2]}
+	if _, err := c.Apply(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Tidy(); err != nil {
+		t.Fatal(err)
+	}
+	if sets, _ := k.Sets.List(); len(sets) != 2 {
+		t.Errorf("a set that a VIP names was removed: %v", sets)
+	}
+	if _, err := k.Backends.Get("edge3"); err != nil {
+		t.Error("and its backend:", err)
+	}
+	if err := k.VIPs.Remove("web"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Tidy(); err != nil {
+		t.Fatal(err)
+	}
+	sets, _ := k.Sets.List()
+	if _, err := k.Backends.Get("edge3"); len(sets) != 1 || sets[0].Name != "others" || err == nil {
+		t.Errorf("after the VIP is gone: %v, %v", sets, err)
+	}
+}
+
+// A host alone keeps its secret over restarts, so that its flows keep their rows.
+func TestOwnSecretStays(t *testing.T) {
+	k := mapstest.New(t)
+	if err := k.Config.SetSecrets(maps.Secrets{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		c := newController(t, k)
+		before := k.Config.Secrets()
+		if _, err := c.Apply(t.Context(), Config{Probe: DefaultProbe()}); err != nil {
+			t.Fatal(err)
+		}
+		after := k.Config.Secrets()
+		if after.Flow == [2]uint64{} || after.Tags[0] == 0 || before.Flow != [2]uint64{} && after != before {
+			t.Errorf("secrets %x, then %x", before, after)
+		}
+		c.Close()
+	}
+}
+
+func TestSecretForms(t *testing.T) {
+	a, b := strings.Repeat("a", 32), strings.Repeat("b", 40)
+	plain, err := parseSecret([]byte("# the site's\n" + a + "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := []string{"rows " + a + "\ntags " + a + "\ntags " + b, "rows " + a + "\ntags " + b + "\ntags " + a, "rows " + a + "\ntags " + b}
+	for i, text := range steps {
+		s, err := parseSecret([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Maps.Flow != plain.Maps.Flow || s.Probe != plain.Probe {
+			t.Errorf("step %d moves flows", i)
+		}
+		if i == 0 && s.Maps.Tags[0] != plain.Maps.Tags[0] || i == 1 && s.Maps.Tags[1] != plain.Maps.Tags[0] {
+			t.Errorf("step %d: tags %x of %x", i, s.Maps.Tags, plain.Maps.Tags)
+		}
+	}
+	for text, says := range map[string]string{
+		"":                          "no secret of rows",
+		"short":                     "line 1: the secret has 5 characters",
+		a + "\n" + b:                "line 2: a plain secret must be the only line",
+		"rows " + a:                 "0 secrets of tags",
+		"tags " + a:                 "no secret of rows",
+		"rows " + a + "\nrows " + b: "line 2: a second secret of rows",
+		"keys " + a:                 `line 1: "keys"`,
+		"rows " + a + strings.Repeat("\ntags "+b, 3): "3 secrets of tags",
+	} {
+		if _, err := parseSecret([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v, want %q", text, err, says)
+		}
+	}
+	path := secretFile(t)
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadSecret(path); err == nil || !strings.Contains(err.Error(), "chmod 640") {
+		t.Errorf("a secret for everybody: %v", err)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	c := Config{
+		Node: Node{Name: "edge1", Address4: addr("::1"), Address6: addr("192.0.2.1")},
+		Sets: map[string][]Backend{
+			"a set": {},
+			"edges": {{Name: "edge1", Address: addr("192.0.2.1")}, {Name: "edge1", Address: addr("192.0.2.2"), Weight: -1}, {Name: ""}},
+		},
+		Probe: Probe{Protocol: "icmp", Interval: time.Millisecond, Timeout: time.Second},
+	}
+	err := c.Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{
+		"node.address4: ::1 is not", "node.address6: 192.0.2.1 is not", `backends.a set: name "a set"`, "backends.a set: has no backend",
+		`backends.edges[1].name: "edge1" is in the set twice`, `backends.edges[1].address: backend "edge1" has address 192.0.2.1 elsewhere`,
+		"backends.edges[1].weight: -1", "backends.edges[2].name: name is empty", "backends.edges[2].address", "steer.secret_file: is needed",
+		`steer.probe.protocol: "icmp"`, "steer.probe.port", "steer.probe.interval: 1ms", "steer.probe.timeout: 1s", "steer.probe.failures", "steer.probe.successes",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("does not say %q:\n%v", want, err)
+		}
+	}
+	if err := (Config{Probe: DefaultProbe()}).Validate(); err != nil {
+		t.Error("the empty file:", err)
+	}
+}
