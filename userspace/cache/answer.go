@@ -15,7 +15,7 @@ func (c *Cache) hit(x *pipeline.Exchange, rq *request, o *object) pipeline.Actio
 	if coming(o) {
 		rq.fwd = "miss" // of which kind, the request that began the fetch knows
 		c.stats.collapsed.Add(1)
-		return c.finish(x, o, c.forwarded(x, rq, o, result{}, false), ReasonCollapsed)
+		return c.finish(x, o, c.forwarded(rq, o, result{}, false), ReasonCollapsed)
 	}
 	why := ReasonHit
 	if !o.fresh(rq.now) {
@@ -43,11 +43,11 @@ func (c *Cache) landed(x *pipeline.Exchange, rq *request, f *flight, lead bool) 
 	default:
 		c.stats.misses.Add(1)
 	}
-	return c.finish(x, f.obj, c.forwarded(x, rq, f.obj, f.result, lead), why)
+	return c.finish(x, f.obj, c.forwarded(rq, f.obj, f.result, lead), why)
 }
 
 // forwarded returns the head for a request that led or joined a fetch: made for it alone.
-func (c *Cache) forwarded(x *pipeline.Exchange, rq *request, o *object, r result, lead bool) *head {
+func (c *Cache) forwarded(rq *request, o *object, r result, lead bool) *head {
 	status := c.cfg.Name + "; fwd=" + rq.fwd
 	if r.status != 0 {
 		status += "; fwd-status=" + strconv.Itoa(r.status)
@@ -61,14 +61,12 @@ func (c *Cache) forwarded(x *pipeline.Exchange, rq *request, o *object, r result
 	if r.detail != "" {
 		status += "; detail=" + string(r.detail)
 	}
-	h := o.newHead(c.clock.Now(), status)
-	x.CacheStatus = status
-	return h
+	return o.newHead(c.clock.Now(), status)
 }
 
 // finish turns an object and a head into the answer: a 304, a part, or the whole. The hold on o goes to the body.
 func (c *Cache) finish(x *pipeline.Exchange, o *object, h *head, why pipeline.Reason) pipeline.Action {
-	x.Status, x.Head, x.Body = o.status, h.fields, o.body
+	x.Status, x.Head, x.Body, x.CacheStatus = o.status, h.fields, o.body, h.status
 	if o.status != http.StatusOK {
 		return x.Answer(why)
 	}

@@ -31,20 +31,22 @@ func require(t testing.TB, err error) {
 // of it, as it comes.
 func TestFiveThousandColdRequests(t *testing.T) {
 	const clients = 5000
-	data := pattern(200_000)
+	data := pattern(20_000)
 	release := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "max-age=60")
-		w.Header().Set("Content-Length", "200000")
+		w.Header().Set("Content-Length", "20000")
 		<-release
 		w.Write(data)
 	})
 	// net.Pipe would hide the sockets; 5,000 of them are 10,000 descriptors, so the stage is called directly.
 	var wg sync.WaitGroup
 	var bad, collapsed atomic.Int64
-	for range clients {
+	writers := make([]*memory, clients)
+	for i := range clients {
+		writers[i] = &memory{h: http.Header{}}
 		wg.Go(func() {
-			w := &memory{h: http.Header{}}
+			w := writers[i]
 			q, _ := http.NewRequest("GET", "http://example.com/big", nil)
 			q.RemoteAddr = "192.0.2.1:1"
 			r.pipe.ServeHTTP(w, q)
@@ -60,6 +62,9 @@ func TestFiveThousandColdRequests(t *testing.T) {
 	close(release)
 	wg.Wait()
 	r.origins(1)
+	slices.SortFunc(writers, func(a, b *memory) int { return a.first.Compare(b.first) })
+	behind := func(i int) time.Duration { return writers[i].first.Sub(writers[0].first) }
+	t.Logf("behind the first of %d to get a byte: median %s, last %s", clients, behind(clients/2), behind(clients-1))
 	if bad.Load() != 0 || collapsed.Load() != clients-1 {
 		t.Errorf("%d wrong answers, %d collapsed of %d", bad.Load(), collapsed.Load(), clients)
 	}
@@ -85,12 +90,18 @@ type memory struct {
 	h      http.Header
 	status int
 	b      bytes.Buffer
+	first  time.Time // when the first byte of the body came
 }
 
-func (m *memory) Header() http.Header         { return m.h }
-func (m *memory) WriteHeader(status int)      { m.status = status }
-func (m *memory) Write(p []byte) (int, error) { return m.b.Write(p) }
-func (m *memory) Flush()                      {}
+func (m *memory) Header() http.Header    { return m.h }
+func (m *memory) WriteHeader(status int) { m.status = status }
+func (m *memory) Write(p []byte) (int, error) {
+	if m.first.IsZero() {
+		m.first = time.Now()
+	}
+	return m.b.Write(p)
+}
+func (m *memory) Flush() {}
 
 // stream is a request whose answer is read by hand.
 type stream struct {
@@ -164,7 +175,7 @@ func (s *steps) serve(w http.ResponseWriter, q *http.Request) {
 
 func TestBodyReachesAllWaitersAsItComes(t *testing.T) {
 	o := newSteps("Cache-Control: max-age=60")
-	r := newRig(t, o.serve)
+	r := newLooseRig(t, o.serve)
 	data := pattern(3000)
 	lead := r.open("/x") // its head is here before a byte of the body is
 	follow := r.open("/x")
@@ -189,7 +200,7 @@ func TestBodyReachesAllWaitersAsItComes(t *testing.T) {
 
 func TestLeaderLeavesAndTheOthersFinish(t *testing.T) {
 	o := newSteps("Cache-Control: max-age=60")
-	r := newRig(t, o.serve)
+	r := newLooseRig(t, o.serve)
 	data := pattern(10_000)
 	lead := r.open("/x")
 	follow := r.open("/x")
@@ -207,7 +218,7 @@ func TestLeaderLeavesAndTheOthersFinish(t *testing.T) {
 func TestLeaderLeavesBeforeTheHead(t *testing.T) {
 	release := make(chan struct{})
 	cut := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, q *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, q *http.Request) {
 		select {
 		case <-release:
 		case <-q.Context().Done():
@@ -221,7 +232,7 @@ func TestLeaderLeavesBeforeTheHead(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		q, _ := http.NewRequestWithContext(ctx, "GET", r.edge.URL+path, nil)
 		q.Host = "example.com"
-		go testClient.Do(q) //nolint:bodyclose // cancelled
+		go testClient.Do(q) // cancelled
 		eventually(t, "it waits", func() bool { return r.waiting(path) == 1 })
 		return cancel
 	}
@@ -256,7 +267,7 @@ func TestUncacheableRunsInParallel(t *testing.T) {
 		first := make(chan struct{})
 		all := make(chan struct{})
 		var once sync.Once
-		r := newRig(t, func(w http.ResponseWriter, q *http.Request) {
+		r := newLooseRig(t, func(w http.ResponseWriter, q *http.Request) {
 			n := now.Add(1)
 			defer now.Add(-1)
 			for {
@@ -278,7 +289,7 @@ func TestUncacheableRunsInParallel(t *testing.T) {
 					if w := r0.Load(); w != nil && w.waiting("/x") == clients {
 						break
 					}
-					time.Sleep(time.Millisecond)
+					time.Sleep(time.Millisecond) // sleep: polls
 				}
 				close(first)
 			}
@@ -305,7 +316,7 @@ var r0 atomic.Pointer[rig]
 
 func TestVariantsDoNotShareAFetch(t *testing.T) {
 	release := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, q *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, q *http.Request) {
 		<-release
 		w.Header().Set("Cache-Control", "max-age=60")
 		w.Header().Set("Vary", "X-A")
@@ -333,7 +344,7 @@ func TestFailureIsSharedByAllWaiters(t *testing.T) {
 		"502":     func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
 	} {
 		release := make(chan struct{})
-		r := newRig(t, func(w http.ResponseWriter, _ *http.Request) { <-release; fail(w) })
+		r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) { <-release; fail(w) })
 		var wg sync.WaitGroup
 		for range 20 {
 			wg.Go(func() {
@@ -353,7 +364,7 @@ func TestFailureIsSharedByAllWaiters(t *testing.T) {
 func TestPurgeWhileUnderWay(t *testing.T) {
 	// Before the head: the waiters get the answer, and nobody after them.
 	release := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		<-release
 		w.Header().Set("Cache-Control", "max-age=60")
 		fmt.Fprint(w, "body")
@@ -369,7 +380,7 @@ func TestPurgeWhileUnderWay(t *testing.T) {
 
 	// After it: who reads goes on reading.
 	o := newSteps("Cache-Control: max-age=60")
-	r = newRig(t, o.serve)
+	r = newLooseRig(t, o.serve)
 	s := r.open("/x")
 	o.next <- []byte("one ")
 	s.need(t, []byte("one "))
@@ -396,7 +407,7 @@ func rawOrigin(t *testing.T, answers ...string) string {
 			if err != nil {
 				return
 			}
-			http.ReadRequest(bufio.NewReader(c)) //nolint:errcheck // whatever it is
+			http.ReadRequest(bufio.NewReader(c)) // whatever it is
 			io.WriteString(c, answers[min(i, len(answers)-1)])
 			c.Close()
 		}
@@ -410,7 +421,7 @@ func TestCutBodiesAreNotKept(t *testing.T) {
 		{"chunked, cut in a chunk", "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n20\r\nonly this"},
 		{"chunked, without the last chunk", "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nonly\r\n"},
 	} {
-		r := newRig(t, nil)
+		r := newLooseRig(t, nil)
 		base := rawOrigin(t, c.first, "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 5\r\n\r\nwhole")
 		r.cache.origin = direct{base, &http.Transport{DisableKeepAlives: true}}
 		if res, err := testClient.Get(r.edge.URL + "/x"); err == nil { // or the head was not even sent
@@ -423,7 +434,7 @@ func TestCutBodiesAreNotKept(t *testing.T) {
 		r.get("/x").want(t, c.name+", again", 200, "whole", "stored")
 	}
 	// Ended by the connection alone: passed on, never kept.
-	r := newRig(t, nil)
+	r := newLooseRig(t, nil)
 	base := rawOrigin(t, "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n\r\nwhole or not")
 	r.cache.origin = direct{base, &http.Transport{DisableKeepAlives: true}}
 	r.get("/x").want(t, "undelimited", 200, "whole or not", "berm; fwd=uri-miss; fwd-status=200")
@@ -438,7 +449,7 @@ func TestTooLargeForKeeping(t *testing.T) {
 	const n = 8 << 20
 	data := pattern(n)
 	for _, known := range []bool{true, false} {
-		r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+		r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Cache-Control", "max-age=60")
 			if known {
 				w.Header().Set("Content-Length", fmt.Sprint(n))
@@ -466,7 +477,7 @@ func TestTooLargeForKeeping(t *testing.T) {
 func TestWindowHoldsTheOriginBack(t *testing.T) {
 	var sent atomic.Int64
 	const n = 64 << 20
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "max-age=60")
 		p := pattern(64 << 10)
 		for range n / len(p) {
@@ -487,7 +498,7 @@ func TestWindowHoldsTheOriginBack(t *testing.T) {
 			still = 0
 		}
 		last = now
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // sleep: polls
 		return still > 100
 	})
 	if st := r.cache.Stats(); sent.Load() == n || st.Bytes > 4<<20 {
@@ -497,32 +508,4 @@ func TestWindowHoldsTheOriginBack(t *testing.T) {
 	if err != nil || got != n-1000 {
 		t.Errorf("then the reader got %d bytes, %v", got, err)
 	}
-}
-
-// Followers see their first byte when the leader does.
-func TestFollowerIsAsFastAsLeader(t *testing.T) {
-	const followers = 200
-	release := make(chan struct{})
-	var at time.Time
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
-		<-release
-		at = time.Now()
-		w.Header().Set("Cache-Control", "max-age=60")
-		fmt.Fprint(w, "body")
-	})
-	took := make(chan time.Duration, followers+1)
-	for range followers + 1 {
-		go func() {
-			r.get("/x")
-			took <- time.Since(at)
-		}()
-	}
-	eventually(t, "all wait", func() bool { return r.waiting("/x") == followers+1 })
-	close(release)
-	var all []time.Duration
-	for range followers + 1 {
-		all = append(all, <-took)
-	}
-	slices.Sort(all)
-	t.Logf("first byte after the origin's: fastest %s, median %s, slowest of %d %s", all[0], all[followers/2], followers+1, all[followers])
 }

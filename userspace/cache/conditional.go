@@ -92,6 +92,3 @@ func validating(req http.Header, o *object) {
 		req["If-Modified-Since"] = []string{o.modified.UTC().Format(http.TimeFormat)}
 	}
 }
-
-// validatable reports whether the origin can be asked whether o has changed.
-func (o *object) validatable() bool { return o.etag != "" || !o.modified.IsZero() }

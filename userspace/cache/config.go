@@ -75,8 +75,10 @@ type Config struct {
 
 // DefaultConfig is what an empty file means.
 func DefaultConfig() Config {
-	return Config{Memory: 256 << 20, MaxObject: 64 << 20, HeuristicLimit: time.Hour, StaleIfError: time.Hour,
-		PassTTL: 10 * time.Second, Name: "berm"}
+	return Config{
+		Memory: 256 << 20, MaxObject: 64 << 20, HeuristicLimit: time.Hour, StaleIfError: time.Hour,
+		PassTTL: 10 * time.Second, Name: "berm",
+	}
 }
 
 // minMemory is what a few objects and their buffers need.
@@ -99,8 +101,13 @@ func (c Config) Validate() error {
 	for _, d := range []struct {
 		name string
 		d    time.Duration
-	}{{"default_ttl", c.DefaultTTL}, {"heuristic_limit", c.HeuristicLimit}, {"stale_if_error", c.StaleIfError},
-		{"stale_while_revalidate", c.StaleWhileRevalidate}, {"pass_ttl", c.PassTTL}} {
+	}{
+		{"default_ttl", c.DefaultTTL},
+		{"heuristic_limit", c.HeuristicLimit},
+		{"stale_if_error", c.StaleIfError},
+		{"stale_while_revalidate", c.StaleWhileRevalidate},
+		{"pass_ttl", c.PassTTL},
+	} {
 		if d.d < 0 {
 			errs = append(errs, fmt.Errorf("cache.%s: %s is negative", d.name, d.d))
 		}

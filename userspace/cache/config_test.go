@@ -46,13 +46,17 @@ func TestBytes(t *testing.T) {
 }
 
 func TestConfigMistakes(t *testing.T) {
-	err := Config{Memory: 1, MaxObject: 0, DefaultTTL: -1, HeuristicLimit: -1, StaleIfError: -1, StaleWhileRevalidate: -1,
-		PassTTL: -1, Name: "a b"}.Validate()
+	err := Config{
+		Memory: 1, MaxObject: 0, DefaultTTL: -1, HeuristicLimit: -1, StaleIfError: -1, StaleWhileRevalidate: -1,
+		PassTTL: -1, Name: "a b",
+	}.Validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"cache.memory: 1 is below 1MiB", "cache.max_object", "cache.default_ttl", "cache.heuristic_limit",
-		"cache.stale_if_error", "cache.stale_while_revalidate", "cache.pass_ttl", "cache.name"} {
+	for _, want := range []string{
+		"cache.memory: 1 is below 1MiB", "cache.max_object", "cache.default_ttl", "cache.heuristic_limit",
+		"cache.stale_if_error", "cache.stale_while_revalidate", "cache.pass_ttl", "cache.name",
+	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in:\n%v", want, err)
 		}

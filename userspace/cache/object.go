@@ -28,7 +28,8 @@ type object struct {
 	body     *body // nil for a mark
 	meta     int64 // bytes charged for all but the body
 
-	head atomic.Pointer[head] // of the current second
+	head  atomic.Pointer[head] // of the current second
+	retry atomic.Int64         // Unix nanoseconds before which a failing origin is left alone
 
 	// The store's, under its shard's lock.
 	prev, next *object
@@ -42,7 +43,8 @@ type object struct {
 // is made once a second and hits share it.
 type head struct {
 	age    int64
-	whole  bool // made when the body was whole: then its length is known
+	whole  bool   // made when the body was whole: then its length is known
+	status string // our member of Cache-Status
 	fields []pipeline.Field
 	short  []pipeline.Field // of a 304
 }
@@ -152,7 +154,7 @@ func (o *object) headAt(now time.Time, name string) *head {
 
 // newHead returns a head for an answer at now whose Cache-Status member is status. Cache-Status ends its lists.
 func (o *object) newHead(now time.Time, status string) *head {
-	h := &head{age: int64(o.policy.age(now) / time.Second), whole: o.body.whole.Load()}
+	h := &head{age: int64(o.policy.age(now) / time.Second), whole: o.body.whole.Load(), status: status}
 	h.fields = append(make([]pipeline.Field, 0, len(o.fields)+3), o.fields...)
 	if h.whole {
 		h.fields = o.appendLength(h.fields)

@@ -116,9 +116,16 @@ func (c Config) Validate() error {
 	for _, d := range []struct {
 		name string
 		d    time.Duration
-	}{{"connect_timeout", c.ConnectTimeout}, {"header_timeout", c.HeaderTimeout}, {"idle_timeout", c.IdleTimeout},
-		{"timeout", c.Timeout}, {"keep_alive", c.KeepAlive}, {"ejection_time", c.EjectionTime},
-		{"probe.interval", c.Probe.Interval}, {"probe.timeout", c.Probe.Timeout}} {
+	}{
+		{"connect_timeout", c.ConnectTimeout},
+		{"header_timeout", c.HeaderTimeout},
+		{"idle_timeout", c.IdleTimeout},
+		{"timeout", c.Timeout},
+		{"keep_alive", c.KeepAlive},
+		{"ejection_time", c.EjectionTime},
+		{"probe.interval", c.Probe.Interval},
+		{"probe.timeout", c.Probe.Timeout},
+	} {
 		if d.d < 0 {
 			errs = append(errs, fmt.Errorf("%s: %s is negative", d.name, d.d))
 		}

@@ -10,13 +10,17 @@ import (
 )
 
 // hopByHop are the fields that end at the next hop (RFC 9110, 7.6.1), besides those that Connection names.
-var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization",
-	"Proxy-Authentication-Info", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings"}
+var hopByHop = []string{
+	"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization",
+	"Proxy-Authentication-Info", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
+}
 
 // neverNamed are fields that a Connection field may not take away: a request that names them tries to change what the
 // next hop sees of who asks for what.
-var neverNamed = []string{"Host", "Content-Length", "Content-Type", "Cache-Control", "Cdn-Loop", "Via", "Forwarded",
-	"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Authorization", "Cookie"}
+var neverNamed = []string{
+	"Host", "Content-Length", "Content-Type", "Cache-Control", "Cdn-Loop", "Via", "Forwarded",
+	"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Authorization", "Cookie",
+}
 
 // dropHopByHop removes what ends here.
 func dropHopByHop(h http.Header) {

@@ -124,7 +124,7 @@ func newPool(name string, cfg Config) (*pool, error) {
 
 // config returns the crypto/tls configuration.
 func (t TLS) config() (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, InsecureSkipVerify: t.Insecure} //nolint:gosec // asked for, for labs
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName, InsecureSkipVerify: t.Insecure} // asked for, for labs
 	if t.CA == "" {
 		return conf, nil
 	}
@@ -147,13 +147,17 @@ func (c *Client) Fetch(ctx context.Context, f *pipeline.Fetch) (*http.Response, 
 		return nil, &pipeline.Failure{Status: http.StatusBadGateway, Reason: ReasonUnknown, Err: fmt.Errorf("no origin is named %q", f.Origin)}
 	}
 	if c.looped(f.Header) {
-		return nil, &pipeline.Failure{Status: http.StatusLoopDetected, Reason: ReasonLoop,
-			Err: fmt.Errorf("origin %s leads back to this edge, %s", p.name, c.name)}
+		return nil, &pipeline.Failure{
+			Status: http.StatusLoopDetected, Reason: ReasonLoop,
+			Err: fmt.Errorf("origin %s leads back to this edge, %s", p.name, c.name),
+		}
 	}
 	if !p.admit() {
 		p.stats.refused.Add(1)
-		return nil, &pipeline.Failure{Status: http.StatusServiceUnavailable, Reason: ReasonBusy,
-			Err: fmt.Errorf("origin %s: %d requests are under way", p.name, p.cfg.MaxPending)}
+		return nil, &pipeline.Failure{
+			Status: http.StatusServiceUnavailable, Reason: ReasonBusy,
+			Err: fmt.Errorf("origin %s: %d requests are under way", p.name, p.cfg.MaxPending),
+		}
 	}
 	c.prepare(f)
 	p.stats.requests.Add(1)
@@ -198,8 +202,10 @@ func (p *pool) try(ctx context.Context, f *pipeline.Fetch) (*http.Response, erro
 		}
 	}
 	if last == nil {
-		return nil, &pipeline.Failure{Status: http.StatusServiceUnavailable, Reason: ReasonUnhealthy,
-			Err: fmt.Errorf("origin %s: none of %d servers is healthy", p.name, len(p.servers))}
+		return nil, &pipeline.Failure{
+			Status: http.StatusServiceUnavailable, Reason: ReasonUnhealthy,
+			Err: fmt.Errorf("origin %s: none of %d servers is healthy", p.name, len(p.servers)),
+		}
 	}
 	return nil, classify(ctx, last)
 }

@@ -40,8 +40,10 @@ func quick(urls ...string) Config {
 }
 
 func get(target string) *pipeline.Fetch {
-	return &pipeline.Fetch{Origin: "o", Method: "GET", Target: target, Host: "example.com", Scheme: "https", Proto: "HTTP/2.0",
-		Client: netip.MustParseAddr("192.0.2.7"), Header: http.Header{}}
+	return &pipeline.Fetch{
+		Origin: "o", Method: "GET", Target: target, Host: "example.com", Scheme: "https", Proto: "HTTP/2.0",
+		Client: netip.MustParseAddr("192.0.2.7"), Header: http.Header{},
+	}
 }
 
 // read returns a response's status and body.
@@ -85,7 +87,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("did not happen in 10 s: %s", what)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // sleep: polls
 	}
 }
 
@@ -101,17 +103,21 @@ func TestHeadersAreTheEdgesOwn(t *testing.T) {
 	defer srv.Close()
 	c := mustClient(t, quick(srv.URL+"/base/"))
 	f := get("/a%2Fb?c=%41")
-	f.Header = http.Header{"Connection": {"close, X-Mine, Cookie"}, "X-Mine": {"1"}, "Cookie": {"a=b"}, "Te": {"trailers"},
+	f.Header = http.Header{
+		"Connection": {"close, X-Mine, Cookie"}, "X-Mine": {"1"}, "Cookie": {"a=b"}, "Te": {"trailers"},
 		"X-Forwarded-For": {"198.51.100.1"}, "Forwarded": {"for=198.51.100.1"}, "Proxy-Authorization": {"x"}, "Upgrade": {"websocket"},
-		"Expect": {"100-continue"}, "Via": {"1.1 other"}, "Accept": {"text/plain"}}
+		"Expect": {"100-continue"}, "Via": {"1.1 other"}, "Accept": {"text/plain"},
+	}
 	res, err := c.Fetch(context.Background(), f)
 	read(t, res, err)
 	if got.RequestURI != "/base/a%2Fb?c=%41" || got.Host != "example.com" {
 		t.Errorf("asked for %s of %s", got.RequestURI, got.Host)
 	}
-	want := map[string]string{"X-Mine": "", "Cookie": "a=b", "Te": "trailers", "X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https",
+	want := map[string]string{
+		"X-Mine": "", "Cookie": "a=b", "Te": "trailers", "X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https",
 		"X-Forwarded-Host": "example.com", "Forwarded": "for=192.0.2.7;proto=https;host=example.com", "Proxy-Authorization": "",
-		"Upgrade": "", "Expect": "", "Via": "1.1 other, 2 edge1", "Cdn-Loop": "edge1", "Accept": "text/plain", "User-Agent": "", "Accept-Encoding": ""}
+		"Upgrade": "", "Expect": "", "Via": "1.1 other, 2 edge1", "Cdn-Loop": "edge1", "Accept": "text/plain", "User-Agent": "", "Accept-Encoding": "",
+	}
 	for name, value := range want {
 		if v := strings.Join(got.Header[name], "|"); v != value {
 			t.Errorf("%s: %q, want %q", name, v, value)

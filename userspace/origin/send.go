@@ -53,8 +53,10 @@ func (p *pool) send(ctx context.Context, s *server, f *pipeline.Fetch) (*http.Re
 	}
 	s.noteAnswer(res.StatusCode, p.cfg)
 	dropHopByHop(res.Header)
-	res.Body = &answerBody{src: res.Body, ctx: ctx, end: end, cancel: cancel, idle: p.cfg.IdleTimeout,
-		done: func() { s.pending.Add(-1); p.pending.Add(-1) }}
+	res.Body = &answerBody{
+		src: res.Body, ctx: ctx, end: end, cancel: cancel, idle: p.cfg.IdleTimeout,
+		done: func() { s.pending.Add(-1); p.pending.Add(-1) },
+	}
 	return res, nil
 }
 
@@ -70,8 +72,10 @@ func (s *server) request(ctx context.Context, cfg Config, f *pipeline.Fetch) (*h
 		return nil, fmt.Errorf("path %q: %w", path, err)
 	}
 	u.RawPath = path
-	req := (&http.Request{Method: f.Method, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: f.Header, Host: f.Host}).WithContext(ctx)
+	req := (&http.Request{
+		Method: f.Method, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: f.Header, Host: f.Host,
+	}).WithContext(ctx)
 	if cfg.Host != "" {
 		req.Host = cfg.Host
 	}
@@ -104,7 +108,7 @@ func (b *answerBody) Read(p []byte) (int, error) {
 		defer b.watch.Stop()
 	}
 	n, err := b.src.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		if cause := context.Cause(b.ctx); cause != nil {
 			err = cause
 		}

@@ -100,8 +100,10 @@ func (p *pool) choose(turn uint64, ok func(*server) bool) *server {
 
 // probe asks s for its health until ctx ends.
 func (p *pool) probe(ctx context.Context, s *server) {
-	client := &http.Client{Transport: p.transport, Timeout: p.cfg.Probe.Timeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{
+		Transport: p.transport, Timeout: p.cfg.Probe.Timeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	// The first one at once, the others of a site's edges spread over the interval.
 	wait := time.NewTimer(0)
 	defer wait.Stop()

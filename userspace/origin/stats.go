@@ -33,8 +33,10 @@ func (c *Client) Stats() []Stats {
 	now := time.Now()
 	var out []Stats
 	for _, p := range c.pools {
-		st := Stats{Name: p.name, Requests: p.stats.requests.Load(), Failed: p.stats.failed.Load(),
-			Retried: p.stats.retried.Load(), Refused: p.stats.refused.Load(), Pending: p.pending.Load()}
+		st := Stats{
+			Name: p.name, Requests: p.stats.requests.Load(), Failed: p.stats.failed.Load(),
+			Retried: p.stats.retried.Load(), Refused: p.stats.refused.Load(), Pending: p.pending.Load(),
+		}
 		for _, s := range p.servers {
 			healthy := s.healthy(now)
 			s.mu.Lock()

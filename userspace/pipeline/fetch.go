@@ -44,8 +44,10 @@ func (f *Failure) Unwrap() error { return f.Err }
 
 // NewFetch returns the fetch that passes x on as it is. It copies the header, so that the fetch may outlive x.
 func NewFetch(x *Exchange) *Fetch {
-	f := &Fetch{Origin: x.Origin, Method: x.R.Method, Target: x.R.URL.RequestURI(), Host: x.R.Host, Scheme: x.Scheme,
-		Proto: x.R.Proto, Client: x.Client.Addr(), Header: x.R.Header.Clone(), Length: x.R.ContentLength}
+	f := &Fetch{
+		Origin: x.Origin, Method: x.R.Method, Target: x.R.URL.RequestURI(), Host: x.R.Host, Scheme: x.Scheme,
+		Proto: x.R.Proto, Client: x.Client.Addr(), Header: x.R.Header.Clone(), Length: x.R.ContentLength,
+	}
 	if x.R.Body != nil && x.R.Body != http.NoBody {
 		f.Body = x.R.Body
 	}
@@ -121,7 +123,7 @@ func (s *Stream) Close() {
 		s.stop()
 		s.cancel()
 	}
-	s.res.Body.Close() //nolint:errcheck // nothing was written to it
+	s.res.Body.Close() // nothing was written to it
 }
 
 // Flush pushes what has been written so far out to the client.

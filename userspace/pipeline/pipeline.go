@@ -207,8 +207,10 @@ func (p *Pipeline) finish(x *Exchange, at int, act Action) error {
 	if len(p.observers) == 0 {
 		return err
 	}
-	out := Outcome{Stage: name, Action: act, Reason: x.Reason, Status: x.Status, Bytes: n,
-		Elapsed: p.clock.Now().Sub(x.Start), Err: err}
+	out := Outcome{
+		Stage: name, Action: act, Reason: x.Reason, Status: x.Status, Bytes: n,
+		Elapsed: p.clock.Now().Sub(x.Start), Err: err,
+	}
 	for _, o := range p.observers {
 		o.Exchange(x, out)
 	}

@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -91,6 +92,29 @@ func TestIdentifyRefuses(t *testing.T) {
 	}
 }
 
+// Over h3 no GET says how long its body is; nearly all have none.
+func TestBodiesOfUnknownLength(t *testing.T) {
+	body := stage{"show", func(x *pipeline.Exchange) pipeline.Action {
+		b, err := io.ReadAll(x.R.Body)
+		fmt.Fprintf(x.W, "%d %s %v", x.R.ContentLength, b, err)
+		return x.Wrote(200, pipeline.ReasonLocal)
+	}}
+	p := mustNew(t, []pipeline.Stage{pipeline.Identify{}, body})
+	for _, c := range []struct{ method, body, want string }{
+		{"GET", "", "0  <nil>"}, {"HEAD", "", "0  <nil>"}, {"GET", "abc", "-1 abc <nil>"}, {"POST", "", "-1  <nil>"},
+	} {
+		r := httptest.NewRequest(c.method, "/", io.MultiReader(strings.NewReader(c.body)))
+		if r.ContentLength != -1 {
+			t.Fatalf("the length is known: %d", r.ContentLength)
+		}
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		if w.Body.String() != c.want {
+			t.Errorf("%s %q: %q, want %q", c.method, c.body, w.Body, c.want)
+		}
+	}
+}
+
 func TestRoutes(t *testing.T) {
 	routes, err := pipeline.NewRoutes([]pipeline.RouteConfig{
 		{Host: "*", Path: "/", Origin: "any"},
@@ -146,8 +170,10 @@ func TestRouteConfigMistakes(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"routes[0]: host: must be set", "origin: must name", `routes[1]: host: "a:80"`,
-		`routes[2]: path: "x" must begin with /`, "routes[4]: B/p/ is given twice"} {
+	for _, want := range []string{
+		"routes[0]: host: must be set", "origin: must name", `routes[1]: host: "a:80"`,
+		`routes[2]: path: "x" must begin with /`, "routes[4]: B/p/ is given twice",
+	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in:\n%v", want, err)
 		}
@@ -158,8 +184,11 @@ func TestLocal(t *testing.T) {
 	closed := 0
 	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(418) })
 	loopback := func(x *pipeline.Exchange) bool { return x.Client.Addr().IsLoopback() }
-	p := mustNew(t, []pipeline.Stage{pipeline.Identify{}, pipeline.Local{Prefix: "/.berm/", Handler: page, Allow: loopback},
-		answer(text{"", nil, &closed})})
+	p := mustNew(t, []pipeline.Stage{
+		pipeline.Identify{},
+		pipeline.Local{Prefix: "/.berm/", Handler: page, Allow: loopback},
+		answer(text{"", nil, &closed}),
+	})
 	for _, c := range []struct {
 		path, from string
 		want       int
