@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/bermedge/berm/test/rig"
@@ -161,12 +162,16 @@ func (m *Main) makeCertificate(context.Context) error {
 	if m.cert, err = m.lab.WriteFile("cert.pem", 0o644, cert); err != nil {
 		return err
 	}
-	// Readable for the daemons' user; it is worth nothing outside of the lab.
-	if _, err := m.lab.WriteFile("key.pem", 0o644, key); err != nil {
-		return err
+	for name, secret := range map[string][]byte{"key.pem": key, "secret": []byte("bermlab-site-secret-0123456789ab\n")} {
+		path, err := m.lab.WriteFile(name, 0o640, secret)
+		if err != nil {
+			return err
+		}
+		if err := os.Chown(path, 0, daemonUser); err != nil {
+			return err
+		}
 	}
-	_, err = m.lab.WriteFile("secret", 0o644, []byte("bermlab-site-secret-0123456789ab\n"))
-	return err
+	return nil
 }
 
 func (m *Main) startEdges(ctx context.Context) error {

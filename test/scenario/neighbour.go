@@ -66,7 +66,7 @@ func (m *Main) window(ctx context.Context, attack bool) (p99 float64, err error)
 	}
 	var l load
 	err = m.probe(ctx, m.good, onCPU(1), &l, "load", "http://"+vipPort(vip4, 80)+"/o/neighbour/{n}", "--objects", "50",
-		"--conns", "8", "--rate", "600", "--duration", windowLength.String())
+		"--conns", "8", "--rate", "1500", "--duration", windowLength.String())
 	wg.Wait()
 	switch {
 	case err != nil:

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,74 +82,6 @@ func hitOrMiss(a answer) string {
 		return "hit"
 	}
 	return "miss"
-}
-
-// checkUpgrade replaces the programs of both edges again and again while wrk asks on standing
-// connections and bermprobe on new ones.
-func (m *Main) checkUpgrade(ctx context.Context, r *Recorder) error {
-	const seconds = 10
-	var wg sync.WaitGroup
-	var wrk string
-	var l load
-	var wrkErr, loadErr error
-	wg.Go(func() {
-		wrk, wrkErr = m.good.Run(ctx, "wrk", "-t1", "-c16", fmt.Sprintf("-d%ds", seconds), "http://"+vipPort(vip4, 80)+"/o/upgrade/1")
-	})
-	wg.Go(func() {
-		loadErr = m.probe(ctx, m.good, nil, &l, "load", "https://"+vipPort(vip6, 443)+"/o/upgrade/2", "--proto", "h2",
-			"--reconnect", "--conns", "4", "--duration", fmt.Sprintf("%ds", seconds))
-	})
-	upgrades := 0
-	var upgradeErr error
-	for end := time.Now().Add(seconds * time.Second); time.Now().Before(end) && upgradeErr == nil; upgrades++ {
-		_, upgradeErr = m.edges[upgrades%len(m.edges)].berm(ctx, "kernel", "upgrade")
-	}
-	wg.Wait()
-	if err := errors.Join(upgradeErr, wrkErr, loadErr); err != nil {
-		return err
-	}
-	requests, lost, err := parseWrk(wrk)
-	if err != nil {
-		return err
-	}
-	r.AtLeast("upgrade under load: upgrades", 4, float64(upgrades), "upgrades")
-	r.AtLeast("upgrade under load: requests on standing connections", 1000, float64(requests), "requests (wrk, h1)")
-	r.Equal("upgrade under load: of those lost", 0, lost, "requests")
-	r.AtLeast("upgrade under load: requests on new connections", 200, float64(l.OK), "requests (h2, TLS)")
-	r.Equal("upgrade under load: of those lost", 0, l.Errors, "requests "+failures(l.Failures))
-	return nil
-}
-
-var (
-	wrkRequests = regexp.MustCompile(`(\d+) requests in`)
-	wrkErrors   = regexp.MustCompile(`Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)`)
-	wrkStatus   = regexp.MustCompile(`Non-2xx or 3xx responses: (\d+)`)
-)
-
-// parseWrk reads how many requests wrk made and how many went wrong in any way.
-func parseWrk(out string) (requests, lost uint64, err error) {
-	f := wrkRequests.FindStringSubmatch(out)
-	if f == nil {
-		return 0, 0, fmt.Errorf("wrk printed no count of requests: %q", out)
-	}
-	numbers := f[1:]
-	for _, re := range []*regexp.Regexp{wrkErrors, wrkStatus} {
-		if f := re.FindStringSubmatch(out); f != nil {
-			numbers = append(numbers, f[1:]...)
-		}
-	}
-	for i, s := range numbers {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			return 0, 0, err
-		}
-		if i == 0 {
-			requests = n
-		} else {
-			lost += n
-		}
-	}
-	return requests, lost, nil
 }
 
 // checkCrash kills one edge's daemon: its kernel half goes on refusing, and a new daemon serves.

@@ -92,9 +92,14 @@ func (c *Config) checkPorts(d *decoder) {
 	for i, a := range all {
 		for _, b := range all[:i] {
 			sameSection := a.address == b.address && strings.HasPrefix(a.key, "listen.")
-			if !sameSection && collide(a.address, b.address) {
-				d.report(a.key, fmt.Sprintf("%s is already taken by %s (%s)", a.address, b.key, b.address), "choose another port")
+			if sameSection || !collide(a.address, b.address) {
+				continue
 			}
+			at, other := a, b
+			if !d.knows(at.key) { // a default: the place to change is what the file says
+				at, other = b, a
+			}
+			d.report(at.key, fmt.Sprintf("%s is already taken by %s (%s)", at.address, other.key, other.address), "choose another port")
 		}
 	}
 }

@@ -25,6 +25,7 @@ type decoder struct {
 	places   map[string]place
 	anchors  map[string]ast.Node
 	problems Problems
+	failed   map[string]bool                // keys whose values could not be decoded
 	presets  map[reflect.Type]reflect.Value // what an entry of a map or list is before it is filled
 	depth    int
 	steps    int
@@ -41,7 +42,7 @@ const maxSteps = 1 << 20
 const maxSize = 8 << 20
 
 func newDecoder(file string) *decoder {
-	return &decoder{file: file, places: map[string]place{}, anchors: map[string]ast.Node{}, presets: map[reflect.Type]reflect.Value{}}
+	return &decoder{file: file, places: map[string]place{}, failed: map[string]bool{}, anchors: map[string]ast.Node{}, presets: map[reflect.Type]reflect.Value{}}
 }
 
 // preset makes v what every new entry of its type starts from.
@@ -90,6 +91,7 @@ func (d *decoder) syntax(err error) {
 
 // at reports a problem at a node.
 func (d *decoder) at(n ast.Node, key, message, hint string) {
+	d.failed[key] = true
 	p := position(n)
 	d.problems = append(d.problems, Problem{File: d.file, Line: p.line, Column: p.column, Key: key, Message: message, Hint: hint})
 }

@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 )
 
@@ -21,8 +20,5 @@ func (c *Config) checkGeo(d *decoder) {
 	}
 	for i, o := range c.Geo.Overrides {
 		named(d, fmt.Sprintf("geo.overrides[%d].rate", i), "rate class", o.Rate, c.Rate.Classes)
-		if p, err := netip.ParsePrefix(o.Prefix); err == nil && p != p.Masked() {
-			d.report(fmt.Sprintf("geo.overrides[%d].prefix", i), fmt.Sprintf("%s has bits beyond its length", p), "did you mean "+p.Masked().String()+"?")
-		}
 	}
 }

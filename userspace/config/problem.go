@@ -65,7 +65,7 @@ func (d *decoder) reportTree(section string, err error) {
 	if err == nil {
 		return
 	}
-	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the tree itself is walked
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range many.Unwrap() {
 			d.reportTree(section, e)
 		}
@@ -79,6 +79,10 @@ func (d *decoder) reportTree(section string, err error) {
 			key, message = sub, m[2]
 		}
 	}
+	// A name with a space or the like is no key by its looks, but the file has it.
+	if at, rest, ok := strings.Cut(message, ": "); ok && key == section && d.knows(at) && at != "" {
+		key, message = at, rest
+	}
 	hint := ""
 	if m := hinted.FindStringSubmatch(message); m != nil {
 		message, hint = m[1], m[2]
@@ -87,7 +91,11 @@ func (d *decoder) reportTree(section string, err error) {
 }
 
 // report adds a problem at a key, or at the nearest key above it that the file has.
+// What could not be decoded is not looked at again: its value is not the operator's.
 func (d *decoder) report(key, message, hint string) {
+	if d.failed[key] {
+		return
+	}
 	at := key
 	for at != "" && !d.knows(at) {
 		at = parent(at)

@@ -59,7 +59,7 @@ func (c *Config) checkSteer(d *decoder) {
 	for _, at := range c.AnswersProbes() {
 		for i, a := range c.Listen.HTTPS { // h3 listens on UDP too
 			if collide(at.String(), a) {
-				d.report("steer.probe.port", fmt.Sprintf("%d/udp is already taken by listen.https[%d] (%s)", at.Port(), i, a), "choose another port, the same on all edges")
+				d.report(fmt.Sprintf("listen.https[%d]", i), fmt.Sprintf("%s takes the UDP port of steer.probe.port (%s)", a, at), "choose another port for one of them; steer.probe.port is the same on all edges")
 			}
 		}
 	}

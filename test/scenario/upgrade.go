@@ -1,0 +1,146 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"github.com/bermedge/berm/loader"
+)
+
+const upgrades = 6 // half of them on each edge
+
+// checkUpgrade replaces the programs of both edges again and again while wrk asks on standing
+// connections and bermprobe on new ones, for as long as it takes.
+func (m *Main) checkUpgrade(ctx context.Context, r *Recorder) error {
+	before, err := m.programs(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	var standing, fresh loadSum
+	for sum, round := range map[*loadSum]func(context.Context, *loadSum) error{&standing: m.wrkRound, &fresh: m.reconnectRound} {
+		wg.Go(func() {
+			for sum.err == nil && !done.Load() {
+				sum.err = round(ctx, sum)
+			}
+		})
+	}
+	var upgradeErr error
+	for i := 0; i < upgrades && upgradeErr == nil; i++ {
+		_, upgradeErr = m.edges[i%len(m.edges)].berm(ctx, "kernel", "upgrade")
+	}
+	done.Store(true)
+	wg.Wait()
+	if err := errors.Join(upgradeErr, standing.err, fresh.err); err != nil {
+		return err
+	}
+	after, err := m.programs(ctx)
+	if err != nil {
+		return err
+	}
+	var same uint64
+	for id := range before {
+		if after[id] {
+			same++
+		}
+	}
+	r.Equal(fmt.Sprintf("upgrade under load: programs that outlived %d upgrades", upgrades), 0, same, "programs")
+	r.AtLeast("upgrade under load: requests on standing connections", 1000, float64(standing.requests), "requests (wrk, h1)")
+	r.Equal("upgrade under load: of those lost", 0, standing.lost, "requests")
+	r.AtLeast("upgrade under load: requests on new connections", 200, float64(fresh.requests), "requests (h2, TLS)")
+	r.Equal("upgrade under load: of those lost", 0, fresh.lost, "requests "+failures(fresh.failures))
+	return nil
+}
+
+// loadSum adds up rounds of load.
+type loadSum struct {
+	requests, lost uint64
+	failures       map[string]uint64
+	err            error
+}
+
+const roundLength = "3s"
+
+func (m *Main) wrkRound(ctx context.Context, sum *loadSum) error {
+	out, err := m.good.Run(ctx, "wrk", "-t1", "-c16", "-d", roundLength, "http://"+vipPort(vip4, 80)+"/o/upgrade/1")
+	if err != nil {
+		return err
+	}
+	requests, lost, err := parseWrk(out)
+	sum.requests += requests
+	sum.lost += lost
+	return err
+}
+
+func (m *Main) reconnectRound(ctx context.Context, sum *loadSum) error {
+	var l load
+	err := m.probe(ctx, m.good, nil, &l, "load", "https://"+vipPort(vip6, 443)+"/o/upgrade/2", "--proto", "h2",
+		"--reconnect", "--conns", "4", "--duration", roundLength)
+	sum.requests += l.OK
+	sum.lost += l.Errors + l.OK - l.Status["200"]
+	if sum.failures == nil {
+		sum.failures = map[string]uint64{}
+	}
+	for what, n := range l.Failures {
+		sum.failures[what] += n
+	}
+	return err
+}
+
+// programs lists the ids of all programs of the kernel halves.
+func (m *Main) programs(ctx context.Context) (map[uint32]bool, error) {
+	ids := map[uint32]bool{}
+	for _, e := range m.edges {
+		var s loader.State
+		if err := e.ask(ctx, &s, "kernel", "status"); err != nil {
+			return nil, err
+		}
+		if len(s.Programs) == 0 {
+			return nil, fmt.Errorf("%s: kernel status names no program", e.Name)
+		}
+		for _, p := range s.Programs {
+			ids[p.ID] = true
+		}
+	}
+	return ids, nil
+}
+
+var (
+	wrkRequests = regexp.MustCompile(`(\d+) requests in`)
+	wrkErrors   = regexp.MustCompile(`Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)`)
+	wrkStatus   = regexp.MustCompile(`Non-2xx or 3xx responses: (\d+)`)
+)
+
+// parseWrk reads how many requests wrk made and how many went wrong in any way.
+func parseWrk(out string) (requests, lost uint64, err error) {
+	f := wrkRequests.FindStringSubmatch(out)
+	if f == nil {
+		return 0, 0, fmt.Errorf("wrk printed no count of requests: %q", out)
+	}
+	numbers := f[1:]
+	for _, re := range []*regexp.Regexp{wrkErrors, wrkStatus} {
+		if f := re.FindStringSubmatch(out); f != nil {
+			numbers = append(numbers, f[1:]...)
+		}
+	}
+	for i, s := range numbers {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			return 0, 0, err
+		}
+		if i == 0 {
+			requests = n
+		} else {
+			lost += n
+		}
+	}
+	return requests, lost, nil
+}

@@ -1,0 +1,127 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bermedge/berm/maps"
+)
+
+var update = flag.Bool("update", false, "write what is reported now as what should be")
+
+// Each broken file stands beside what is reported about it.
+func TestBrokenFiles(t *testing.T) {
+	files, err := filepath.Glob("testdata/broken/*.yaml")
+	if err != nil || len(files) < 10 {
+		t.Fatal(files, err)
+	}
+	for _, path := range files {
+		cfg, err := Load(path)
+		var ps Problems
+		if cfg != nil || !errors.As(err, &ps) || len(ps) == 0 {
+			t.Errorf("%s was accepted: %v", path, err)
+			continue
+		}
+		got := []byte(ps.Error() + "\n")
+		golden := strings.TrimSuffix(path, ".yaml") + ".txt"
+		if *update {
+			if err := os.WriteFile(golden, got, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: have\n%s\nwant\n%s", path, got, want)
+		}
+		for _, p := range ps {
+			if p.Line == 0 && !strings.Contains(path, "binary") {
+				t.Errorf("%s: no line: %s", path, p)
+			}
+		}
+	}
+}
+
+func TestFullFile(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte(strings.Repeat("0123456789abcdef", 4)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	src, err := os.ReadFile("testdata/good/full.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Parse("full.yaml", bytes.ReplaceAll(src, []byte("SECRET"), []byte(secret)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := c.VIPs[1].Service(); v.Protocol != maps.ProtocolUDP || !v.Shadow || v.Owner != maps.OwnerFile || v.GeoPolicy != "default" {
+		t.Errorf("%+v", v)
+	}
+	if r := c.Rate.Classes["default"].Class("default"); r.SYNs != (maps.Limit{PerSecond: 100, Burst: 100}) || r.Packets.Burst != 2000 {
+		t.Errorf("%+v", r)
+	}
+	if s := c.Steering(); s.Node.Name != "edge1" || len(s.Sets["edges"]) != 2 || s.SecretFile != secret || s.Probe.Interval != 200*time.Millisecond || s.Probe.Protocol != "udp" {
+		t.Errorf("%+v", s)
+	}
+	if at := c.AnswersProbes(); len(at) != 1 || at[0].String() != "10.0.0.1:9191" {
+		t.Errorf("%v", at)
+	}
+	if c.Origins["www"].Retries != 1 || c.Origins["www"].Probe.Interval != 2*time.Second || c.Cache.StaleIfError != time.Hour {
+		t.Errorf("defaults of entries: %+v %+v", c.Origins["www"], c.Cache)
+	}
+}
+
+// An empty file is an edge that serves nothing yet, and all defaults are valid.
+func TestEmptyFile(t *testing.T) {
+	c, err := Parse("empty", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Node.Name == "" || maps.CheckName(c.Node.Name) != nil || c.Listen.HTTPS[0] != ":8443" || c.Kernel.Pins != "/sys/fs/bpf/berm" {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestLoadWhatIsNotThere(t *testing.T) {
+	for path, want := range map[string]string{"/nowhere/berm.yaml": "does not exist (", t.TempDir(): "is a directory"} {
+		if _, err := Load(path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+func TestNodeTakesItsBackendsAddress(t *testing.T) {
+	c, err := Parse("f", []byte("node: {name: a}\nbackends: {s: [{name: a, address: 10.0.0.1}]}\n"))
+	if err != nil || c.Node.Address4.String() != "10.0.0.1" {
+		t.Errorf("%+v %v", c, err)
+	}
+}
+
+// No file makes the whole of it panic: not the parser, not the checks behind it.
+func FuzzParse(f *testing.F) {
+	files, _ := filepath.Glob("testdata/*/*.yaml")
+	for _, path := range files {
+		if src, err := os.ReadFile(path); err == nil {
+			f.Add(src)
+		}
+	}
+	f.Fuzz(func(t *testing.T, src []byte) {
+		if bytes.Contains(src, []byte("_file")) || bytes.Contains(src, []byte("cert")) || bytes.Contains(src, []byte("databases")) {
+			return // would read files of any name, such as /dev/zero
+		}
+		_, err := Parse("f", src)
+		var ps Problems
+		if err != nil && (!errors.As(err, &ps) || len(ps) == 0) {
+			t.Errorf("an error that is no problem: %v", err)
+		}
+	})
+}
