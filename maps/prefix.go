@@ -33,9 +33,7 @@ func (p *Prefixes) Install(t *PrefixTable) error {
 		return err
 	}
 	return p.set.lock.hold(func() (err error) {
-		if err := quiesce(); err != nil {
-			return err
-		}
+		quiesce()
 		ws, closeAll, err := mapWindows(p.four, p.blocks, p.root, p.nodes, p.leaves, p.records)
 		if err != nil {
 			return fmt.Errorf("prefix table: %w", err)

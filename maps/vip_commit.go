@@ -26,9 +26,7 @@ func (v *VIPs) commit(records []bpf.XDPBermVip) (_ map[serviceKey]uint32, err er
 	if err != nil {
 		return nil, err
 	}
-	if err := quiesce(); err != nil {
-		return nil, err
-	}
+	quiesce()
 
 	var written []uint32
 	defer func() {
@@ -74,9 +72,7 @@ func (v *VIPs) forget(gone []uint32) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	if err := quiesce(); err != nil {
-		return err
-	}
+	quiesce()
 	var errs []error
 	for _, id := range gone {
 		errs = append(errs, put(v.m, id, bpf.XDPBermVip{}))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -45,13 +46,12 @@ func (w *window) store32(offset uintptr, v uint32) {
 
 // quiesce returns when no packet that began before the call is still being processed, so that
 // the copy that a flip retired may be written again. membarrier's global command waits for one
-// RCU grace period, and XDP programs run inside RCU read sections.
-func quiesce() error {
-	_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
-	if errno != 0 {
-		return fmt.Errorf("wait for packets in flight (membarrier): %w", errno)
+// RCU grace period, and XDP programs run inside RCU read sections. Hosts with isolated CPUs
+// (nohz_full) refuse it: there a pause of a thousand times a packet's worst case has to do.
+func quiesce() {
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		time.Sleep(50 * time.Millisecond) // sleep: see above
 	}
-	return nil
 }
 
 const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL
