@@ -38,7 +38,11 @@ func build(m *testing.M) int {
 		return 1
 	}
 	bermd = filepath.Join(dir, "bermd")
-	if out, err := exec.Command("go", "build", "-o", bermd, ".").CombinedOutput(); err != nil {
+	args := []string{"build", "-o", bermd}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build bermd: %v\n%s", err, out)
 		return 1
 	}
@@ -83,9 +87,7 @@ func start(t *testing.T, lines ...string) *process {
 	p.client = control.NewClient(filepath.Join(p.dir, "berm.sock"))
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
-		if p.cmd.ProcessState == nil {
-			<-p.ended
-		}
+		<-p.ended
 		p.notes.Close()
 		p.client.Close()
 		if t.Failed() {

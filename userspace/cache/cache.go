@@ -166,6 +166,8 @@ func (c *Cache) answer(x *pipeline.Exchange, rq *request, o *object, why miss) (
 		}
 	case c.satisfies(rq, o):
 		return c.hit(x, rq, o), true
+	case o.standsIn(rq.now) && !rq.cc.noCache:
+		return c.hit(x, rq, o), true
 	case c.usableStale(rq, o):
 		c.renew(x, rq, o)
 		return c.hit(x, rq, o), true
@@ -205,6 +207,11 @@ func (c *Cache) usableStale(rq *request, o *object) bool {
 	stale := o.staleFor(rq.now)
 	return stale >= 0 && stale <= o.policy.swr && o.policy.swr > 0 && !o.policy.validate &&
 		!rq.cc.noCache && rq.cc.maxAge == unset && rq.cc.minFresh == unset
+}
+
+// standsIn reports whether o stands in for an origin that has just failed.
+func (o *object) standsIn(now time.Time) bool {
+	return now.UnixNano() < o.retry.Load() && o.staleFor(now) <= o.policy.sie
 }
 
 // await waits for a flight and answers with what it brings. It reports false when that is not for this request.

@@ -33,7 +33,7 @@ func TestFiveThousandColdRequests(t *testing.T) {
 	const clients = 5000
 	data := pattern(200_000)
 	release := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "max-age=60")
 		w.Header().Set("Content-Length", "200000")
 		<-release
@@ -164,7 +164,7 @@ func (s *steps) serve(w http.ResponseWriter, q *http.Request) {
 
 func TestBodyReachesAllWaitersAsItComes(t *testing.T) {
 	o := newSteps("Cache-Control: max-age=60")
-	r := newRig(t, o.serve)
+	r := newLooseRig(t, o.serve)
 	data := pattern(3000)
 	lead := r.open("/x") // its head is here before a byte of the body is
 	follow := r.open("/x")
@@ -189,7 +189,7 @@ func TestBodyReachesAllWaitersAsItComes(t *testing.T) {
 
 func TestLeaderLeavesAndTheOthersFinish(t *testing.T) {
 	o := newSteps("Cache-Control: max-age=60")
-	r := newRig(t, o.serve)
+	r := newLooseRig(t, o.serve)
 	data := pattern(10_000)
 	lead := r.open("/x")
 	follow := r.open("/x")
@@ -207,7 +207,7 @@ func TestLeaderLeavesAndTheOthersFinish(t *testing.T) {
 func TestLeaderLeavesBeforeTheHead(t *testing.T) {
 	release := make(chan struct{})
 	cut := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, q *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, q *http.Request) {
 		select {
 		case <-release:
 		case <-q.Context().Done():
@@ -256,7 +256,7 @@ func TestUncacheableRunsInParallel(t *testing.T) {
 		first := make(chan struct{})
 		all := make(chan struct{})
 		var once sync.Once
-		r := newRig(t, func(w http.ResponseWriter, q *http.Request) {
+		r := newLooseRig(t, func(w http.ResponseWriter, q *http.Request) {
 			n := now.Add(1)
 			defer now.Add(-1)
 			for {
@@ -305,7 +305,7 @@ var r0 atomic.Pointer[rig]
 
 func TestVariantsDoNotShareAFetch(t *testing.T) {
 	release := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, q *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, q *http.Request) {
 		<-release
 		w.Header().Set("Cache-Control", "max-age=60")
 		w.Header().Set("Vary", "X-A")
@@ -333,7 +333,7 @@ func TestFailureIsSharedByAllWaiters(t *testing.T) {
 		"502":     func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
 	} {
 		release := make(chan struct{})
-		r := newRig(t, func(w http.ResponseWriter, _ *http.Request) { <-release; fail(w) })
+		r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) { <-release; fail(w) })
 		var wg sync.WaitGroup
 		for range 20 {
 			wg.Go(func() {
@@ -353,7 +353,7 @@ func TestFailureIsSharedByAllWaiters(t *testing.T) {
 func TestPurgeWhileUnderWay(t *testing.T) {
 	// Before the head: the waiters get the answer, and nobody after them.
 	release := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		<-release
 		w.Header().Set("Cache-Control", "max-age=60")
 		fmt.Fprint(w, "body")
@@ -369,7 +369,7 @@ func TestPurgeWhileUnderWay(t *testing.T) {
 
 	// After it: who reads goes on reading.
 	o := newSteps("Cache-Control: max-age=60")
-	r = newRig(t, o.serve)
+	r = newLooseRig(t, o.serve)
 	s := r.open("/x")
 	o.next <- []byte("one ")
 	s.need(t, []byte("one "))
@@ -410,7 +410,7 @@ func TestCutBodiesAreNotKept(t *testing.T) {
 		{"chunked, cut in a chunk", "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n20\r\nonly this"},
 		{"chunked, without the last chunk", "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nonly\r\n"},
 	} {
-		r := newRig(t, nil)
+		r := newLooseRig(t, nil)
 		base := rawOrigin(t, c.first, "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 5\r\n\r\nwhole")
 		r.cache.origin = direct{base, &http.Transport{DisableKeepAlives: true}}
 		if res, err := testClient.Get(r.edge.URL + "/x"); err == nil { // or the head was not even sent
@@ -423,7 +423,7 @@ func TestCutBodiesAreNotKept(t *testing.T) {
 		r.get("/x").want(t, c.name+", again", 200, "whole", "stored")
 	}
 	// Ended by the connection alone: passed on, never kept.
-	r := newRig(t, nil)
+	r := newLooseRig(t, nil)
 	base := rawOrigin(t, "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n\r\nwhole or not")
 	r.cache.origin = direct{base, &http.Transport{DisableKeepAlives: true}}
 	r.get("/x").want(t, "undelimited", 200, "whole or not", "berm; fwd=uri-miss; fwd-status=200")
@@ -438,7 +438,7 @@ func TestTooLargeForKeeping(t *testing.T) {
 	const n = 8 << 20
 	data := pattern(n)
 	for _, known := range []bool{true, false} {
-		r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+		r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Cache-Control", "max-age=60")
 			if known {
 				w.Header().Set("Content-Length", fmt.Sprint(n))
@@ -466,7 +466,7 @@ func TestTooLargeForKeeping(t *testing.T) {
 func TestWindowHoldsTheOriginBack(t *testing.T) {
 	var sent atomic.Int64
 	const n = 64 << 20
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "max-age=60")
 		p := pattern(64 << 10)
 		for range n / len(p) {
@@ -504,7 +504,7 @@ func TestFollowerIsAsFastAsLeader(t *testing.T) {
 	const followers = 200
 	release := make(chan struct{})
 	var at time.Time
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		<-release
 		at = time.Now()
 		w.Header().Set("Cache-Control", "max-age=60")

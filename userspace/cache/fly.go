@@ -50,12 +50,20 @@ func (c *Cache) send(f *flight, validate bool) (*http.Response, times, error) {
 	return res, t, err
 }
 
+// retryAfter is how long a stale object goes on standing in for an origin that failed before the origin is asked
+// again: else every request for it would wait for the failure anew.
+const retryAfter = time.Second
+
 // sameTag reports whether a 304's tag, if it has one, is the stored one's.
 func sameTag(tag, stored string) bool { return tag == "" || opaque(tag) == opaque(stored) }
 
 // staleServes reports whether the old object may stand in for an error.
 func (f *flight) staleServes(now time.Time) bool {
-	return f.old != nil && f.old.staleFor(now) <= f.old.policy.sie
+	if f.old == nil || f.old.staleFor(now) > f.old.policy.sie {
+		return false
+	}
+	f.old.retry.Store(now.Add(retryAfter).UnixNano())
+	return true
 }
 
 // confirmed has the old object used anew.

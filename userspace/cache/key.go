@@ -42,25 +42,51 @@ func appendTarget(dst []byte, u *url.URL) []byte {
 	if path == "" {
 		path = "/"
 	}
-	dst = appendNormal(dst, path, "/!$&'()*+,;=:@[]")
+	dst = appendNormal(dst, path, pathPlain)
 	if u.RawQuery != "" || u.ForceQuery {
 		dst = append(dst, '?')
-		dst = appendNormal(dst, u.RawQuery, "/!$&'()*+,;=:@[]?\\^`{|}%")
+		dst = appendNormal(dst, u.RawQuery, queryPlain)
 	}
 	return dst
 }
 
-// appendNormal appends s with its escapes in normal form. What is neither unreserved nor in plain is escaped: on the
-// wire it would be anyway.
-func appendNormal(dst []byte, s, plain string) []byte {
+// charset is a set of ASCII characters, a bit for each.
+type charset struct{ low, high uint64 }
+
+func (s charset) has(c byte) bool {
+	return c < 64 && s.low>>c&1 != 0 || c >= 64 && c < 128 && s.high>>(c-64)&1 != 0
+}
+
+// The characters that need no escape.
+const (
+	digitBits  = (1<<10 - 1) << '0'
+	letterBits = (1<<26-1)<<('A'-64) | (1<<26-1)<<('a'-64)
+
+	unreservedLow  = digitBits | 1<<'-' | 1<<'.'
+	unreservedHigh = letterBits | 1<<('_'-64) | 1<<('~'-64)
+	pathLow        = unreservedLow | 1<<'/' | 1<<'!' | 1<<'$' | 1<<'&' | 1<<'\'' | 1<<'(' | 1<<')' | 1<<'*' | 1<<'+' | 1<<',' | 1<<';' | 1<<'=' | 1<<':'
+	pathHigh       = unreservedHigh | 1<<('@'-64) | 1<<('['-64) | 1<<(']'-64)
+	queryLow       = pathLow | 1<<'?' | 1<<'%' // net/url lets a "%" of a query stand that escapes nothing
+	queryHigh      = pathHigh | 1<<('\\'-64) | 1<<('^'-64) | 1<<('`'-64) | 1<<('{'-64) | 1<<('|'-64) | 1<<('}'-64)
+)
+
+var (
+	unreserved = charset{unreservedLow, unreservedHigh}
+	pathPlain  = charset{pathLow, pathHigh}
+	queryPlain = charset{queryLow, queryHigh}
+)
+
+// appendNormal appends s with its escapes in normal form. What is not in plain is escaped: on the wire it would be
+// anyway.
+func appendNormal(dst []byte, s string, plain charset) []byte {
 	const digits = "0123456789ABCDEF"
 	for i := 0; i < len(s); i++ {
 		c := s[i]
-		escape := !unreserved(c) && strings.IndexByte(plain, c) < 0
+		escape := !plain.has(c)
 		if c == '%' && i+2 < len(s) {
 			if hi, lo := unhex(s[i+1]), unhex(s[i+2]); hi >= 0 && lo >= 0 {
 				c = byte(hi<<4 | lo)
-				escape = !unreserved(c)
+				escape = !unreserved.has(c)
 				i += 2
 			}
 		}
@@ -81,10 +107,6 @@ func unhex(c byte) int {
 		return int(c|0x20-'a') + 10
 	}
 	return -1
-}
-
-func unreserved(c byte) bool {
-	return c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
 }
 
 // keysOf returns the keys that raw, a URL as an operator writes it, stands for. Without a scheme ("//host/path" or

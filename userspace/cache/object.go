@@ -28,7 +28,8 @@ type object struct {
 	body     *body // nil for a mark
 	meta     int64 // bytes charged for all but the body
 
-	head atomic.Pointer[head] // of the current second
+	head  atomic.Pointer[head] // of the current second
+	retry atomic.Int64         // Unix nanoseconds before which a failing origin is left alone
 
 	// The store's, under its shard's lock.
 	prev, next *object

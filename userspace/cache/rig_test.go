@@ -29,6 +29,7 @@ type rig struct {
 	mu       sync.Mutex
 	handle   http.HandlerFunc
 	last     http.Header // of the last request at the origin
+	loose    bool        // requests do not wait for the fetches before them
 }
 
 // epoch is where a rig's clock starts. Origins say it as their Date.
@@ -116,6 +117,15 @@ func newRig(t testing.TB, handle http.HandlerFunc, change ...func(*Config)) *rig
 	return r
 }
 
+// newLooseRig is for tests of what happens while a fetch is under way. In all others a request waits until the bodies
+// before it are whole: a client has the last byte a moment before the cache knows that it was the last.
+func newLooseRig(t testing.TB, handle http.HandlerFunc, change ...func(*Config)) *rig {
+	t.Helper()
+	r := newRig(t, handle, change...)
+	r.loose = true
+	return r
+}
+
 // set changes the origin's behaviour.
 func (r *rig) set(h http.HandlerFunc) {
 	r.mu.Lock()
@@ -140,6 +150,9 @@ type answer struct {
 // do sends a request; fields are "Name: value".
 func (r *rig) do(method, path string, fields ...string) answer {
 	r.t.Helper()
+	if !r.loose {
+		eventually(r.t, "the fetches before are over", func() bool { return r.cache.Stats().InFlight == 0 })
+	}
 	req, err := http.NewRequest(method, r.edge.URL+path, nil)
 	if err != nil {
 		r.t.Fatal(err)

@@ -131,7 +131,7 @@ func TestRangeOfTheUncacheableIsPassedOn(t *testing.T) {
 func TestRangeOfABodyUnderWay(t *testing.T) {
 	data := pattern(1000)
 	more := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
+	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "max-age=60")
 		w.Header().Set("Content-Length", "1000")
 		w.Write(data[:500])

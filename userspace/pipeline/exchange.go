@@ -52,7 +52,8 @@ type Exchange struct {
 	Scratch []byte
 
 	onAnswer []func(*Exchange)
-	started  bool // the head has been sent
+	peek     [1]byte // of a body whose length is unknown
+	started  bool    // the head has been sent
 }
 
 // Answer hands the answer in x to the exit.

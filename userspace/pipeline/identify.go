@@ -1,6 +1,8 @@
 package pipeline
 
 import (
+	"bytes"
+	"io"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -38,7 +40,26 @@ func (Identify) Run(x *Exchange) Action {
 	if x.R.Method == http.MethodConnect || !strings.HasPrefix(path, "/") || hasDotSegment(path) {
 		return x.Refuse(http.StatusBadRequest, ReasonBadTarget)
 	}
+	if x.R.ContentLength < 0 && (x.R.Method == http.MethodGet || x.R.Method == http.MethodHead) {
+		x.peekBody()
+	}
 	return Next
+}
+
+// peekBody finds out whether a GET of unknown length has a body at all. Over h3 every one is of unknown length, since
+// only the end of the stream says that nothing follows; it comes with the head.
+func (x *Exchange) peekBody() {
+	n, err := x.R.Body.Read(x.peek[:])
+	switch {
+	case n > 0:
+		rest := x.R.Body
+		x.R.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader([]byte{x.peek[0]}), rest), rest}
+	case err != nil: // the end; any other error shows again when the answer is sent
+		x.R.Body, x.R.ContentLength = http.NoBody, 0
+	}
 }
 
 // hasDotSegment reports whether a decoded path has a segment "." or "..". Clients resolve these before they ask

@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -87,6 +88,29 @@ func TestIdentifyRefuses(t *testing.T) {
 		p.ServeHTTP(w, r)
 		if w.Code != c.want {
 			t.Errorf("%s %s of %q: %d %s, want %d", c.method, c.target, c.host, w.Code, w.Body, c.want)
+		}
+	}
+}
+
+// Over h3 no GET says how long its body is; nearly all have none.
+func TestBodiesOfUnknownLength(t *testing.T) {
+	body := stage{"show", func(x *pipeline.Exchange) pipeline.Action {
+		b, err := io.ReadAll(x.R.Body)
+		fmt.Fprintf(x.W, "%d %s %v", x.R.ContentLength, b, err)
+		return x.Wrote(200, pipeline.ReasonLocal)
+	}}
+	p := mustNew(t, []pipeline.Stage{pipeline.Identify{}, body})
+	for _, c := range []struct{ method, body, want string }{
+		{"GET", "", "0  <nil>"}, {"HEAD", "", "0  <nil>"}, {"GET", "abc", "-1 abc <nil>"}, {"POST", "", "-1  <nil>"},
+	} {
+		r := httptest.NewRequest(c.method, "/", io.MultiReader(strings.NewReader(c.body)))
+		if r.ContentLength != -1 {
+			t.Fatalf("the length is known: %d", r.ContentLength)
+		}
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		if w.Body.String() != c.want {
+			t.Errorf("%s %q: %q, want %q", c.method, c.body, w.Body, c.want)
 		}
 	}
 }
