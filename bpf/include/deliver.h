@@ -122,6 +122,9 @@ static __always_inline int encapsulate(struct packet *pkt)
 	if (!eth || addr_is_zero(six ? &cfg->self6 : &cfg->self4) ||
 	    pkt->len + size > IP_TOTAL_MAX)
 		return fail_open(pkt, BERM_STAGE_DELIVER);
+	/* Nobody answers from a group's address: what was sent to all is not ours to send on. */
+	if (!to->ifindex && eth->h_dest[0] & 1)
+		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
 	macs.dst0 = *(__u32 *)to->mac;
 	macs.dst4 = *(__u16 *)(to->mac + 4);
 	from = to->ifindex ? to->src_mac : eth->h_dest;
