@@ -131,8 +131,10 @@ func TestAllInOne(t *testing.T) {
 	l, edge, client := pair(t)
 	pins := fmt.Sprintf("/sys/fs/bpf/bermd-%s", l.Name)
 	socket := l.Path("berm", "a.sock")
-	p, err := edge.Start(rig.Daemon{Name: "bermd", Args: []string{bermd, "run", "--all-in-one", "-i", "lo", "-i", "eth0", "--pins", pins,
-		"--socket", socket, "--state", l.Path("state", "berm")}})
+	p, err := edge.Start(rig.Daemon{Name: "bermd", Args: []string{
+		bermd, "run", "--all-in-one", "-i", "lo", "-i", "eth0", "--pins", pins,
+		"--socket", socket, "--state", l.Path("state", "berm"),
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,8 +231,10 @@ func TestAllInOne(t *testing.T) {
 func TestAllInOneWithoutXDP(t *testing.T) {
 	l, edge, client := pair(t)
 	socket := l.Path("berm", "a.sock")
-	p, err := edge.Start(rig.Daemon{Name: "bermd", Args: []string{bermd, "run", "--all-in-one", "-i", "eth0", "-i", "nowhere0", "--pins", "/sys/fs/bpf/bermd-" + l.Name,
-		"--socket", socket, "--state", l.Path("state", "berm")}})
+	p, err := edge.Start(rig.Daemon{Name: "bermd", Args: []string{
+		bermd, "run", "--all-in-one", "-i", "eth0", "-i", "nowhere0", "--pins", "/sys/fs/bpf/bermd-" + l.Name,
+		"--socket", socket, "--state", l.Path("state", "berm"),
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -218,8 +218,10 @@ func TestKernelHalfComesAndGoes(t *testing.T) {
 	k := mapstest.New(t)
 	pins := filepath.Dir(k.Pin(t))
 	hidden := pins + "/v1"
-	lines := []string{onLoopback, fmt.Sprintf("kernel: {pins: %s}", pins), "geo: {policies: {default: {drop: [XX]}}}",
-		"rate: {classes: {default: {packets: 10}}}", "vips: [{name: web, address: 192.0.2.1, port: 80, protocol: tcp, geo: default, rate: default}]"}
+	lines := []string{
+		onLoopback, fmt.Sprintf("kernel: {pins: %s}", pins), "geo: {policies: {default: {drop: [XX]}}}",
+		"rate: {classes: {default: {packets: 10}}}", "vips: [{name: web, address: 192.0.2.1, port: 80, protocol: tcp, geo: default, rate: default}]",
+	}
 	away := pins + "/away"
 	if err := os.Rename(hidden, away); err != nil {
 		t.Fatal(err)

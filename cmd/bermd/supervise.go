@@ -65,8 +65,10 @@ func (r *run) supervise(root bool) error {
 
 func loaderOptions(cfg *config.Config, id identity) loader.Options {
 	k := cfg.Kernel
-	return loader.Options{Interfaces: k.Interfaces, Mode: loader.Mode(k.Mode), Pins: k.Pins, Cgroup: k.Cgroup, Group: id.group,
-		RateCells: k.RateCells, ObserveOnly: k.ObserveOnly, Self4: cfg.Node.Address4, Self6: cfg.Node.Address6}
+	return loader.Options{
+		Interfaces: k.Interfaces, Mode: loader.Mode(k.Mode), Pins: k.Pins, Cgroup: k.Cgroup, Group: id.group,
+		RateCells: k.RateCells, ObserveOnly: k.ObserveOnly, Self4: cfg.Node.Address4, Self6: cfg.Node.Address6,
+	}
 }
 
 // keepRunning runs the child until it ends well, the supervisor is told to end, or the child cannot

@@ -157,12 +157,16 @@ func (c RateClass) Class(name string) maps.RateClass {
 		return maps.Limit{PerSecond: rate, Burst: burst}
 	}
 	const packet = 1500 // a burst below one full-sized packet would refuse that packet for ever
-	return maps.RateClass{Name: name, Owner: maps.OwnerFile, Shadow: c.Shadow, Packets: limit(c.Packets, c.PacketsBurst, 1),
-		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1)}
+	return maps.RateClass{
+		Name: name, Owner: maps.OwnerFile, Shadow: c.Shadow, Packets: limit(c.Packets, c.PacketsBurst, 1),
+		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1),
+	}
 }
 
 // Service turns a VIP into the maps' form.
 func (v VIP) Service() maps.VIP {
-	return maps.VIP{Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol, Owner: maps.OwnerFile, Tenant: v.Tenant,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict}
+	return maps.VIP{
+		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol, Owner: maps.OwnerFile, Tenant: v.Tenant,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict,
+	}
 }

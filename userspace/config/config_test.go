@@ -116,7 +116,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, src []byte) {
 		if bytes.Contains(src, []byte("_file")) || bytes.Contains(src, []byte("cert")) || bytes.Contains(src, []byte("databases")) {
-			t.Skip("would read files") // of any name, such as /dev/zero
+			return // would read files of any name, such as /dev/zero
 		}
 		_, err := Parse("f", src)
 		var ps Problems

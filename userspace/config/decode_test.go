@@ -70,8 +70,10 @@ left: -5
 		Nets:   []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
 		Inner:  inner{16, 90 * time.Second, []string{"NO", "DE", "on"}},
 		Labels: map[string]string{"x": "1", "y": "two"}, Ratio: 2.5, Left: -5,
-		Named: map[string]inner{"a": {16, 90 * time.Second, []string{"NO", "DE", "on"}}, "b": {65535, 90 * time.Second, []string{"NO", "DE", "on"}},
-			"c": {Size: 7, Wait: time.Second}, "d": {Size: 7, Wait: time.Second}},
+		Named: map[string]inner{
+			"a": {16, 90 * time.Second, []string{"NO", "DE", "on"}}, "b": {65535, 90 * time.Second, []string{"NO", "DE", "on"}},
+			"c": {Size: 7, Wait: time.Second}, "d": {Size: 7, Wait: time.Second},
+		},
 	}
 	if got := fmt.Sprintf("%+v", out); got != fmt.Sprintf("%+v", want) {
 		t.Errorf("have %s\nwant %+v", got, want)

@@ -34,16 +34,20 @@ func (d *testDaemon) Status(context.Context) (control.Status, error) { return d.
 func (d *testDaemon) Reload(context.Context) (control.Changes, error) {
 	return control.Changes{}, &control.Error{Message: "berm.yaml:1:1: unknown key", Hint: "the old one stays"}
 }
+
 func (d *testDaemon) Purge(_ context.Context, p control.Purge) (control.Changes, error) {
 	return control.Changes{Changed: []string{"forgot " + p.URL}}, nil
 }
+
 func (d *testDaemon) Cache(context.Context) (control.Cache, error) {
 	return control.Cache{Objects: 7}, nil
 }
+
 func (d *testDaemon) Top(_ context.Context, seconds int) (control.Top, error) {
 	d.top.Seconds = float64(seconds)
 	return d.top, nil
 }
+
 func (d *testDaemon) Series() control.Series {
 	return control.Series{Requests: []float64{0, 1, 2}, Packets: []float64{1, 1}, Dropped: nil}
 }
@@ -423,12 +427,16 @@ func TestConfigMistakes(t *testing.T) {
 func TestPageEscapesAndConfines(t *testing.T) {
 	evil := `<script>alert(1)</script>`
 	d := &testDaemon{
-		status: control.Status{Node: evil, Ready: true, Problems: []string{evil}, Config: control.ConfigInfo{Error: evil},
+		status: control.Status{
+			Node: evil, Ready: true, Problems: []string{evil}, Config: control.ConfigInfo{Error: evil},
 			VIPs:    []control.VIP{{Name: evil, Address: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: "tcp"}},
 			Origins: []control.Origin{{Origin: evil, URL: "javascript:" + evil, Error: evil}},
-			Kernel:  control.KernelInfo{Attached: true, Self: evil}},
-		top: control.Top{Sources: []control.TopSource{{Source: netip.MustParseAddr("192.0.2.7"), Reason: evil}},
-			VIPs: []control.TopVIP{{Name: evil, In: control.Rate{Packets: 1234567}}}},
+			Kernel:  control.KernelInfo{Attached: true, Self: evil},
+		},
+		top: control.Top{
+			Sources: []control.TopSource{{Source: netip.MustParseAddr("192.0.2.7"), Reason: evil}},
+			VIPs:    []control.TopVIP{{Name: evil, In: control.Rate{Packets: 1234567}}},
+		},
 		drops: control.Drops{Drops: []control.Drop{{Reason: "geo", Number: uint32(maps.DropGeo), Dropped: control.Counter{Packets: 42}}, {Reason: "acl"}}},
 	}
 	h := control.Page(d)

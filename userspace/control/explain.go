@@ -166,8 +166,10 @@ func Backends(set *maps.Set) ([]Backend, error) {
 			if owned[b.ID]+previous[b.ID] == 0 {
 				continue
 			}
-			x := Backend{ID: b.ID, Set: s.Name, Name: b.Name, Address: b.Address, Self: b.ID == self, Ready: b.NextHop.Ready || b.ID == self,
-				Healthy: owned[b.ID] > 0, Rows: owned[b.ID], Seen: -1}
+			x := Backend{
+				ID: b.ID, Set: s.Name, Name: b.Name, Address: b.Address, Self: b.ID == self, Ready: b.NextHop.Ready || b.ID == self,
+				Healthy: owned[b.ID] > 0, Rows: owned[b.ID], Seen: -1,
+			}
 			if !b.Heartbeat.IsZero() {
 				x.Seen = time.Since(b.Heartbeat).Seconds()
 			}

@@ -69,8 +69,10 @@ func (l *Local) AddVIP(_ context.Context, v VIP) (Changes, error) {
 	if err != nil {
 		return Changes{}, fmt.Errorf("VIP %q: %w", v.Name, err)
 	}
-	want := maps.VIP{Name: v.Name, Address: v.Address, Port: v.Port, Protocol: proto, Owner: maps.OwnerOperator,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict}
+	want := maps.VIP{
+		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: proto, Owner: maps.OwnerOperator,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict,
+	}
 	old, err := l.set.VIPs.Get(v.Name)
 	switch {
 	case errors.Is(err, maps.ErrNotFound):
@@ -142,10 +144,12 @@ func (l *Local) Rates(context.Context) ([]RateClass, error) {
 
 // SetRate adds or changes a rate class.
 func (l *Local) SetRate(_ context.Context, r RateClass) (Changes, error) {
-	want := maps.RateClass{Name: r.Name, Owner: maps.OwnerOperator, Shadow: r.Shadow,
+	want := maps.RateClass{
+		Name: r.Name, Owner: maps.OwnerOperator, Shadow: r.Shadow,
 		Packets: maps.Limit{PerSecond: r.Packets, Burst: r.PacketsBurst},
 		Bytes:   maps.Limit{PerSecond: r.Bytes, Burst: r.BytesBurst},
-		SYNs:    maps.Limit{PerSecond: r.SYNs, Burst: r.SYNsBurst}}
+		SYNs:    maps.Limit{PerSecond: r.SYNs, Burst: r.SYNsBurst},
+	}
 	old, err := l.set.Rates.GetClass(r.Name)
 	verb := "changed"
 	switch {

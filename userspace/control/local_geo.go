@@ -143,8 +143,10 @@ func (l *Local) TestGeo(_ context.Context, ip netip.Addr) (GeoTest, error) {
 	if err != nil {
 		return GeoTest{}, err
 	}
-	out := GeoTest{IP: ip, ACL: rec.ACL.String(), Region: rec.Region, ASNClass: rec.ASNClass, Rule: rec.Rule,
-		Policies: map[string]string{}, Verdicts: []Verdict{}}
+	out := GeoTest{
+		IP: ip, ACL: rec.ACL.String(), Region: rec.Region, ASNClass: rec.ASNClass, Rule: rec.Rule,
+		Policies: map[string]string{}, Verdicts: []Verdict{},
+	}
 	if rec.Country != 0 {
 		out.Country = rec.Country.String()
 	}
@@ -184,8 +186,10 @@ func (l *Local) verdictsAbout(ip netip.Addr, into *[]Verdict) error {
 }
 
 func fromVerdict(v maps.Verdict) Verdict {
-	x := Verdict{Source: v.Source, VIP: v.VIP, Action: v.Action.String(), Reason: v.Reason, Rule: v.Rule, Evidence: v.Evidence,
-		Hits: v.Hits, Owner: v.Owner.String()}
+	x := Verdict{
+		Source: v.Source, VIP: v.VIP, Action: v.Action.String(), Reason: v.Reason, Rule: v.Rule, Evidence: v.Evidence,
+		Hits: v.Hits, Owner: v.Owner.String(),
+	}
 	if !v.Expires.IsZero() {
 		x.Seconds = time.Until(v.Expires).Seconds()
 	}

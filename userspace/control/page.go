@@ -132,8 +132,10 @@ func view(ctx context.Context, src PageSource) (*pageView, error) {
 		return nil, err
 	}
 	series := src.Series()
-	v := &pageView{Status: s, Top: top, Style: template.CSS(pageCSS), Script: template.JS(pageJS),
-		Requests: series.Requests, Packets: series.Packets, Dropped: series.Dropped}
+	v := &pageView{
+		Status: s, Top: top, Style: template.CSS(pageCSS), Script: template.JS(pageJS),
+		Requests: series.Requests, Packets: series.Packets, Dropped: series.Dropped,
+	}
 	v.Top.Sources = top.Sources[:min(len(top.Sources), 10)]
 	if s.Cache.MaxBytes > 0 {
 		v.CacheFull = float64(s.Cache.Bytes) / float64(s.Cache.MaxBytes)

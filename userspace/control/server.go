@@ -61,8 +61,10 @@ func Handler(d Daemon) http.Handler {
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, nil, &Error{Status: http.StatusNotFound, Message: fmt.Sprintf("nothing at %s %s", r.Method, r.URL.Path),
-			Hint: "this bermd may be older than its client"})
+		answer(w, nil, &Error{
+			Status: http.StatusNotFound, Message: fmt.Sprintf("nothing at %s %s", r.Method, r.URL.Path),
+			Hint: "this bermd may be older than its client",
+		})
 	})
 	return mux
 }

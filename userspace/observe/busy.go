@@ -38,7 +38,6 @@ type busySlot struct {
 type tally struct {
 	packets, bytes, dropped uint64
 	reasons                 [32]uint64 // dropped packets by reason; there are fewer reasons
-	record                  uint32
 }
 
 // BusySource is one source's packets per second.

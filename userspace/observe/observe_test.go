@@ -174,8 +174,10 @@ func TestAccessCountsAndSamples(t *testing.T) {
 		t.Errorf("%d requests counted", a.Total())
 	}
 	got := scrapeOf(t, m)
-	for _, want := range []string{`berm_requests_total{code="2xx",protocol="h1"} 21`, `berm_requests_total{code="5xx",protocol="h1"} 1`,
-		`berm_response_body_bytes_total{protocol="h1"} 22000`, `berm_responses_cut_total{protocol="h1"} 1`, `berm_request_seconds_count{stage="cache"} 22`} {
+	for _, want := range []string{
+		`berm_requests_total{code="2xx",protocol="h1"} 21`, `berm_requests_total{code="5xx",protocol="h1"} 1`,
+		`berm_response_body_bytes_total{protocol="h1"} 22000`, `berm_responses_cut_total{protocol="h1"} 1`, `berm_request_seconds_count{stage="cache"} 22`,
+	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not in the scrape", want)
 		}
@@ -272,10 +274,12 @@ func TestSamplingFollowsTheTraffic(t *testing.T) {
 	s := samples{}
 	now := observe.Snapshot{Time: time.Unix(1000, 0), Drops: map[maps.Drop]maps.Counter{}, Shadows: map[maps.Drop]maps.Counter{}, VIPs: []maps.VIPStats{{ID: 1}}}
 	step := func(in, geo, shadow uint64) {
-		next := observe.Snapshot{Time: now.Time.Add(time.Second),
+		next := observe.Snapshot{
+			Time:    now.Time.Add(time.Second),
 			Drops:   map[maps.Drop]maps.Counter{maps.DropGeo: {Packets: now.Drops[maps.DropGeo].Packets + geo}},
 			Shadows: map[maps.Drop]maps.Counter{maps.DropACL: {Packets: now.Shadows[maps.DropACL].Packets + shadow}},
-			VIPs:    []maps.VIPStats{{ID: 1, In: maps.Counter{Packets: now.VIPs[0].In.Packets + in}}}}
+			VIPs:    []maps.VIPStats{{ID: 1, In: maps.Counter{Packets: now.VIPs[0].In.Packets + in}}},
+		}
 		if err := observe.Tune(s, now, next); err != nil {
 			t.Fatal(err)
 		}

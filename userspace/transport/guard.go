@@ -15,13 +15,13 @@ import (
 type stallConn struct {
 	net.Conn
 	stall time.Duration
-	armed time.Time // when the deadline was last moved
+	armed atomic.Int64 // when the deadline was last moved, in Unix nanoseconds; 0: by somebody else
 }
 
 // Write sends p. Moving a deadline costs a timer, so it is moved once in an eighth of its span.
 func (c *stallConn) Write(p []byte) (int, error) {
-	if now := time.Now(); now.Sub(c.armed) > c.stall/8 {
-		c.armed = now
+	if now := time.Now(); now.UnixNano()-c.armed.Load() > int64(c.stall/8) {
+		c.armed.Store(now.UnixNano())
 		if err := c.Conn.SetWriteDeadline(now.Add(c.stall)); err != nil {
 			return 0, err
 		}
@@ -31,13 +31,13 @@ func (c *stallConn) Write(p []byte) (int, error) {
 
 // SetWriteDeadline lets crypto/tls bound its closing alert; the next Write sets ours again.
 func (c *stallConn) SetWriteDeadline(t time.Time) error {
-	c.armed = time.Time{}
+	c.armed.Store(0)
 	return c.Conn.SetWriteDeadline(t)
 }
 
 // SetDeadline covers both directions.
 func (c *stallConn) SetDeadline(t time.Time) error {
-	c.armed = time.Time{}
+	c.armed.Store(0)
 	return c.Conn.SetDeadline(t)
 }
 

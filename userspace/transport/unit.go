@@ -48,7 +48,7 @@ func (s *Server) open(k unitKey, cfg Config) (u *unit, err error) {
 		IdleTimeout:       cfg.IdleTimeout,
 		MaxHeaderBytes:    cfg.MaxHeader,
 		ErrorLog:          slog.NewLogLogger(errorLog{s.opts.Log.Handler(), &s.stats}, slog.LevelDebug),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams, WriteByteTimeout: cfg.StallTimeout},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams},
 		ConnState:         u.connState,
 	}
 	if k.scheme == "http" {

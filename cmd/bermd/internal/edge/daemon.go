@@ -153,8 +153,10 @@ const busiest = 100
 
 // Top tells the rates of the last seconds.
 func (e *Edge) Top(_ context.Context, seconds int) (control.Top, error) {
-	top := control.Top{Sources: []control.TopSource{}, VIPs: []control.TopVIP{}, Drops: []control.TopDrop{},
-		Cache: cacheView(e.content.cache.get().Stats())}
+	top := control.Top{
+		Sources: []control.TopSource{}, VIPs: []control.TopVIP{}, Drops: []control.TopDrop{},
+		Cache: cacheView(e.content.cache.get().Stats()),
+	}
 	from, to, ok := e.history.Over(seconds)
 	if !ok {
 		return top, nil
@@ -181,8 +183,10 @@ func (e *Edge) Top(_ context.Context, seconds int) (control.Top, error) {
 			continue
 		}
 		b := before[v.ID]
-		top.VIPs = append(top.VIPs, control.TopVIP{Name: v.Name, Address: v.Address.Addr(), Port: v.Address.Port(), Protocol: v.Protocol.String(),
-			In: rate(b.In, v.In, per), Dropped: rate(b.Dropped, v.Dropped, per), Shadowed: rate(b.Shadowed, v.Shadowed, per), Forwarded: rate(b.Forwarded, v.Forwarded, per)})
+		top.VIPs = append(top.VIPs, control.TopVIP{
+			Name: v.Name, Address: v.Address.Addr(), Port: v.Address.Port(), Protocol: v.Protocol.String(),
+			In: rate(b.In, v.In, per), Dropped: rate(b.Dropped, v.Dropped, per), Shadowed: rate(b.Shadowed, v.Shadowed, per), Forwarded: rate(b.Forwarded, v.Forwarded, per),
+		})
 	}
 	e.topSources(&top, seconds)
 	return top, nil

@@ -79,8 +79,10 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		return nil, err
 	}
 	opts.Log.Apply(cfg.Log)
-	e := &Edge{opts: opts, log: opts.Log, started: time.Now(), metrics: observe.NewMetrics(), history: &observe.History{},
-		token: rand.Text(), fatal: make(chan error, 8)}
+	e := &Edge{
+		opts: opts, log: opts.Log, started: time.Now(), metrics: observe.NewMetrics(), history: &observe.History{},
+		token: rand.Text(), fatal: make(chan error, 8),
+	}
 	e.busy = observe.NewBusy(e.clock)
 	e.access = observe.NewAccess(e.log.Logger, e.metrics)
 	e.access.Sample(cfg.Log.Access)

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/bermedge/berm/bpf"
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
@@ -31,7 +29,7 @@ type kernelLink struct {
 	set    *maps.Set
 	steer  *steer.Controller // of set
 	pins   string
-	inode  uint64 // of a pin: another one means another kernel half
+	inode  uint64 // of the pins' directory: another one means another kernel half
 	why    error  // why there is no set
 	broken error  // why the file is not in force there
 
@@ -112,7 +110,7 @@ func (k *kernelLink) follow() {
 }
 
 func pinInode(pins string) uint64 {
-	fi, err := os.Stat(filepath.Join(maps.PinDir(pins), bpf.XDPMapBermConfig))
+	fi, err := os.Stat(maps.PinDir(pins))
 	if err != nil {
 		return 0
 	}
