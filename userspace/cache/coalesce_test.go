@@ -31,11 +31,11 @@ func require(t testing.TB, err error) {
 // of it, as it comes.
 func TestFiveThousandColdRequests(t *testing.T) {
 	const clients = 5000
-	data := pattern(200_000)
+	data := pattern(20_000)
 	release := make(chan struct{})
 	r := newLooseRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "max-age=60")
-		w.Header().Set("Content-Length", "200000")
+		w.Header().Set("Content-Length", "20000")
 		<-release
 		w.Write(data)
 	})
