@@ -83,7 +83,7 @@ func (n *Node) Capture(dev string) (*Proc, error) {
 	file := n.lab.Path(fmt.Sprintf("%s-%s.pcap", n.Name, dev))
 	p, err := n.Start(Daemon{
 		Name: "tcpdump-" + dev,
-		Args: []string{"tcpdump", "-i", dev, "-n", "-U", "-Z", "root", "-s", "160", "-w", file},
+		Args: []string{"tcpdump", "-i", dev, "-n", "-U", "--immediate-mode", "-Z", "root", "-s", "160", "-w", file},
 	})
 	if err != nil {
 		return nil, err

@@ -33,7 +33,7 @@ const (
 // Greedy clients may send so many packets a second, and so many more at once.
 const (
 	greedyRate  = 1000
-	greedyBurst = 20
+	greedyBurst = 50
 )
 
 // Main is the topology of the scenario "main":
