@@ -172,8 +172,14 @@ func (e *Edge) configFile() string {
 		name, addr, proto string
 		port              int
 	}{
-		{"web4", vip4, "tcp", 80}, {"tls4", vip4, "tcp", 443}, {"quic4", vip4, "udp", 443}, {"sink4", vip4, "udp", sinkPort},
-		{"web6", vip6, "tcp", 80}, {"tls6", vip6, "tcp", 443}, {"quic6", vip6, "udp", 443}, {"sink6", vip6, "udp", sinkPort},
+		{"web4", vip4, "tcp", 80},
+		{"tls4", vip4, "tcp", 443},
+		{"quic4", vip4, "udp", 443},
+		{"sink4", vip4, "udp", sinkPort},
+		{"web6", vip6, "tcp", 80},
+		{"tls6", vip6, "tcp", 443},
+		{"quic6", vip6, "udp", 443},
+		{"sink6", vip6, "udp", sinkPort},
 	} {
 		fmt.Fprintf(&vips, "  - {name: %s, address: %q, port: %d, protocol: %s, backends: edges, geo: default, rate: default}\n",
 			v.name, v.addr, v.port, v.proto)

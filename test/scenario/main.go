@@ -49,7 +49,6 @@ type Main struct {
 	edges                                 []*Edge
 	cert                                  string // path of the certificate clients trust
 	originCounts                          string // socket
-	flowPort                              uint16
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
