@@ -38,15 +38,15 @@ static __always_inline int run_policy(struct packet *pkt, const struct now *now)
 	if (is(pkt, PACKET_TRUSTED))
 		return STAGE_NEXT;
 	RUN(pkt, verdict_check(pkt, now));
-	RUN(pkt, prefix_check(pkt));
-	RUN(pkt, geo_check(pkt));
+	STAGE(prefix_check(pkt));
+	STAGE(geo_check(pkt));
 	return rate_check(pkt, now);
 }
 
 static __always_inline int run_stages(struct packet *pkt, const struct now *now)
 {
-	RUN(pkt, parse(pkt));
-	RUN(pkt, decap(pkt));
+	STAGE(parse(pkt));
+	STAGE(decap(pkt));
 	RUN(pkt, vip_find(pkt));
 	RUN(pkt, run_policy(pkt, now));
 	RUN(pkt, steer(pkt));

@@ -77,7 +77,8 @@ static __always_inline bool put_ipv4(const struct packet *pkt, struct cursor *cu
 }
 
 static __always_inline bool put_ipv6(const struct packet *pkt, struct cursor *cur,
-				     const struct berm_addr *src, const struct berm_addr *dst, __u16 tag)
+				     const struct berm_addr *src, const struct berm_addr *dst,
+				     __u16 tag)
 {
 	struct ipv6hdr *ip = TAKE(cur, struct ipv6hdr);
 	__u32 proto = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
@@ -93,52 +94,66 @@ static __always_inline bool put_ipv6(const struct packet *pkt, struct cursor *cu
 }
 
 /* Our address with its low bits taken from the flow, bits that chose neither row nor tag. */
-static __always_inline struct berm_addr outer_source(const struct packet *pkt,
-						     const struct berm_addr *self)
+static __always_inline __be32 spread(const struct packet *pkt, __be32 word)
 {
-	struct berm_addr src = *self;
 	__be32 mask = bpf_htonl(spread_mask(pkt->cfg));
 
-	src.words[3] = (src.words[3] & ~mask) | ((__u32)(pkt->flow >> 32) & mask);
-	return src;
+	return (word & ~mask) | ((__u32)(pkt->flow >> 32) & mask);
 }
 
-static __always_inline int encapsulate(struct packet *pkt)
+static __always_inline bool put_outer(const struct packet *pkt, struct cursor *cur,
+				      const struct berm_backend *to, bool six)
+{
+	const struct berm_config *cfg = pkt->cfg;
+	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0]) : 0;
+	struct berm_addr src;
+
+	if (!six)
+		return put_ipv4(pkt, cur, spread(pkt, cfg->self4.words[3]), to->addr.words[3], tag);
+	src = cfg->self6;
+	src.words[3] = spread(pkt, src.words[3]);
+	return put_ipv6(pkt, cur, &src, &to->addr, tag);
+}
+
+/* six is constant, so that each of the two ways knows its sizes. */
+static __always_inline int encapsulate(struct packet *pkt, bool six)
 {
 	const struct berm_backend *to = pkt->backend;
-	const struct berm_config *cfg = pkt->cfg;
-	bool back = !to->ifindex || to->ifindex == pkt->ctx->ingress_ifindex;
-	bool six = to->family == 6;
-	__u32 size = six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
-	__u32 vlans = back ? vlans_of(pkt) : 0;
-	struct berm_addr src = outer_source(pkt, six ? &cfg->self6 : &cfg->self4);
-	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0]) : 0;
+	__u32 size = six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr), away = to->ifindex;
+	__u32 vlans = vlans_of(pkt), most = pkt->cfg->mtu;
 	struct cursor cur = cur_from(pkt->ctx);
 	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
-	const __u8 *from;
 	struct macs macs;
-	int move;
 
-	if (!eth || addr_is_zero(six ? &cfg->self6 : &cfg->self4) ||
-	    pkt->len + size > IP_TOTAL_MAX)
+	if (!eth || addr_is_zero(six ? &pkt->cfg->self6 : &pkt->cfg->self4))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
+	if (UNLIKELY(most && pkt->len + size > most))
+		STAGE(refuse(pkt, BERM_DROP_TOO_BIG, false));
+	if (pkt->len + size > IP_TOTAL_MAX)
+		return fail_open(pkt, BERM_STAGE_DELIVER);
+
 	macs.dst0 = *(__u32 *)to->mac;
 	macs.dst4 = *(__u16 *)(to->mac + 4);
-	from = to->ifindex ? to->src_mac : eth->h_dest;
-	macs.src0 = *(__u16 *)from;
-	macs.src2 = *(__u32 *)(from + 2);
+	macs.src0 = *(__u16 *)(away ? to->src_mac : eth->h_dest);
+	macs.src2 = *(__u32 *)(away ? to->src_mac + 2 : eth->h_dest + 2);
+	/* Nobody answers from a group's address: what was sent to all is not ours to send on. */
+	if (UNLIKELY(macs.src0 & 1))
+		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
+	if (away == pkt->ctx->ingress_ifindex)
+		away = 0;
+	if (UNLIKELY(away))
+		vlans = 0;
 
-	move = (int)pkt->l3 - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size);
-	if (bpf_xdp_adjust_head(pkt->ctx, move))
+	if (bpf_xdp_adjust_head(
+		    pkt->ctx,
+		    (int)pkt->l3 - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size)))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);
-	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)))
-		return abort_packet(pkt, BERM_STAGE_DELIVER);
-	if (six ? !put_ipv6(pkt, &cur, &src, &to->addr, tag) :
-		  !put_ipv4(pkt, &cur, addr_to_v4(&src), addr_to_v4(&to->addr), tag))
+	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||
+	    !put_outer(pkt, &cur, to, six))
 		return abort_packet(pkt, BERM_STAGE_DELIVER);
 	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_FORWARD,
-		     back ? XDP_TX : bpf_redirect(to->ifindex, 0));
+		     UNLIKELY(away) ? bpf_redirect(away, 0) : XDP_TX);
 }
 
 static __always_inline int strip_outer(struct packet *pkt)
@@ -162,15 +177,13 @@ static __always_inline int strip_outer(struct packet *pkt)
 
 static __always_inline int deliver(struct packet *pkt)
 {
-	__u32 most = pkt->cfg->mtu ? pkt->cfg->mtu : IP_TOTAL_MAX;
-
-	if (is(pkt, PACKET_OUTER))
+	if (UNLIKELY(is(pkt, PACKET_OUTER)))
 		return strip_outer(pkt);
 	if (!pkt->backend)
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
-	if (pkt->len + (pkt->backend->family == 6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) > most)
-		STAGE(refuse(pkt, BERM_DROP_TOO_BIG, false));
-	return encapsulate(pkt);
+	if (pkt->backend->family == 6)
+		return encapsulate(pkt, true);
+	return encapsulate(pkt, false);
 }
 
 #endif

@@ -104,6 +104,9 @@ func (e *Edge) startDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if bin, err = e.m.lab.Publish(bin); err != nil {
+		return err
+	}
 	e.bermd, err = e.node.Start(rig.Daemon{
 		Name: "bermd", Args: []string{bin, "run", "--config", e.config},
 		UID: daemonUser, GID: daemonUser, Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}, Cgroup: e.cgroup,
@@ -172,8 +175,14 @@ func (e *Edge) configFile() string {
 		name, addr, proto string
 		port              int
 	}{
-		{"web4", vip4, "tcp", 80}, {"tls4", vip4, "tcp", 443}, {"quic4", vip4, "udp", 443}, {"sink4", vip4, "udp", sinkPort},
-		{"web6", vip6, "tcp", 80}, {"tls6", vip6, "tcp", 443}, {"quic6", vip6, "udp", 443}, {"sink6", vip6, "udp", sinkPort},
+		{"web4", vip4, "tcp", 80},
+		{"tls4", vip4, "tcp", 443},
+		{"quic4", vip4, "udp", 443},
+		{"sink4", vip4, "udp", sinkPort},
+		{"web6", vip6, "tcp", 80},
+		{"tls6", vip6, "tcp", 443},
+		{"quic6", vip6, "udp", 443},
+		{"sink6", vip6, "udp", sinkPort},
 	} {
 		fmt.Fprintf(&vips, "  - {name: %s, address: %q, port: %d, protocol: %s, backends: edges, geo: default, rate: default}\n",
 			v.name, v.addr, v.port, v.proto)

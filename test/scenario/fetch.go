@@ -163,8 +163,10 @@ func curl(version string) client {
 // gtlsclient fetches over HTTP/3 with ngtcp2's client. It names its downloads after the last
 // element of the path and tells of headers in its debug output.
 func gtlsclient(ctx context.Context, m *Main, vip, dir string, paths []string) ([]fetched, error) {
-	args := []string{"gtlsclient", "--exit-on-all-streams-close", "--timeout=20s", "--no-quic-dump", "--no-http-dump",
-		"--sni=" + edgeName, "--download=" + dir, vip, "443"}
+	args := []string{
+		"gtlsclient", "--exit-on-all-streams-close", "--timeout=20s", "--no-quic-dump", "--no-http-dump",
+		"--sni=" + edgeName, "--download=" + dir, vip, "443",
+	}
 	for _, p := range paths {
 		args = append(args, "https://"+edgeName+p)
 	}

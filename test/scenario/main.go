@@ -33,7 +33,7 @@ const (
 // Greedy clients may send so many packets a second, and so many more at once.
 const (
 	greedyRate  = 1000
-	greedyBurst = 20
+	greedyBurst = 50
 )
 
 // Main is the topology of the scenario "main":
@@ -49,7 +49,6 @@ type Main struct {
 	edges                                 []*Edge
 	cert                                  string // path of the certificate clients trust
 	originCounts                          string // socket
-	flowPort                              uint16
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {

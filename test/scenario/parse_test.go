@@ -84,16 +84,23 @@ func TestChecksCanFail(t *testing.T) {
 	}
 }
 
-func TestMedian(t *testing.T) {
-	for want, v := range map[float64][]float64{2: {3, 1, 2}, 2.5: {4, 1, 3, 2}, 7: {7}} {
-		if got := median(v); got != want {
-			t.Errorf("median(%v) = %v, want %v", v, got, want)
-		}
+func TestMove(t *testing.T) {
+	quiet := []float64{1, 1.01, 1.02, 1.03, 9, 1, 1.01, 30}
+	loud := make([]float64, len(quiet))
+	for i, v := range quiet {
+		loud[i] = 1.2 * v
 	}
-	if got := standardError([]float64{1, 1, 1, 1, 1, 9}); got != 0 {
-		t.Errorf("one outlier decides: %v", got)
+	if got := move(quiet, loud); math.Abs(got-0.2) > 1e-9 {
+		t.Errorf("every window 20 %% slower moves by %v", got)
 	}
-	if got := standardError([]float64{1, 2}); !math.IsInf(got, 1) {
-		t.Errorf("two values are enough: %v", got)
+	if got := move(quiet, []float64{40, 1, 50, 1.02, 60, 1.01, 70, 1}); math.Abs(got) > 0.02 {
+		t.Errorf("half of the windows disturbed by others: %v", got)
+	}
+	if got := moveError(quiet, quiet); got != 0 {
+		t.Errorf("error of a ratio that is 1 in all pairs: %v", got)
+	}
+	noisy := []float64{1, 9, 2, 7, 1, 8, 3, 6}
+	if small, large := moveError(quiet, loud), moveError(quiet, noisy); small > 0.01 || large < 0.1 {
+		t.Errorf("errors %v of steady and %v of noisy windows", small, large)
 	}
 }

@@ -109,7 +109,7 @@ func TestHitAllocations(t *testing.T) {
 		p.ServeHTTP(w, q)
 		got := testing.AllocsPerRun(2000, func() { p.ServeHTTP(w, q) })
 		t.Logf("%s: %.2f allocations a hit", c.name, got)
-		if got > c.most {
+		if got > c.most && !raceEnabled {
 			t.Errorf("%s: %.2f allocations a hit, want at most %.0f", c.name, got, c.most)
 		}
 	}

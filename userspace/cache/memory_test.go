@@ -30,10 +30,13 @@ func TestMemoryBoundHolds(t *testing.T) {
 		size    func(n int) int
 		perByte float64 // heap for each byte charged, at most
 	}{
-		{"small objects", 8 << 20, func(n int) int { return n % 700 }, 1.05},
-		{"all sizes", 32 << 20, func(n int) int { return 1 << (n % 20) }, 1.05},
+		{"small objects", 4 << 20, func(n int) int { return n % 700 }, 1.05},
+		{"all sizes", 16 << 20, func(n int) int { return 1 << (n % 20) }, 1.05},
 		{"large objects", 32 << 20, func(n int) int { return 2<<20 + n%4096 }, 1.05},
 	} {
+		if raceEnabled && c.limit < 32<<20 { // ten times slower: the same in small
+			c.limit /= 4
+		}
 		t.Run(c.name, func(t *testing.T) { memoryBound(t, c.limit, c.size, c.perByte) })
 	}
 }

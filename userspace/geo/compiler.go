@@ -78,7 +78,7 @@ func (c Config) rules(classes map[string]uint32) (l layer, err error) {
 			}
 			e.record.RateClass = uint8(id)
 		}
-		e.line, e.record.Rule = i+1, uint16(i+1)
+		e.line, e.record.Rule = uint32(i+1), uint16(i+1)
 		l.add(e)
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -38,6 +38,7 @@ func readCSV(path string, raw []byte) (layer, string, error) {
 	r := newCSV(bytes.TrimPrefix(raw, []byte("\ufeff")))
 	var l layer
 	var at *columns
+	lines := bytes.Count(raw, []byte("\n"))
 	var locations map[string]maps.Country
 	kind := "CSV"
 	for {
@@ -68,7 +69,13 @@ func readCSV(path string, raw []byte) (layer, string, error) {
 		if err != nil {
 			return l, kind, fmt.Errorf("line %d: %w", line, err)
 		}
-		e.line = line
+		e.line = uint32(line)
+		if l.four == nil && !e.six {
+			l.four = make([]entry, 0, lines)
+		}
+		if l.six == nil && e.six {
+			l.six = make([]entry, 0, lines-len(l.four))
+		}
 		l.add(e)
 	}
 	if len(l.four)+len(l.six) == 0 {

@@ -74,7 +74,7 @@ func slurp(path string) ([]byte, error) {
 // settle makes a layer ascend without overlaps, and drops what says nothing.
 func (l *layer) settle(report *FileReport) error {
 	for _, family := range []*[]entry{&l.four, &l.six} {
-		var kept []entry
+		kept := (*family)[:0]
 		for _, e := range *family {
 			if e.tooFine {
 				report.TooFine++

@@ -16,10 +16,10 @@ import (
 type entry struct {
 	first, last uint64
 	record      maps.PrefixRecord
-	sets        uint8 // which settings the source has an opinion about
+	line        uint32 // of the file, or number of the override; for messages
+	sets        uint8  // which settings the source has an opinion about
 	six         bool
 	tooFine     bool // below an IPv6 /64: cannot be told apart
-	line        int  // of the file, or number of the override; for messages
 }
 
 const (

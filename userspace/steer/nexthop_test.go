@@ -69,6 +69,13 @@ func inNamespace(t *testing.T, near, far []string) (nearLink, farLink netlink.Li
 
 func TestResolver(t *testing.T) {
 	near, far, there := inNamespace(t, []string{"192.0.2.1/24", "2001:db8::1/64"}, []string{"192.0.2.2/24", "2001:db8::2/64"})
+	// With the default timers the stack takes half a minute to doubt a neighbour.
+	for key, value := range map[string]string{"base_reachable_time_ms": "100", "delay_first_probe_time": "0"} {
+		path := "/proc/sys/net/ipv4/neigh/" + near.Attrs().Name + "/" + key
+		if err := os.WriteFile(path, []byte(value), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	r, err := NewResolver()
 	if err != nil {
 		t.Fatal(err)
@@ -103,14 +110,7 @@ func TestResolver(t *testing.T) {
 		t.Logf("%s known after %s", dst, took)
 	}
 
-	// The neighbour gets another Ethernet address, as when its card is replaced. With the default
-	// timers the stack takes half a minute to doubt an entry.
-	for key, value := range map[string]string{"base_reachable_time_ms": "100", "delay_first_probe_time": "0"} {
-		path := "/proc/sys/net/ipv4/neigh/" + near.Attrs().Name + "/" + key
-		if err := os.WriteFile(path, []byte(value), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	// The neighbour gets another Ethernet address, as when its card is replaced.
 	if err := there.LinkSetDown(far); err != nil {
 		t.Fatal(err)
 	}

@@ -172,11 +172,11 @@ func (h *health) note(ok bool, p Probe) (changed bool) {
 
 // watch probes a backend until the context ends and tells each result that changes its state. After a
 // result that speaks against the state the next probe comes twice as soon.
-func (p Probe) watch(ctx context.Context, addr netip.Addr, key [32]byte, start bool, changed func(alive bool, why error), beat func()) {
+func (p Probe) watch(ctx context.Context, ask func(context.Context) error, start bool, changed func(alive bool, why error), beat func()) {
 	h := health{alive: start}
 	for {
 		asked := time.Now()
-		err := p.ask(ctx, addr, key)
+		err := ask(ctx)
 		if ctx.Err() != nil {
 			return
 		}

@@ -26,7 +26,7 @@ func (c *Controller) start(p Probe, key [32]byte) {
 		}
 		id, addr, alive, beaten := b.id, b.address, b.alive, time.Time{}
 		c.wg.Go(func() {
-			p.watch(ctx, addr, key, alive,
+			p.watch(ctx, func(ctx context.Context) error { return p.ask(ctx, addr, key) }, alive,
 				func(alive bool, why error) { c.turned(name, alive, why) },
 				func() {
 					if time.Since(beaten) < beatEvery {

@@ -2,6 +2,7 @@ package steer
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/bermedge/berm/maps"
@@ -152,6 +154,47 @@ func TestHealthNeedsRuns(t *testing.T) {
 	}
 }
 
+// TestDetectionTime computes, with time as an argument, how long a death and a return go unnoticed.
+func TestDetectionTime(t *testing.T) {
+	p := DefaultProbe()
+	for what, tt := range map[string]struct {
+		refused bool
+		died    time.Duration // after a probe
+		within  time.Duration
+	}{
+		"silent":      {false, time.Millisecond, 650 * time.Millisecond},
+		"closed port": {true, time.Millisecond, 400 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			start := time.Now()
+			dead := func() bool { at := time.Since(start); return at >= time.Second+tt.died && at < 5*time.Second }
+			ask := func(ctx context.Context) error {
+				if dead() && !tt.refused {
+					time.Sleep(p.Timeout) // sleep: a timeout, in synctest's time
+				}
+				if dead() {
+					return errors.New("dead")
+				}
+				return nil
+			}
+			var turned []time.Duration
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				p.watch(ctx, ask, true, func(bool, error) { turned = append(turned, time.Since(start)) }, func() {})
+			}()
+			time.Sleep(10 * time.Second) // sleep: in synctest's time
+			cancel()
+			<-done
+			if len(turned) != 2 || turned[0]-time.Second > tt.within || turned[1]-5*time.Second > 400*time.Millisecond {
+				t.Errorf("%s: dead from 1 s to 5 s, noticed at %v", what, turned)
+			}
+			t.Log(what, turned)
+		})
+	}
+}
+
 func secretFile(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "secret")
@@ -224,11 +267,8 @@ func TestControllerFollowsHealth(t *testing.T) {
 	}
 
 	two.SetDraining(true)
-	took := within(t, 2*time.Second, "rows leave edge2", func() bool { return rowsOf(t, c)["edge2"] == 0 })
+	took := within(t, 30*time.Second, "rows leave edge2", func() bool { return rowsOf(t, c)["edge2"] == 0 })
 	t.Logf("rows moved %s after edge2 stopped answering", took)
-	if took > time.Second {
-		t.Errorf("detection took %s", took)
-	}
 	set, _ := k.Sets.List()
 	edge2, _ := k.Backends.Get("edge2")
 	rows, _ := k.Rows.Read(set[0].ID)
@@ -253,14 +293,14 @@ func TestControllerFollowsHealth(t *testing.T) {
 	}
 
 	two.SetDraining(false)
-	within(t, 2*time.Second, "rows return", func() bool { return rowsOf(t, c)["edge2"] >= third })
+	within(t, 30*time.Second, "rows return", func() bool { return rowsOf(t, c)["edge2"] >= third })
 	if err := c.SetDraining(true); err != nil {
 		t.Fatal(err)
 	}
 	if got := rowsOf(t, c); got["edge1"] != 0 {
 		t.Errorf("rows while this edge drains: %v", got)
 	}
-	within(t, 3*time.Second, "a sign of life", func() bool {
+	within(t, 30*time.Second, "a sign of life", func() bool {
 		b, err := k.Backends.Get("edge3")
 		return err == nil && !b.Heartbeat.IsZero()
 	})

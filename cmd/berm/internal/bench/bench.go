@@ -96,7 +96,7 @@ func Run(ctx context.Context, opts Options, emit func(Result) error) error {
 	}
 	defer release()
 
-	opts.Progress("loading programs and 500,000 prefixes of each family")
+	opts.Progress("loading the programs and half a million prefixes of each family")
 	w, err := newWorld()
 	if err != nil {
 		return err

@@ -1,12 +1,13 @@
 package bench
 
 import (
+	"fmt"
 	"math/rand/v2"
 
 	"github.com/bermedge/berm/maps"
 )
 
-// prefixCount is how many prefixes of each family the table holds.
+// prefixCount is how many IPv4 prefixes the table holds; of IPv6 there are 499,000.
 const prefixCount = 500_000
 
 // lengths4 are the lengths of IPv4 prefixes per thousand, about those of geo databases: half are
@@ -16,7 +17,7 @@ var lengths4 = []struct{ bits, share int }{
 	{26, 15}, {28, 20}, {30, 10}, {32, 5},
 }
 
-// fill makes the table: 500,000 prefixes of each family, in 250 countries and 1,000 records.
+// fill makes the table: half a million prefixes of each family, in 250 countries and 1,000 records.
 func fill(t *maps.PrefixTable) error {
 	r := rand.New(rand.NewPCG(1, 2)) // the same table every time
 	if err := fill4(t, r); err != nil {
@@ -49,12 +50,12 @@ func fill4(t *maps.PrefixTable, r *rand.Rand) error {
 		lengths[i] = length4(r)
 		free -= 1 << (32 - lengths[i])
 	}
-	at, gap := first, free/prefixCount/2 // half of the gaps goes into alignment
+	at, gap := first, free/prefixCount/6 // the rest of the free space goes into alignment
 	for _, bits := range lengths {
 		size := uint64(1) << (32 - bits)
 		at = (at + size - 1) &^ (size - 1)
 		if at+size > end {
-			break
+			return fmt.Errorf("%d prefixes do not fit above %#x", prefixCount, first)
 		}
 		if err := t.Add4(uint32(at), uint32(at+size-1), record(r)); err != nil {
 			return err

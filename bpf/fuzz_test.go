@@ -1,0 +1,142 @@
+package bpf_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/bermedge/berm/bpf"
+	"github.com/bermedge/berm/bpf/internal/packet"
+)
+
+// FuzzXDP gives the program whatever comes to mind and checks what must hold for every frame:
+// it is never aborted; one that is not for us leaves as it came; one that is sent on has its
+// inner packet unchanged behind an outer header with the right lengths and checksum; and the
+// same frame has the same owner.
+func FuzzXDP(f *testing.F) {
+	for _, m := range mutations() {
+		f.Add(m.in)
+	}
+	fuzzWorld = false // other tests have changed it
+	f.Add(good(false))
+	f.Add(good(true))
+	f.Add(eth(tunnel(good(false)[14:], flow4, baseConfig.TagSecrets[0])))
+	f.Add(eth(tunnel6(good(true)[14:], flow6, baseConfig.TagSecrets[0])))
+	f.Add(packet.Ethernet{Tags: []packet.Tag{{Type: packet.TypeQinQ, TCI: 1}, {Type: packet.TypeVLAN, TCI: 2}}}.With(good(true)[14:]))
+	f.Add(eth(ip(good6, web6, packet.HopByHop, packet.Extension(packet.Fragment, 1, packet.Fragment6(packet.ProtoUDP, 8, true, payload)))))
+	f.Add(eth(ip(good4, web4, packet.ICMP, packet.ICMPMessage(3, 4, ip(web4, good4, packet.ProtoTCP, payload)))))
+
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		if len(frame) < 14 || len(frame) > 1500 {
+			return // the kernel refuses to run these
+		}
+		frame = repair(frame)
+		k := fuzzKernel(t)
+		for _, flags := range []uint32{0, uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY)} {
+			k.configure(t, func(c *bpf.XDPBermConfig) { c.Flags = flags })
+			action, out := run(t, k.XdpBermAt, frame)
+			checkInvariants(t, frame, action, out)
+			again, out2 := run(t, k.XdpBermAt, frame)
+			if again != action || !bytes.Equal(out, out2) {
+				t.Errorf("the same frame ended as %d and then as %d\n%x\n%x\n%x", action, again, frame, out, out2)
+			}
+		}
+	})
+}
+
+// fuzzWorld is whether the world is set up: nothing that a frame does changes it.
+var fuzzWorld bool
+
+func fuzzKernel(t *testing.T) *kernel {
+	if !fuzzWorld {
+		peers(t, newKernel(t))
+		fuzzWorld = true
+	}
+	return loaded
+}
+
+// repair puts the IPv4 checksum right half of the time: else no mutation gets past it.
+func repair(frame []byte) []byte {
+	at := l3(frame)
+	if len(frame)%2 == 0 && len(frame) >= at+20 && frame[at]>>4 == 4 && frame[at]&15 >= 5 && len(frame) >= at+int(frame[at]&15)*4 {
+		return mutate(frame, func(b []byte) { packet.Sum4(b[at:]) })
+	}
+	return frame
+}
+
+func checkInvariants(t *testing.T, frame []byte, action uint32, out []byte) {
+	t.Helper()
+	switch action {
+	case xdpPass:
+		if !bytes.Equal(out, frame) && !isTunnel(frame) {
+			t.Errorf("passed, but changed\n in %x\nout %x", frame, out)
+		}
+	case xdpDrop:
+		if !bytes.Equal(out, frame) {
+			t.Errorf("dropped, but changed\n in %x\nout %x", frame, out)
+		}
+		if !isOurs(frame) && !isTunnel(frame) {
+			t.Errorf("dropped, but not ours: %x", frame)
+		}
+	case xdpTX:
+		checkOuter(t, frame, out)
+	default:
+		t.Errorf("action %d for %x", action, frame)
+	}
+}
+
+// destination is a frame's, if it has any.
+func destination(frame []byte) (netip.Addr, bool) {
+	at := l3(frame)
+	switch p := frame[at:]; {
+	case len(p) >= 20 && frame[at-2] == 8 && frame[at-1] == 0:
+		return netip.AddrFrom4([4]byte(p[16:])), true
+	case len(p) >= 40 && frame[at-2] == 0x86 && frame[at-1] == 0xdd:
+		return netip.AddrFrom16([16]byte(p[24:])), true
+	}
+	return netip.Addr{}, false
+}
+
+func isOurs(frame []byte) bool {
+	dst, ok := destination(frame)
+	for _, v := range vips {
+		if ok && dst == v.addr {
+			return true
+		}
+	}
+	return false
+}
+
+func isTunnel(frame []byte) bool {
+	dst, ok := destination(frame)
+	return ok && (dst == self4 || dst == self6)
+}
+
+func checkOuter(t *testing.T, frame, out []byte) {
+	t.Helper()
+	if !isOurs(frame) {
+		t.Errorf("sent on, but not ours: %x", frame)
+	}
+	at := l3(frame)
+	inner := frame[at:]
+	outer := out[at:]
+	size, total := 20, 0
+	switch {
+	case len(outer) >= 20 && outer[0] == 0x45:
+		total = int(binary.BigEndian.Uint16(outer[2:]))
+		if !checksumRight(outer[:20]) {
+			t.Errorf("outer checksum of %x", out)
+		}
+	case len(outer) >= 40 && outer[0]>>4 == 6:
+		size, total = 40, 40+int(binary.BigEndian.Uint16(outer[4:]))
+	default:
+		t.Fatalf("no outer header: %x", out)
+	}
+	if !bytes.Equal(outer[size:], inner) {
+		t.Errorf("inner packet changed\n in %x\nout %x", inner, outer[size:])
+	}
+	if total != size+len(totalOf(inner)) {
+		t.Errorf("outer length %d around %d bytes", total, len(totalOf(inner)))
+	}
+}
