@@ -105,7 +105,7 @@ func (g *gatherConn) Close() error {
 	if !first {
 		return net.ErrClosed
 	}
-	err := g.Conn.SetWriteDeadline(time.Now().Add(lastWrite)) // fails the write in progress in the end
+	err := g.SetWriteDeadline(time.Now().Add(lastWrite)) // fails the write in progress in the end
 	<-g.done
 	return errors.Join(g.Conn.Close(), ignoreClosed(err))
 }
