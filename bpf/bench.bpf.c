@@ -17,7 +17,7 @@
 #include "packet.h"
 #include "prefix.h"
 
-#define BENCH_FRAME 96 /* bytes of a frame that a program may have written to */
+#define BENCH_FRAME 96	     /* bytes of a frame that a program may have written to */
 #define GOLDEN32 2654435761u /* odd, so a bijection; its high bits are well mixed */
 
 struct bench_case {
@@ -27,7 +27,7 @@ struct bench_case {
 	__u32 source_mask; /* different sources - 1: as many as flows or fewer */
 	__u32 first;	   /* number of the first source */
 	__u32 pad;
-	__u64 sum;	   /* of the IPv4 header without source and checksum */
+	__u64 sum; /* of the IPv4 header without source and checksum */
 	__u8 frame[BENCH_FRAME];
 };
 
@@ -235,8 +235,9 @@ int bench_prefix6(struct xdp_md *ctx)
 	cfg = bpf_map_lookup_elem(&berm_config, &key);
 	if (!cfg || !TAKE(&cur, struct ethhdr) || !(ip = TAKE(&cur, struct ipv6hdr)))
 		return XDP_ABORTED;
-	return prefix_only(prefix6_lookup(bpf_be64_to_cpu(*(__be64 *)&ip->saddr), cfg->prefix_active & 1),
-			   cfg->prefix_active & 1);
+	return prefix_only(
+		prefix6_lookup(bpf_be64_to_cpu(*(__be64 *)&ip->saddr), cfg->prefix_active & 1),
+		cfg->prefix_active & 1);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -11,53 +11,53 @@
 #define BERM_CONTRACT 1
 
 /* Limits. Each is the size of an array map, so each has its price in memory. */
-#define BERM_VIPS 4096		 /* 64 B each */
-#define BERM_VIP_BUCKETS 4096	 /* displacement of each bucket, two copies */
-#define BERM_VIP_SLOTS 16384	 /* VIP id by slot, two copies */
-#define BERM_RECORDS 32768	 /* prefix records, two copies */
-#define BERM_PREFIX4_CELLS (1 << 22) /* DIR-24: 4 leaves of 16 bit a cell, 32 MiB a copy */
-#define BERM_PREFIX4_BLOCKS 32767 /* /24s that are split further; 512 B each, two copies */
-#define BERM_PREFIX6_ROOT 65536	 /* the first 16 bits of an address */
-#define BERM_PREFIX6_NODES (3 << 19) /* 24 B each, two copies: 500,000 random /48s need 1.4 Mi */
+#define BERM_VIPS 4096		      /* 64 B each */
+#define BERM_VIP_BUCKETS 4096	      /* displacement of each bucket, two copies */
+#define BERM_VIP_SLOTS 16384	      /* VIP id by slot, two copies */
+#define BERM_RECORDS 32768	      /* prefix records, two copies */
+#define BERM_PREFIX4_CELLS (1 << 22)  /* DIR-24: 4 leaves of 16 bit a cell, 32 MiB a copy */
+#define BERM_PREFIX4_BLOCKS 32767     /* /24s that are split further; 512 B each, two copies */
+#define BERM_PREFIX6_ROOT 65536	      /* the first 16 bits of an address */
+#define BERM_PREFIX6_NODES (3 << 19)  /* 24 B each, two copies: 500,000 random /48s need 1.4 Mi */
 #define BERM_PREFIX6_LEAVES (1 << 20) /* 8 B cells of 4 leaves, two copies */
 #define BERM_GEO_POLICIES 256
-#define BERM_COUNTRIES 1024	 /* 0 unknown; ISO alpha-2 "XY" is 1 + (X-'A')*26 + (Y-'A') */
+#define BERM_COUNTRIES 1024 /* 0 unknown; ISO alpha-2 "XY" is 1 + (X-'A')*26 + (Y-'A') */
 #define BERM_RATE_CLASSES 256
 #define BERM_RATE_SETS (1 << 20) /* of 8 cells, 64 B: 64 MiB; the loader may size it down */
 #define BERM_RATE_WAYS 8
 #define BERM_VERDICT_WORDS 16384 /* of 64 bits: 1 Mi bits */
 #define BERM_VERDICTS 65536
-#define BERM_SETS 64		 /* backend sets */
-#define BERM_ROWS 65537		 /* rows of a set; prime, as Maglev needs (NSDI '16, section 3.4) */
-#define BERM_ROW_CELLS 32769	 /* two rows of 32 bit a cell */
+#define BERM_SETS 64	     /* backend sets */
+#define BERM_ROWS 65537	     /* rows of a set; prime, as Maglev needs (NSDI '16, section 3.4) */
+#define BERM_ROW_CELLS 32769 /* two rows of 32 bit a cell */
 #define BERM_BACKENDS 4096
 #define BERM_PEERS 4096
 #define BERM_TENANTS 1024
 #define BERM_PATHS 65536
-#define BERM_NAME 16		 /* bytes of a name, NUL-padded */
+#define BERM_NAME 16 /* bytes of a name, NUL-padded */
 
 /* Why a packet was refused. Numbers are for ever. */
 enum berm_drop {
 	BERM_DROP_NONE = 0,
-	BERM_DROP_TRUNCATED = 1,      /* ends before its headers or lengths do */
-	BERM_DROP_MALFORMED = 2,      /* a header contradicts itself */
-	BERM_DROP_BAD_CHECKSUM = 3,   /* IPv4 header checksum */
-	BERM_DROP_BAD_TCP_FLAGS = 4,  /* SYN+FIN, SYN+RST, none, all: no stack sends them */
-	BERM_DROP_LAND = 5,	      /* source address and port are the VIP's own */
-	BERM_DROP_BAD_SOURCE = 6,     /* multicast, broadcast, loopback or unspecified source */
-	BERM_DROP_BAD_FRAGMENT = 7,   /* overlaps the first headers, or exceeds 64 KiB */
-	BERM_DROP_TUNNEL_PEER = 8,    /* encapsulated, but not by a peer of ours */
-	BERM_DROP_TUNNEL_TAG = 9,     /* by a peer, but without the flow's keyed tag */
-	BERM_DROP_TUNNEL_INNER = 10,  /* the inner packet is malformed or not for a VIP */
-	BERM_DROP_NO_SERVICE = 11,    /* a VIP's address, but a port without a service */
+	BERM_DROP_TRUNCATED = 1,     /* ends before its headers or lengths do */
+	BERM_DROP_MALFORMED = 2,     /* a header contradicts itself */
+	BERM_DROP_BAD_CHECKSUM = 3,  /* IPv4 header checksum */
+	BERM_DROP_BAD_TCP_FLAGS = 4, /* SYN+FIN, SYN+RST, none, all: no stack sends them */
+	BERM_DROP_LAND = 5,	     /* source address and port are the VIP's own */
+	BERM_DROP_BAD_SOURCE = 6,    /* multicast, broadcast, loopback or unspecified source */
+	BERM_DROP_BAD_FRAGMENT = 7,  /* overlaps the first headers, or exceeds 64 KiB */
+	BERM_DROP_TUNNEL_PEER = 8,   /* encapsulated, but not by a peer of ours */
+	BERM_DROP_TUNNEL_TAG = 9,    /* by a peer, but without the flow's keyed tag */
+	BERM_DROP_TUNNEL_INNER = 10, /* the inner packet is malformed or not for a VIP */
+	BERM_DROP_NO_SERVICE = 11,   /* a VIP's address, but a port without a service */
 	BERM_DROP_VERDICT = 12,
 	BERM_DROP_ACL = 13,
 	BERM_DROP_GEO = 14,
 	BERM_DROP_RATE_PACKETS = 15,
 	BERM_DROP_RATE_BYTES = 16,
 	BERM_DROP_RATE_SYN = 17,
-	BERM_DROP_NO_BACKEND = 18,    /* the row names nobody */
-	BERM_DROP_TOO_BIG = 19,	      /* cannot be encapsulated within the MTU */
+	BERM_DROP_NO_BACKEND = 18, /* the row names nobody */
+	BERM_DROP_TOO_BIG = 19,	   /* cannot be encapsulated within the MTU */
 	BERM_DROP_MAX,
 };
 
@@ -77,10 +77,10 @@ enum berm_stage {
 
 /* What became of a packet at the one exit. */
 enum berm_exit {
-	BERM_EXIT_FOREIGN = 0,	 /* not for a service of ours: passed untouched */
-	BERM_EXIT_LOCAL = 1,	 /* passed to this host's stack: first hop */
-	BERM_EXIT_DECAP = 2,	 /* passed to this host's stack: came from a peer */
-	BERM_EXIT_FORWARD = 3,	 /* encapsulated and sent to its owner */
+	BERM_EXIT_FOREIGN = 0, /* not for a service of ours: passed untouched */
+	BERM_EXIT_LOCAL = 1,   /* passed to this host's stack: first hop */
+	BERM_EXIT_DECAP = 2,   /* passed to this host's stack: came from a peer */
+	BERM_EXIT_FORWARD = 3, /* encapsulated and sent to its owner */
 	BERM_EXIT_DROP = 4,
 	BERM_EXIT_SHADOW = 5,	 /* would have been dropped; counted beside its real exit */
 	BERM_EXIT_FAIL_OPEN = 6, /* our own failure: a missing entry, a full table */
@@ -123,22 +123,23 @@ enum berm_config_flags {
  * 32-bit stores through the mapping, so that a packet sees one table or the other.
  */
 struct berm_config {
-	__u32 contract;	      /* BERM_CONTRACT */
-	__u32 flags;	      /* enum berm_config_flags */
-	__u32 vip_active;     /* 0 or 1: live copy of vip_seeds and vip_slots */
-	__u32 prefix_active;  /* 0 or 1: live copy of prefix4, prefix6 and records */
-	__u64 shadow;	      /* bit n: drop reason n is counted and not enforced */
-	__u64 secret[2];      /* site secret of the flow hash: the same rows on every edge */
-	__u64 tag_secrets[2]; /* of tunnel tags: used, and still accepted while it rotates; 0 = none */
-	__u64 seed[2];	      /* this host's own secret: VIP slots, rate sets, verdict bits */
-	__u32 tick_units;     /* rate units (64 ns) in one jiffy, set at load */
-	__u32 self;	      /* backend id of this edge; 0 = none: every row is another's */
+	__u32 contract;	     /* BERM_CONTRACT */
+	__u32 flags;	     /* enum berm_config_flags */
+	__u32 vip_active;    /* 0 or 1: live copy of vip_seeds and vip_slots */
+	__u32 prefix_active; /* 0 or 1: live copy of prefix4, prefix6 and records */
+	__u64 shadow;	     /* bit n: drop reason n is counted and not enforced */
+	__u64 secret[2];     /* site secret of the flow hash: the same rows on every edge */
+	__u64 tag_secrets
+		[2];	  /* of tunnel tags: used, and still accepted while it rotates; 0 = none */
+	__u64 seed[2];	  /* this host's own secret: VIP slots, rate sets, verdict bits */
+	__u32 tick_units; /* rate units (64 ns) in one jiffy, set at load */
+	__u32 self;	  /* backend id of this edge; 0 = none: every row is another's */
 	struct berm_addr self4; /* outer source, and the address tunnels arrive at; zero = none */
 	struct berm_addr self6;
-	__u32 rate_mask;      /* rate sets - 1 */
-	__u32 mtu;	      /* largest outer IP packet; 0 = no check */
-	__u32 vips;	      /* number of VIPs; 0 lets everything pass at once */
-	__u32 spread;	      /* low bits of the outer source that vary with the flow, for RSS */
+	__u32 rate_mask; /* rate sets - 1 */
+	__u32 mtu;	 /* largest outer IP packet; 0 = no check */
+	__u32 vips;	 /* number of VIPs; 0 lets everything pass at once */
+	__u32 spread;	 /* low bits of the outer source that vary with the flow, for RSS */
 };
 _Static_assert(sizeof(struct berm_config) == 128, "berm_config is two cache lines");
 
@@ -153,9 +154,9 @@ enum berm_vip_flags {
 struct berm_vip {
 	struct berm_addr addr;
 	__be16 port;
-	__u8 proto;	  /* IPPROTO_TCP, IPPROTO_UDP; 0 for the bare address */
-	__u8 owner;	  /* enum berm_owner */
-	__u16 flags;	  /* enum berm_vip_flags */
+	__u8 proto;  /* IPPROTO_TCP, IPPROTO_UDP; 0 for the bare address */
+	__u8 owner;  /* enum berm_owner */
+	__u16 flags; /* enum berm_vip_flags */
 	__u16 tenant;
 	__u16 set;	  /* backend set; 0 = deliver on this host */
 	__u16 geo_policy; /* 0 = none */
@@ -168,12 +169,12 @@ _Static_assert(sizeof(struct berm_vip) == 64, "berm_vip is one cache line");
 
 /* What is known and decided about a source's prefix. */
 struct berm_prefix_record {
-	__u16 country;	  /* below BERM_COUNTRIES */
-	__u8 acl;	  /* enum berm_action */
-	__u8 rate_class;  /* 0 = the VIP's */
-	__u8 asn_class;	  /* 0 unknown, 1 eyeball, 2 hosting, 3 anonymiser: set by the operator */
+	__u16 country;	 /* below BERM_COUNTRIES */
+	__u8 acl;	 /* enum berm_action */
+	__u8 rate_class; /* 0 = the VIP's */
+	__u8 asn_class;	 /* 0 unknown, 1 eyeball, 2 hosting, 3 anonymiser: set by the operator */
 	__u8 region;
-	__u16 rule;	  /* number of the override that decided, for explaining; 0 = database */
+	__u16 rule; /* number of the override that decided, for explaining; 0 = database */
 };
 _Static_assert(sizeof(struct berm_prefix_record) == 8, "one inlined load");
 
@@ -209,7 +210,7 @@ struct berm_geo_rule {
 struct berm_geo_policy {
 	char name[BERM_NAME];
 	__u8 used;
-	__u8 owner; /* enum berm_owner */
+	__u8 owner;    /* enum berm_owner */
 	__u8 fallback; /* enum berm_action for countries without a rule, 0 (unknown) included */
 	__u8 pad[5];
 };
@@ -258,8 +259,8 @@ struct berm_verdict {
 	__u64 evidence;	  /* id of what led to it, for the operator */
 	__u64 hits;	  /* packets that met it; the kernel's field, all others userspace's */
 	__u32 rule;
-	__u8 action;	  /* enum berm_action */
-	__u8 owner;	  /* enum berm_owner */
+	__u8 action; /* enum berm_action */
+	__u8 owner;  /* enum berm_owner */
 	__u16 pad;
 	char reason[BERM_NAME];
 };
@@ -280,7 +281,7 @@ struct berm_backend {
 	__u8 family;	       /* 4: IPIP / 6 in 4; 6: in IPv6 */
 	__u8 owner;	       /* enum berm_owner */
 	char name[BERM_NAME];
-	__u64 heartbeat_ns;    /* last sign of life seen by this host */
+	__u64 heartbeat_ns; /* last sign of life seen by this host */
 };
 _Static_assert(sizeof(struct berm_backend) == 64, "berm_backend is one cache line");
 
@@ -342,15 +343,15 @@ struct berm_path_key {
 
 struct berm_path {
 	__u64 updated_ns;
-	__u64 connections;   /* ever established */
-	__u64 delivered;     /* segments or packets acknowledged */
+	__u64 connections; /* ever established */
+	__u64 delivered;   /* segments or packets acknowledged */
 	__u64 lost;
 	__u64 retransmitted;
-	__u64 sent;	     /* segments */
-	__u32 srtt_us;	     /* moving average over connections */
+	__u64 sent;    /* segments */
+	__u32 srtt_us; /* moving average over connections */
 	__u32 min_rtt_us;
 	__u32 rttvar_us;
-	__u32 rate_kbps;     /* best delivery rate seen, decaying */
+	__u32 rate_kbps; /* best delivery rate seen, decaying */
 	__u32 bursts[BERM_BURSTS];
 };
 

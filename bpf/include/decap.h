@@ -114,8 +114,8 @@ static __always_inline int decap(struct packet *pkt)
 		return foreign(pkt, BERM_STAGE_DECAP);
 	}
 	forget_headers(pkt);
-	pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst, pkt->sport,
-			      pkt->dport, pkt->flow_proto);
+	pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst,
+			      pkt->sport, pkt->dport, pkt->flow_proto);
 	if (!tag_fits(pkt->cfg, pkt->flow, tag)) {
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_TAG, false));
 		shadowed = true;

@@ -77,7 +77,8 @@ static __always_inline bool put_ipv4(const struct packet *pkt, struct cursor *cu
 }
 
 static __always_inline bool put_ipv6(const struct packet *pkt, struct cursor *cur,
-				     const struct berm_addr *src, const struct berm_addr *dst, __u16 tag)
+				     const struct berm_addr *src, const struct berm_addr *dst,
+				     __u16 tag)
 {
 	struct ipv6hdr *ip = TAKE(cur, struct ipv6hdr);
 	__u32 proto = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
@@ -143,7 +144,9 @@ static __always_inline int encapsulate(struct packet *pkt, bool six)
 	if (UNLIKELY(away))
 		vlans = 0;
 
-	if (bpf_xdp_adjust_head(pkt->ctx, (int)pkt->l3 - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size)))
+	if (bpf_xdp_adjust_head(
+		    pkt->ctx,
+		    (int)pkt->l3 - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size)))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);
 	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||

@@ -15,7 +15,8 @@ static __always_inline int geo_check(struct packet *pkt)
 	if (!policy || is(pkt, PACKET_ALLOWED) || pkt->record.acl == BERM_ACTION_ALLOW)
 		return STAGE_NEXT;
 	rule = bpf_map_lookup_elem(&berm_geo_rules, &key);
-	if (rule && UNLIKELY(rule->action == BERM_ACTION_DROP || rule->action == BERM_ACTION_SHADOW))
+	if (rule &&
+	    UNLIKELY(rule->action == BERM_ACTION_DROP || rule->action == BERM_ACTION_SHADOW))
 		return refuse(pkt, BERM_DROP_GEO, rule->action == BERM_ACTION_SHADOW);
 	return STAGE_NEXT;
 }

@@ -8,13 +8,13 @@
 
 #include "contract.h"
 
-#define ARRAY(map, val, n, flags)                   \
-	struct {                                    \
-		__uint(type, BPF_MAP_TYPE_ARRAY);   \
-		__uint(max_entries, (n));           \
-		__uint(map_flags, (flags));         \
-		__type(key, __u32);                 \
-		__type(value, val);                 \
+#define ARRAY(map, val, n, flags)                 \
+	struct {                                  \
+		__uint(type, BPF_MAP_TYPE_ARRAY); \
+		__uint(max_entries, (n));         \
+		__uint(map_flags, (flags));       \
+		__type(key, __u32);               \
+		__type(value, val);               \
 	} map SEC(".maps")
 
 #define PERCPU(map, val, n)                              \

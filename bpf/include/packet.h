@@ -26,7 +26,7 @@
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-#define VLANS 2 /* 802.1ad outside of 802.1Q; deeper stacks pass as foreign */
+#define VLANS 2	      /* 802.1ad outside of 802.1Q; deeper stacks pass as foreign */
 #define VLAN_SHIFT 16 /* of the inner tag in packet.tags and packet.tpids */
 
 struct cursor {
@@ -68,9 +68,9 @@ struct packet {
 	struct berm_config *cfg;
 
 	/* parse: of the outer packet, and again of the inner one where decap finds one */
-	__u32 facts;  /* enum packet_fact */
-	__u32 tags;   /* the two VLAN tags' TCIs, the outer one's in the low half; network order */
-	__u32 tpids;  /* and the EtherTypes that announce them */
+	__u32 facts; /* enum packet_fact */
+	__u32 tags;  /* the two VLAN tags' TCIs, the outer one's in the low half; network order */
+	__u32 tpids; /* and the EtherTypes that announce them */
 	__u32 tos;
 	__u32 proto;  /* of the payload; of fragments as the first header says */
 	__u32 bad;    /* bit n: refuse it for reason n if it is for a VIP */
@@ -83,7 +83,7 @@ struct packet {
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
 	struct berm_addr client;
 	__u32 flow_proto;
-	__u32 sport;  /* network order; 0 for fragments and where there are none */
+	__u32 sport; /* network order; 0 for fragments and where there are none */
 	__u32 dport;
 
 	/* vip and policy */
@@ -98,11 +98,11 @@ struct packet {
 	struct berm_backend *backend; /* NULL = this host */
 
 	/* how it ended, for finish() */
-	__u64 shadow;   /* bit n: reason n is counted and not enforced for this packet */
+	__u64 shadow;	/* bit n: reason n is counted and not enforced for this packet */
 	__u32 shadowed; /* bit n: would have been dropped for reason n */
-	__u32 drop;     /* enum berm_drop */
-	__u32 stage;    /* enum berm_stage */
-	__u32 exit;     /* enum berm_exit */
+	__u32 drop;	/* enum berm_drop */
+	__u32 stage;	/* enum berm_stage */
+	__u32 exit;	/* enum berm_exit */
 };
 
 static __always_inline bool is(const struct packet *pkt, __u32 facts)
@@ -148,10 +148,10 @@ static __always_inline void forget_headers(struct packet *pkt)
 }
 
 /* A stage of the pipeline. */
-#define RUN(pkt, stage)           \
-	do {                      \
-		STAGE(stage);     \
-		forget(pkt);      \
+#define RUN(pkt, stage)       \
+	do {                  \
+		STAGE(stage); \
+		forget(pkt);  \
 	} while (0)
 
 /* Hides a value's origin from the compiler, which else puts back the branches that arithmetic

@@ -57,7 +57,8 @@ static __always_inline int parse_ipv4(struct packet *pkt, struct cursor *cur, __
 	note(pkt, BERM_DROP_BAD_CHECKSUM, csum_bad(sum));
 	note(pkt, BERM_DROP_BAD_SOURCE, addr_v4_bad_source(ip->saddr));
 	if (UNLIKELY(frag & (IPV4_MF | IPV4_OFFSET)))
-		return parse_fragment4(pkt, (frag & IPV4_OFFSET) * 8, frag & IPV4_MF, total - header);
+		return parse_fragment4(pkt, (frag & IPV4_OFFSET) * 8, frag & IPV4_MF,
+				       total - header);
 	return parse_l4(pkt, cur, total - header);
 }
 

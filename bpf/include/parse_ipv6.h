@@ -64,7 +64,8 @@ static __always_inline struct ipv6_walk walk_unpack(__u64 packed)
 /* Bytes of an extension header other than the fragment's; 0 if it contradicts itself. A VIP is
  * nobody's waypoint: segments left are not ours to follow.
  */
-static __always_inline __u32 extension_size(__u8 proto, const struct ipv6_extension *ext, bool first)
+static __always_inline __u32 extension_size(__u8 proto, const struct ipv6_extension *ext,
+					    bool first)
 {
 	if (proto == IPPROTO_AH)
 		return ext->len ? (ext->len + 2) * 4 : 0;
@@ -141,8 +142,7 @@ static __always_inline bool skip_extensions(struct packet *pkt, struct cursor *c
 	return true;
 }
 
-static __always_inline int parse_ipv6(struct packet *pkt, struct cursor *cur, __u32 at,
-				      __u32 room)
+static __always_inline int parse_ipv6(struct packet *pkt, struct cursor *cur, __u32 at, __u32 room)
 {
 	struct ipv6hdr *ip = TAKE(cur, struct ipv6hdr);
 	__u32 total;

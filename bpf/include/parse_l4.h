@@ -84,7 +84,8 @@ static __always_inline __u32 packet_room(struct packet *pkt, __u32 total, __u32 
 /* Is a fragment with left bytes of payload possible where the whole has at most so many? The
  * first has to hold the first header of the payload, and no other may reach into it.
  */
-static __always_inline bool fragment_fits(__u8 proto, __u32 offset, bool more, __u32 left, __u32 most)
+static __always_inline bool fragment_fits(__u8 proto, __u32 offset, bool more, __u32 left,
+					  __u32 most)
 {
 	__u32 least = proto == IPPROTO_TCP ? sizeof(struct tcp_header) :
 		      proto == IPPROTO_UDP ? sizeof(struct udphdr) :

@@ -52,7 +52,8 @@ static __always_inline struct berm_path_key path_key(struct bpf_sock_ops *ctx)
 	key.prefix.words[0] = ctx->remote_ip6[0];
 	key.prefix.words[1] = ctx->remote_ip6[1];
 	key.prefix.words[2] = ctx->remote_ip6[2];
-	if (!key.prefix.words[0] && !key.prefix.words[1] && key.prefix.words[2] == bpf_htonl(0xffff)) {
+	if (!key.prefix.words[0] && !key.prefix.words[1] &&
+	    key.prefix.words[2] == bpf_htonl(0xffff)) {
 		key.prefix.words[3] = ctx->remote_ip6[3] & bpf_htonl(0xffffff00);
 		return key;
 	}
@@ -114,14 +115,15 @@ static __always_inline __u32 burst_class(__u32 lost)
 	__u32 class = 0;
 
 	for (__u32 most = 1; class < BERM_BURSTS - 1 && lost > most; most *= 2)
-		class++;
+		class ++;
 	return class;
 }
 
 /* Segments that a connection came to hold for lost within a round trip are one burst. Those it
  * sent again were lost too, though it may have found out and repaired them between two looks.
  */
-static __always_inline void path_loss(struct berm_path *path, __u32 held, __u32 held_before, __u32 again)
+static __always_inline void path_loss(struct berm_path *path, __u32 held, __u32 held_before,
+				      __u32 again)
 {
 	__u32 lost = held > held_before ? held - held_before : 0;
 
@@ -144,7 +146,8 @@ static __always_inline void path_report(struct bpf_sock_ops *ctx, struct berm_pa
 	path_rtt(path, ctx->srtt_us >> 3, ctx->rtt_min);
 	path_rate(path, ctx);
 	tcp = sk ? bpf_tcp_sock(sk) : NULL;
-	reported = tcp ? bpf_sk_storage_get(&path_reports, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+	reported = tcp ? bpf_sk_storage_get(&path_reports, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE) :
+			 NULL;
 	if (!reported)
 		return;
 	seen = *reported;

@@ -52,7 +52,8 @@ static __always_inline __u32 prefix6_lookup(__u64 addr, __u32 active)
 			at = BERM_PREFIX6_NODE | (node->kid_base + __builtin_popcountll(below));
 			continue;
 		}
-		leaf = node->leaf_base + __builtin_popcountll(node->leaves & (~0ULL >> (63 - branch))) - 1;
+		leaf = node->leaf_base +
+		       __builtin_popcountll(node->leaves & (~0ULL >> (63 - branch))) - 1;
 		key = active * BERM_PREFIX6_LEAVES + leaf / 4;
 		return leaf_of(bpf_map_lookup_elem(&berm_prefix6_leaves, &key), leaf);
 	}

@@ -181,10 +181,12 @@ static __always_inline int rate_check(struct packet *pkt, const struct now *now)
 	    !rate_take(set, &limits->packets, rate_tag(pkt->source, class, RATE_PACKETS), time, 1))
 		STAGE(refuse(pkt, BERM_DROP_RATE_PACKETS, shadow));
 	if (limits->bytes.cost &&
-	    !rate_take_anywhere(set, &limits->bytes, rate_tag(pkt->source, class, RATE_BYTES), time, pkt->len))
+	    !rate_take_anywhere(set, &limits->bytes, rate_tag(pkt->source, class, RATE_BYTES), time,
+				pkt->len))
 		STAGE(refuse(pkt, BERM_DROP_RATE_BYTES, shadow));
 	if (is(pkt, PACKET_SYN) && limits->syns.cost &&
-	    !rate_take_anywhere(set, &limits->syns, rate_tag(pkt->source, class, RATE_SYNS), time, 1))
+	    !rate_take_anywhere(set, &limits->syns, rate_tag(pkt->source, class, RATE_SYNS), time,
+				1))
 		STAGE(refuse(pkt, BERM_DROP_RATE_SYN, shadow));
 	return STAGE_NEXT;
 }

@@ -49,7 +49,8 @@ static __always_inline bool is_land(const struct packet *pkt)
 static __always_inline bool lacks_service(const struct packet *pkt)
 {
 	return pkt->vip->flags & BERM_VIP_ADDRESS && pkt->vip->flags & BERM_VIP_STRICT &&
-	       !is(pkt, PACKET_FRAGMENT) && (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP);
+	       !is(pkt, PACKET_FRAGMENT) &&
+	       (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP);
 }
 
 static __always_inline int vip_find(struct packet *pkt)

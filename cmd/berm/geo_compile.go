@@ -24,7 +24,7 @@ func (a *app) compiler(set *maps.Set) control.GeoCompiler {
 		if len(g.Databases) == 0 && len(g.Overrides) == 0 {
 			return nil, badInput("geo load: the configuration names no database: name a file, or list files under geo.databases in %s", a.settings().config)
 		}
-		r, err := geo.New(set).Apply(ctx, g)
+		r, err := geo.New(set).Load(ctx, g)
 		if err != nil {
 			return nil, err
 		}

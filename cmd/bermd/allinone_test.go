@@ -83,6 +83,7 @@ func pair(t *testing.T) (l *rig.Lab, edge, client *rig.Node) {
 // ports below 1024.
 func TestRootBecomesNobody(t *testing.T) {
 	l, edge, client := pair(t)
+	bermd := mustHide(t)
 	config, err := l.WriteFile("berm.yaml", 0o644, []byte(fmt.Sprintf(`
 listen: {http: [":80"], https: [":443"]}
 kernel: {pins: %s}
@@ -106,6 +107,9 @@ admin: {socket: %s/berm/berm.sock, metrics: ""}
 		return strings.HasSuffix(out, "404"), nil
 	})
 	mustHoldNothing(t, p.PID())
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID())); err != nil || string(b) != "bermd\n" {
+		t.Errorf("it is called %q %v", b, err)
+	}
 	if out, err := client.Run(t.Context(), "curl", "-sk", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", "https://[2001:db8::1]/"); err != nil || out != "404" {
 		t.Errorf("%q %v", out, err)
 	}
@@ -227,10 +231,29 @@ func TestAllInOne(t *testing.T) {
 	}
 }
 
+// mustHide puts the program where only root may look, as in a home directory.
+func mustHide(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(bermd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "bermd")
+	if err := os.WriteFile(path, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // Where XDP cannot attach, the daemon runs alone and says why.
 func TestAllInOneWithoutXDP(t *testing.T) {
 	l, edge, client := pair(t)
 	socket := l.Path("berm", "a.sock")
+	bermd := mustHide(t)
 	p, err := edge.Start(rig.Daemon{Name: "bermd", Args: []string{
 		bermd, "run", "--all-in-one", "-i", "eth0", "-i", "nowhere0", "--pins", "/sys/fs/bpf/bermd-" + l.Name,
 		"--socket", socket, "--state", l.Path("state", "berm"),

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -115,7 +116,21 @@ func (r *run) becomeUser() error {
 	if err := raiseBind(); err != nil {
 		return err
 	}
-	return fmt.Errorf("start %s as %s: %w", self, id.user, syscall.Exec(self, os.Args, os.Environ()))
+	err = syscall.Exec(self, os.Args, os.Environ())
+	if errors.Is(err, fs.ErrPermission) {
+		err = syscall.Exec(sameProgram, os.Args, os.Environ())
+	}
+	return fmt.Errorf("start %s as %s: %w", self, id.user, err)
+}
+
+// sameProgram is this program by a way that asks for no permission on its directory: a home that is
+// closed to others is where people build.
+const sameProgram = "/proc/self/exe"
+
+// restoreName undoes what sameProgram does to the name that ps and ss show.
+func restoreName() {
+	name := append([]byte("bermd"), 0)
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) // only a name
 }
 
 // raiseBind makes CAP_NET_BIND_SERVICE the one capability that survives execve.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -106,16 +107,26 @@ func (r *run) child(ctx context.Context, id *identity, c circumstances) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, os.Args[1:]...)
-	cmd.Env = append(os.Environ(), childEnv+"="+string(told))
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
+	command := func(program string) *exec.Cmd {
+		cmd := exec.Command(program, os.Args[1:]...)
+		cmd.Args[0] = os.Args[0]
+		cmd.Env = append(os.Environ(), childEnv+"="+string(told))
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		return cmd
+	}
+	cmd := command(self)
 	ended := make(chan error, 1)
 	started := make(chan error, 1)
 	go func() {
 		// The thread is confined for ever, so it is never unlocked: it ends with the goroutine. It
 		// waits for the child, which is told (Pdeathsig) when this thread ends.
 		runtime.LockOSThread()
-		if err := startAs(cmd, id); err != nil {
+		err := startAs(cmd, id)
+		if errors.Is(err, fs.ErrPermission) {
+			cmd = command(sameProgram)
+			err = startAs(cmd, id)
+		}
+		if err != nil {
 			started <- err
 			return
 		}

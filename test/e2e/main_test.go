@@ -27,13 +27,6 @@ func binaries(t *testing.T) string {
 		return dir
 	}
 	dir := t.TempDir()
-	// Daemons run as another user, and a test's directory is its own.
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	cmd := exec.Command("go", "build", "-o", dir, "github.com/bermedge/berm/cmd/...")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)

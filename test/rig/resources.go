@@ -27,6 +27,30 @@ func (l *Lab) MountBPF(name string) (string, error) {
 	return dir, nil
 }
 
+// Publish copies a program to where daemons of any user may execute it, and returns its new path.
+// It may come from a home directory that is closed to others, and /run may be mounted noexec,
+// so the copy is in a file system of its own that goes with the lab.
+func (l *Lab) Publish(program string) (string, error) {
+	dir := l.Path("bin")
+	switch err := os.Mkdir(dir, 0o755); {
+	case err == nil:
+		if err := unix.Mount("bermlab-"+l.Name, dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+			return "", fmt.Errorf("mount tmpfs on %s: %w", dir, err)
+		}
+	case !errors.Is(err, fs.ErrExist):
+		return "", err
+	}
+	to := filepath.Join(dir, filepath.Base(program))
+	if _, err := os.Stat(to); err == nil {
+		return to, nil
+	}
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return "", fmt.Errorf("publish %s: %w", program, err)
+	}
+	return to, os.WriteFile(to, data, 0o755)
+}
+
 // AddCgroup makes a cgroup v2 for a node's daemons and returns its directory.
 func (l *Lab) AddCgroup(name string) (string, error) {
 	root, err := cgroup2()

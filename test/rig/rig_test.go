@@ -184,6 +184,66 @@ func TestDaemon(t *testing.T) {
 	}
 }
 
+func TestPublish(t *testing.T) {
+	l := rigtest.New(t)
+	closed := filepath.Join(t.TempDir(), "closed")
+	if err := os.Mkdir(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(closed, "hello")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho hello from $(id -u)\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // a restarted daemon publishes again
+		path, err := l.Publish(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := mustNodeOnce(t, l, "a").Start(rig.Daemon{Name: "hello", Args: []string{path}, UID: 65534, GID: 65534})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Wait(t.Context()); err != nil || p.Tail(1) != "hello from 65534" {
+			t.Errorf("%v: %s", err, p.Tail(3))
+		}
+	}
+}
+
+func mustNodeOnce(t *testing.T, l *rig.Lab, name string) *rig.Node {
+	t.Helper()
+	if n := l.Node(name); n != nil {
+		return n
+	}
+	return mustNode(t, l, name)
+}
+
+func TestCapture(t *testing.T) {
+	l := rigtest.New(t, "tcpdump")
+	a, b := pair(t, l)
+	p, err := b.Capture("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := a.Dial(t.Context(), &net.Dialer{}, "udp", "192.0.2.2:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("needle in the capture")); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	err = rig.Until(t.Context(), 5*time.Second, "packet in the file", func() (bool, error) {
+		data, err := os.ReadFile(l.Path("b-eth0.pcap"))
+		return strings.Contains(string(data), "needle in the capture"), err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := p.Stop(2 * time.Second); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestScheduling(t *testing.T) {
 	l := rigtest.New(t)
 	p, err := mustNode(t, l, "a").Start(rig.Daemon{Name: "sleep", Args: []string{"sleep", "100"}})

@@ -104,6 +104,9 @@ func (e *Edge) startDaemon(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if bin, err = e.m.lab.Publish(bin); err != nil {
+		return err
+	}
 	e.bermd, err = e.node.Start(rig.Daemon{
 		Name: "bermd", Args: []string{bin, "run", "--config", e.config},
 		UID: daemonUser, GID: daemonUser, Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}, Cgroup: e.cgroup,

@@ -99,10 +99,24 @@ type Compiler struct{ maps *maps.Set }
 // New makes a compiler that writes to these maps.
 func New(set *maps.Set) *Compiler { return &Compiler{maps: set} }
 
-// Apply compiles the databases and overrides and makes them, and the policies, live. Rate
-// classes that overrides name must exist. On an error everything stays as it was. Policies
+// Load compiles the databases and overrides and makes the table live; policies stay as they
+// are. Rate classes that overrides name must exist. On an error the table before it stays.
+func (c *Compiler) Load(ctx context.Context, cfg Config) (Report, error) {
+	return c.install(ctx, cfg, func() error { return nil })
+}
+
+// Apply does what Load does and makes the file's policies live, too: all or nothing. Policies
 // that are gone from the file remain until Prune, since VIPs may still name them.
 func (c *Compiler) Apply(ctx context.Context, cfg Config) (Report, error) {
+	policies, err := cfg.policies()
+	if err != nil {
+		return Report{}, err
+	}
+	return c.install(ctx, cfg, func() error { return c.putPolicies(policies) })
+}
+
+// install builds a table, has the caller do what comes before it, and swaps it in.
+func (c *Compiler) install(ctx context.Context, cfg Config, before func() error) (Report, error) {
 	start := time.Now()
 	classes, err := c.maps.Rates.IDs()
 	if err != nil {
@@ -112,11 +126,7 @@ func (c *Compiler) Apply(ctx context.Context, cfg Config) (Report, error) {
 	if err != nil {
 		return report, err
 	}
-	policies, err := cfg.policies()
-	if err != nil {
-		return report, err
-	}
-	if err := c.putPolicies(policies); err != nil {
+	if err := before(); err != nil {
 		return report, err
 	}
 	if err := c.maps.Prefixes.Install(table); err != nil {

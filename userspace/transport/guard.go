@@ -44,7 +44,8 @@ func (c *stallConn) SetDeadline(t time.Time) error {
 // stallListener wraps what it accepts.
 type stallListener struct {
 	net.Listener
-	stall time.Duration
+	stall  time.Duration
+	gather bool // small writes are put together: for h2
 }
 
 // Accept returns the next connection.
@@ -53,7 +54,11 @@ func (l stallListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &stallConn{Conn: c, stall: l.stall}, nil
+	sc := &stallConn{Conn: c, stall: l.stall}
+	if l.gather {
+		return newGatherConn(sc), nil
+	}
+	return sc, nil
 }
 
 // stall cuts one read or write of a stream that takes longer than the stall timeout. A deadline

@@ -1,7 +1,11 @@
 package transport
 
 import (
+	"bytes"
+	"errors"
 	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,5 +42,96 @@ func TestFlood(t *testing.T) {
 	}
 	if f.tooMany(now.Add(time.Second)) {
 		t.Error("the next second starts full")
+	}
+}
+
+// slowPipe is a connection whose writes wait until they are let.
+type slowPipe struct {
+	net.Conn
+	let  chan struct{}
+	mu   sync.Mutex
+	got  []byte
+	n    int // writes
+	fail error
+}
+
+func (p *slowPipe) Write(b []byte) (int, error) {
+	<-p.let
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.n++
+	if p.fail != nil {
+		return 0, p.fail
+	}
+	p.got = append(p.got, b...)
+	return len(b), nil
+}
+func (p *slowPipe) SetWriteDeadline(time.Time) error { return nil }
+func (p *slowPipe) Close() error                     { return nil }
+
+// Many small writes become few, in order and whole; Close sends what is left.
+func TestGather(t *testing.T) {
+	p := &slowPipe{let: make(chan struct{})}
+	g := newGatherConn(p)
+	var want []byte
+	for i := range 1000 {
+		b := []byte{byte(i), byte(i >> 8)}
+		want = append(want, b...)
+		if n, err := g.Write(b); n != 2 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	close(p.let)
+	if err := g.Close(); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(p.got, want) {
+		t.Errorf("%d of %d bytes arrived", len(p.got), len(want))
+	}
+	if p.n > 4 {
+		t.Errorf("%d writes", p.n)
+	}
+	if _, err := g.Write([]byte("late")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// What may wait is bounded, and an error of the connection reaches the next Write.
+func TestGatherIsBounded(t *testing.T) {
+	p := &slowPipe{let: make(chan struct{}), fail: errors.New("peer has gone")}
+	g := newGatherConn(p)
+	wrote := make(chan error, 1)
+	var taken atomic.Int64
+	go func() {
+		for {
+			n, err := g.Write(make([]byte, 16<<10))
+			if err != nil {
+				wrote <- err
+				return
+			}
+			taken.Add(int64(n))
+		}
+	}()
+	last := int64(-1) // it blocks: nothing moves any more
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if n := taken.Load(); n == last && n >= gatherLimit {
+			break
+		} else {
+			last = n
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it takes more and more: ", last)
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	if last > 2*gatherRoom {
+		t.Errorf("%d bytes wait", last)
+	}
+	close(p.let)
+	if err := <-wrote; !errors.Is(err, p.fail) {
+		t.Error(err)
+	}
+	if err := g.Close(); err != nil {
+		t.Error(err)
 	}
 }

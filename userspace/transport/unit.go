@@ -148,7 +148,7 @@ func (u *unit) abandon() {
 // serve accepts clients until drain.
 func (u *unit) serve() {
 	u.serving.Go(func() {
-		l := stallListener{u.tcp, u.limits.stall}
+		l := stallListener{u.tcp, u.limits.stall, u.key.scheme == "https"}
 		if u.key.scheme == "http" {
 			u.ended("h1", u.http.Serve(l))
 		} else {

@@ -270,23 +270,14 @@ func (k *kernelLink) geoInfo() control.GeoInfo {
 // compileGeo compiles databases with the file's overrides, and leaves policies alone.
 func (k *kernelLink) compileGeo(set *maps.Set) control.GeoCompiler {
 	return func(ctx context.Context, databases []string) ([]string, error) {
-		start := time.Now()
 		cfg := k.e.cfg.Load().Geo
 		if len(databases) > 0 {
 			cfg.Databases = databases
 		}
-		classes, err := set.Rates.IDs()
+		rep, err := geo.New(set).Load(ctx, cfg)
 		if err != nil {
 			return nil, err
 		}
-		table, rep, err := geo.Build(ctx, cfg, classes)
-		if err != nil {
-			return nil, err
-		}
-		if err := set.Prefixes.Install(table); err != nil {
-			return nil, err
-		}
-		rep.Took = time.Since(start)
 		k.compiled(cfg.Databases, rep)
 		return control.GeoSentences(rep.Overrides, k.geoInfo(), len(databases) > 0), nil
 	}
