@@ -23,7 +23,8 @@ const (
 	blocked6         = "2001:db8:b::10"
 	greedy4, greedy6 = "198.51.100.140", "2001:db8:c::10"
 
-	originAddr = "10.77.9.1:8000"
+	originHost = "10.77.9.1"
+	originAddr = originHost + ":8000"
 	edgeName   = "edge.test" // the name in URLs and in the certificate
 
 	// linkMTU of the links behind the router: a full packet of a client and its tunnel header.

@@ -21,7 +21,9 @@ const (
 	windowError  = 0.02 // standard error of the answer that is good enough
 )
 
-// checkNeighbour measures a good client's p99 with and without an over-rate client beside it.
+// checkNeighbour measures a good client's p99 with and without an over-rate client beside it. In
+// quiet windows the same packets go to the origin's host: what it costs this machine to make
+// them, which a real attacker pays elsewhere, is then in both.
 // The attack's packets are processed on the CPU that sends them, up to the edges' sockets; the
 // good client and the daemons have the other one, as flows do that hash to different queues, and
 // come before everything else that this machine may be doing.
@@ -34,11 +36,11 @@ func (m *Main) checkNeighbour(ctx context.Context, r *Recorder) (err error) {
 	}
 	var quiet, loud []float64
 	for i := 0; i < windowsMax && (i < windowsMin || moveError(quiet, loud) > windowError); i++ {
-		q, err := m.window(ctx, false)
+		q, err := m.window(ctx, originHost)
 		if err != nil {
 			return err
 		}
-		l, err := m.window(ctx, true)
+		l, err := m.window(ctx, vip4)
 		if err != nil {
 			return err
 		}
@@ -51,19 +53,18 @@ func (m *Main) checkNeighbour(ctx context.Context, r *Recorder) (err error) {
 	return nil
 }
 
-// window returns the good client's p99 in milliseconds over one window.
-func (m *Main) window(ctx context.Context, attack bool) (p99 float64, err error) {
+// window returns the good client's p99 in milliseconds over one window, while the over-rate
+// client sends to target.
+func (m *Main) window(ctx context.Context, target string) (p99 float64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
 	var attackErr error
-	if attack {
-		wg.Go(func() {
-			var s sent
-			attackErr = m.probe(ctx, m.greedy, onCPU(0), &s, "packets", "--src", greedy4, "--dst", vipPort(vip4, sinkPort),
-				"--sport", "4444", "--pps", strconv.Itoa(10*greedyRate), "--duration", windowLength.String())
-		})
-	}
+	wg.Go(func() {
+		var s sent
+		attackErr = m.probe(ctx, m.greedy, onCPU(0), &s, "packets", "--src", greedy4, "--dst", vipPort(target, sinkPort),
+			"--sport", "4444", "--pps", strconv.Itoa(10*greedyRate), "--duration", windowLength.String())
+	})
 	var l load
 	err = m.probe(ctx, m.good, onCPU(1), &l, "load", "http://"+vipPort(vip4, 80)+"/o/neighbour/{n}", "--objects", "50",
 		"--conns", "8", "--rate", "1500", "--duration", windowLength.String())
