@@ -9,8 +9,8 @@ MAKEFLAGS += --no-print-directory
 DESTDIR ?=
 PREFIX ?= /usr
 DIST ?= dist
-# The tree may be another user's: under sudo, or mounted into a container.
-GIT := git -c safe.directory='*'
+# The tree may be another user's, in a container; and root must not come to own .git/index.
+GIT := scripts/as-user git -c safe.directory='*'
 VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo 0.0.0)
 
 # The version comes from git describe above; stamping would fail where the tree is another user's.
