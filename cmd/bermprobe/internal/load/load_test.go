@@ -71,6 +71,8 @@ func TestProtocols(t *testing.T) {
 			if r.Hits != 40 || r.Cache["fwd=uri-miss"] != 20 {
 				t.Errorf("hits %d, cache %v; want 40 hits and 20 misses", r.Hits, r.Cache)
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			if len(paths) != 20 {
 				t.Errorf("%d different objects, want 20", len(paths))
 			}
@@ -95,9 +97,11 @@ func TestReconnectUsesNewConnections(t *testing.T) {
 		if err != nil || r.OK != 8 {
 			t.Fatalf("%s: %v %+v", proto, err, r)
 		}
+		mu.Lock()
 		if len(remotes) != 8 {
 			t.Errorf("%s: 8 requests came over %d connections, want 8", proto, len(remotes))
 		}
+		mu.Unlock()
 	}
 }
 
