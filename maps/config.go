@@ -80,6 +80,17 @@ func (c *Config) SetSelf(s Self) error {
 	})
 }
 
+// MTU is the size of the largest outer IP packet that may be sent to a backend, in bytes; 0 = no bound.
+func (c *Config) MTU() int { return int(c.Get().Mtu) }
+
+// SetMTU bounds outer IP packets; 0 lifts the bound.
+func (c *Config) SetMTU(bytes int) error {
+	if bytes < 0 || bytes > 65535 {
+		return fmt.Errorf("mtu: %d is not between 0 and 65535 bytes", bytes)
+	}
+	return c.Update(func(v *bpf.XDPBermConfig) { v.Mtu = uint32(bytes) })
+}
+
 // Secrets are the site's keys, the same on all its edges.
 type Secrets struct {
 	Flow [2]uint64 // of rows: changing it moves flows

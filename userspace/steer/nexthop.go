@@ -88,6 +88,21 @@ func (r *Resolver) Resolve(addr netip.Addr) (maps.NextHop, error) {
 	return maps.NextHop{Ready: true, Interface: attrs.Index, MAC: mac, SourceMAC: maps.MAC(attrs.HardwareAddr)}, nil
 }
 
+// MTU returns the smallest IP packet size, in bytes, of these interfaces.
+func (r *Resolver) MTU(interfaces []int) (int, error) {
+	smallest := 0
+	for _, index := range interfaces {
+		link, err := r.netlink.LinkByIndex(index)
+		if err != nil {
+			return 0, fmt.Errorf("MTU of interface %d: %w", index, err)
+		}
+		if mtu := link.Attrs().MTU; smallest == 0 || mtu < smallest {
+			smallest = mtu
+		}
+	}
+	return smallest, nil
+}
+
 // States of neighbours whose Ethernet address can be used; of these, what is not being kept fresh.
 const (
 	usable = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE | netlink.NUD_PERMANENT | netlink.NUD_NOARP

@@ -138,6 +138,23 @@ func TestResolver(t *testing.T) {
 	}
 }
 
+// What does not fit the link towards a backend is refused in the kernel half, which has to know.
+func TestTunnelsAreBound(t *testing.T) {
+	k := mapstest.New(t)
+	near, _, _ := inNamespace(t, []string{"192.0.2.1/24"}, []string{"192.0.2.2/24"})
+	c := newController(t, k)
+	cfg := site(t, 9191)
+	cfg.Sets = map[string][]Backend{"edges": {{Name: "edge1", Address: addr("192.0.2.1")}, {Name: "edge2", Address: addr("192.0.2.2")}}}
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 10*time.Second, "the link's MTU", func() bool { return k.Config.MTU() == near.Attrs().MTU })
+	if err := netlink.LinkSetMTU(near, 1300); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 10*time.Second, "its new one", func() bool { return k.Config.MTU() == 1300 })
+}
+
 func TestResolverWithoutEthernet(t *testing.T) {
 	inNamespace(t, nil, nil)
 	tun := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tun0"}, Mode: netlink.TUNTAP_MODE_TUN}

@@ -3,6 +3,7 @@ package steer
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -68,6 +69,7 @@ func (c *Controller) keepResolved(ctx context.Context) {
 				wait = resolveSoon
 			}
 		}
+		c.boundTunnels()
 		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
@@ -103,4 +105,23 @@ func (c *Controller) resolve(name string) bool {
 	c.log.Info("next hop", "backend", name, "interface", hop.Interface, "mac", hop.MAC)
 	b.hop = hop
 	return true
+}
+
+// boundTunnels tells the kernel half what the links towards the backends can carry: what does not fit
+// is refused with a reason there, instead of being lost on the way. The caller holds mu.
+func (c *Controller) boundTunnels() {
+	var interfaces []int
+	for _, b := range c.backends {
+		if b.hop.Ready && !slices.Contains(interfaces, b.hop.Interface) {
+			interfaces = append(interfaces, b.hop.Interface)
+		}
+	}
+	mtu, err := c.resolver.MTU(interfaces)
+	if err == nil && mtu != 0 && mtu != c.maps.Config.MTU() {
+		c.log.Info("largest tunnelled packet", "bytes", mtu)
+		err = c.maps.Config.SetMTU(mtu)
+	}
+	if err != nil {
+		c.log.Warn("bound the size of tunnelled packets", "error", err)
+	}
 }
