@@ -22,7 +22,8 @@ type BenchBenchCase struct {
 	First      uint32
 	Pad        uint32
 	Sum        uint64
-	Frame      [96]uint8
+	Frame      [98]uint8
+	_          [6]byte
 }
 
 // Names of all BPF objects in the ELF.
