@@ -249,8 +249,10 @@ func TestPrefixLevels(t *testing.T) {
 	four := good(false)
 	cases := []testCase{
 		{"leaf in a block", block, four, dropped("web", "PREFIX", "ACL")},
-		{"other leaf in the block", block, tcpTo(netip.MustParseAddr("198.51.100.6"), web4, 443, packet.ACK),
-			forwarded(tcpTo(netip.MustParseAddr("198.51.100.6"), web4, 443, packet.ACK), "web", flowOf(netip.MustParseAddr("198.51.100.6"), web4, 40000, 443, tcp))},
+		{
+			"other leaf in the block", block, tcpTo(netip.MustParseAddr("198.51.100.6"), web4, 443, packet.ACK),
+			forwarded(tcpTo(netip.MustParseAddr("198.51.100.6"), web4, 443, packet.ACK), "web", flowOf(netip.MustParseAddr("198.51.100.6"), web4, 40000, 443, tcp)),
+		},
 		{"second copy, IPv4", second, four, dropped("web", "PREFIX", "ACL")},
 		{"second copy, IPv6", second, good(true), dropped("web6", "PREFIX", "ACL")},
 	}

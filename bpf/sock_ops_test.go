@@ -144,7 +144,7 @@ func wait(t *testing.T, m *ebpf.Map, prefix netip.Addr, connections uint64) bpf.
 	t.Helper()
 	key := bpf.XDPBermPathKey{Prefix: addrOf(prefix), Proto: 6}
 	var v bpf.XDPBermPath
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) { // poll
 		switch err := m.Lookup(&key, &v); {
 		case errors.Is(err, ebpf.ErrKeyNotExist):
 		case err != nil:

@@ -13,8 +13,20 @@ const prefixCount = 500_000
 // lengths4 are the lengths of IPv4 prefixes per thousand, about those of geo databases: half are
 // /24s, one in twenty is longer.
 var lengths4 = []struct{ bits, share int }{
-	{12, 1}, {14, 3}, {16, 20}, {18, 20}, {19, 30}, {20, 60}, {21, 70}, {22, 130}, {23, 110}, {24, 506},
-	{26, 15}, {28, 20}, {30, 10}, {32, 5},
+	{12, 1},
+	{14, 3},
+	{16, 20},
+	{18, 20},
+	{19, 30},
+	{20, 60},
+	{21, 70},
+	{22, 130},
+	{23, 110},
+	{24, 506},
+	{26, 15},
+	{28, 20},
+	{30, 10},
+	{32, 5},
 }
 
 // fill makes the table: half a million prefixes of each family, in 250 countries and 1,000 records.
