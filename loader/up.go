@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -228,8 +229,23 @@ func (r *run) configure() error {
 	if a := r.opts.Self6; a.IsValid() {
 		cfg.Self6.Octets = a.As16()
 	}
+	if err := r.silence(); err != nil {
+		return err
+	}
 	if err := m.Put(uint32(0), &cfg); err != nil {
 		return fmt.Errorf("write berm_config: %w", err)
+	}
+	return nil
+}
+
+// silence has no packet sampled until somebody asks for samples: a new table's zeros mean every one.
+func (r *run) silence() error {
+	never := bpf.XDPBermSample{Mask: math.MaxUint64}
+	m := r.maps["berm_sample"]
+	for i := range m.MaxEntries() {
+		if err := m.Put(i, &never); err != nil {
+			return fmt.Errorf("write berm_sample: %w", err)
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -52,6 +53,13 @@ func TestUpAndDown(t *testing.T) {
 	}
 	if again.Programs[0].ID != rep.Programs[0].ID || h.config() != cfg {
 		t.Error("the second Up replaced programs or configuration")
+	}
+	samples := h.openMap("berm_sample")
+	for i := range samples.MaxEntries() {
+		var v bpf.XDPBermSample
+		if err := samples.Lookup(i, &v); err != nil || v.Mask != math.MaxUint64 {
+			t.Errorf("sample of reason %d: mask %#x, %v; want none", i, v.Mask, err)
+		}
 	}
 	h.wantUnchanged(up)
 
