@@ -13,6 +13,9 @@ import (
 // rateUnit is the unit of rate cells and limits in the contract.
 const rateUnit = 64 * time.Nanosecond
 
+// tickPatience is how long the kernel's count may take to agree with the clock.
+const tickPatience = 2 * time.Second
+
 // tickMeter finds the length of a jiffy, in which the kernel half counts time. The kernel tells it
 // as the resolution of its coarse clock; that is checked against bpf_jiffies64 itself over the
 // time that loading takes anyhow, because a wrong tick scales every rate limit.
@@ -62,13 +65,16 @@ func (t *tickMeter) length() (time.Duration, error) {
 			return 0, err
 		}
 		counted := time.Duration(now-t.jiffies) * tick
-		if passed := at.Sub(t.at); passed >= 8*tick {
-			if off := (counted - passed).Abs(); off > 2*tick+passed/10 {
-				return 0, fmt.Errorf("the kernel says a tick of %s, but counted %d of them in %s", tick, now-t.jiffies, passed)
-			}
+		passed := at.Sub(t.at)
+		agrees := (counted - passed).Abs() <= 2*tick+passed/10
+		switch {
+		case passed >= 8*tick && agrees:
 			return tick, nil
+		case passed >= tickPatience:
+			return 0, fmt.Errorf("the kernel says a tick of %s, but counted %d of them in %s", tick, now-t.jiffies, passed)
 		}
-		// Below eight ticks two of error say little: let the clock run on.
+		// Below eight ticks two of error say little, and a virtual machine that was not run for a
+		// while counts what it missed later: let the clock run on.
 		if err := unix.Nanosleep(&unix.Timespec{Nsec: tick.Nanoseconds()}, nil); err != nil && !errors.Is(err, unix.EINTR) {
 			return 0, err
 		}
