@@ -45,17 +45,18 @@ func sourceHash(seed [2]uint64, a netip.Addr) uint64 {
 }
 
 func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {
-	ports := uint64(src.Port())<<48 | uint64(dst.Port())<<32 | uint64(proto)
+	ports := uint64(src.Port())<<24 | uint64(dst.Port())<<8 | uint64(proto)
 	shi, slo := halves(src.Addr())
 	dhi, dlo := halves(dst.Addr())
 	if src.Addr().Is4() {
-		return sip13(key, slo<<32|dlo&0xffffffff, ports)
+		return sip13(key, slo<<32|dlo&0xffffffff, ports|13<<56)
 	}
-	return sip13(key, shi, slo, dhi, dlo, ports)
+	return sip13(key, shi, slo, dhi, dlo, ports|37<<56)
 }
 
 func flowTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashA>>48), 1) }
 
+// sip13 wants the words as SipHash pads them: the last byte of the last is the length.
 func sip13(key [2]uint64, words ...uint64) uint64 {
 	v := [4]uint64{key[0] ^ 0x736f6d6570736575, key[1] ^ 0x646f72616e646f6d, key[0] ^ 0x6c7967656e657261, key[1] ^ 0x7465646279746573}
 	round := func() {
@@ -68,7 +69,7 @@ func sip13(key [2]uint64, words ...uint64) uint64 {
 		v[1], v[3] = bits.RotateLeft64(v[1], 17)^v[2], bits.RotateLeft64(v[3], 21)^v[0]
 		v[2] = bits.RotateLeft64(v[2], 32)
 	}
-	for _, w := range append(words[:len(words):len(words)], uint64(len(words))<<59) {
+	for _, w := range words {
 		v[3] ^= w
 		round()
 		v[0] ^= w
@@ -147,10 +148,10 @@ func TestSipHashVectors(t *testing.T) {
 		}
 		words = append(words, binary.LittleEndian.Uint64(b[:]))
 	}
-	if got := sip13([2]uint64{}, words[:2]...); got != 0x8972188433a5c5b7 {
+	if got := sip13([2]uint64{}, words[0], words[1], 16<<56); got != 0x8972188433a5c5b7 {
 		t.Errorf("16 bytes: %#x", got)
 	}
-	if got := sip13([2]uint64{}, words...); got != 0x95bc321ab41d8206 {
+	if got := sip13([2]uint64{}, append(words, 40<<56)...); got != 0x95bc321ab41d8206 {
 		t.Errorf("40 bytes: %#x", got)
 	}
 }

@@ -239,7 +239,7 @@ func TestDecap(t *testing.T) {
 	w := dropped("web", "GEO", "GEO")
 	w.counts["shadow/TUNNEL_TAG"], w.counts["DECAP/SHADOW"], w.counts["vip/web/shadowed"] = 1, 1, 1
 	add("wrong tag, shadowed, from a blocked country", shadowing(bpf.XDPBermDropBERM_DROP_TUNNEL_TAG),
-		eth(tunnel(blocked, flowBlocked+1, secret+1)), withBytes(w, len(blocked)))
+		eth(tunnel(blocked, ^flowBlocked, secret)), withBytes(w, len(blocked)))
 	add("inner flags, shadowed", shadowing(bpf.XDPBermDropBERM_DROP_TUNNEL_INNER), eth(tunnel(flags, flow4, secret)),
 		withBytes(observed("DECAP", "TUNNEL_INNER", "DECAP"), len(four)))
 	add("inner not for a VIP, shadowed", shadowing(bpf.XDPBermDropBERM_DROP_TUNNEL_INNER),

@@ -37,6 +37,7 @@ int test_hash(struct xdp_md *ctx)
 	struct test_hashes *io = TAKE(&cur, struct test_hashes);
 	struct berm_addr src, dst, source;
 	struct berm_config *cfg;
+	__u64 ports;
 	__u32 key = 0;
 
 	cfg = bpf_map_lookup_elem(&berm_config, &key);
@@ -45,9 +46,10 @@ int test_hash(struct xdp_md *ctx)
 	src = io->src;
 	dst = io->dst;
 	source = source_of(&src, io->six);
-	io->vip = vip_hash(cfg->seed, &dst, io->dport, io->proto);
+	ports = flow_ports(*(__be32 *)&io->sport, io->proto);
+	io->vip = vip_hash(cfg->seed, &dst, flow_service(ports));
 	io->source = source_hash(cfg->seed, &source);
-	io->flow = flow_hash(cfg->secret, io->six, &src, &dst, io->sport, io->dport, io->proto);
+	io->flow = flow_hash(cfg->secret, io->six, &src, &dst, ports);
 	io->row = flow_row(io->flow);
 	io->tag = flow_tag(io->flow, cfg->tag_secrets[0]);
 	return XDP_PASS;

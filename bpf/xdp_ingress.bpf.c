@@ -37,7 +37,7 @@ static __always_inline int run_policy(struct packet *pkt, const struct now *now)
 {
 	if (is(pkt, PACKET_TRUSTED))
 		return STAGE_NEXT;
-	RUN(pkt, verdict_check(pkt, now));
+	STAGE(verdict_check(pkt, now));
 	STAGE(prefix_check(pkt));
 	STAGE(geo_check(pkt));
 	return rate_check(pkt, now);
@@ -47,22 +47,30 @@ static __always_inline int run_stages(struct packet *pkt, const struct now *now)
 {
 	STAGE(parse(pkt));
 	STAGE(decap(pkt));
-	RUN(pkt, vip_find(pkt));
-	RUN(pkt, run_policy(pkt, now));
-	RUN(pkt, steer(pkt));
+	STAGE(vip_find(pkt));
+	STAGE(run_policy(pkt, now));
+	STAGE(steer(pkt));
 	return deliver(pkt);
 }
 
 static __always_inline int run(struct xdp_md *ctx, const struct now *now)
 {
-	struct packet pkt = { .ctx = ctx };
+	struct packet pkt;
 	__u32 key = 0;
 
 	asm volatile("" : : "r"(&pkt));
+	pkt.ctx = ctx;
 	pkt.cfg = bpf_map_lookup_elem(&berm_config, &key);
 	if (!pkt.cfg || !pkt.cfg->vips)
 		return XDP_PASS;
-	pkt.shadow = pkt.cfg->flags & BERM_CONFIG_OBSERVE_ONLY ? ~0ULL : pkt.cfg->shadow;
+	pkt.zero = unknown_zero(pkt.cfg);
+	pkt.facts = pkt.ports = pkt.record_word = pkt.zero;
+	OPAQUE(pkt.facts);
+	pkt.tags = pkt.tpids = 0;
+	pkt.vip = NULL;
+	pkt.backend = NULL;
+	pkt.vip_id = pkt.record_id = 0;
+	pkt.drop = 0;
 	return finish(&pkt, now, run_stages(&pkt, now));
 }
 

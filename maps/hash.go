@@ -32,13 +32,13 @@ func SourceHash(seed [2]uint64, source netip.Addr) uint64 {
 // FlowHash is SipHash-1-3 of a flow. The ports of fragments and of protocols other than TCP and
 // UDP are 0. It is keyed by the site's secret, so that all edges of a site agree.
 func FlowHash(secret [2]uint64, src, dst netip.AddrPort, proto Protocol) uint64 {
-	ports := uint64(src.Port())<<48 | uint64(dst.Port())<<32 | uint64(proto)
+	ports := uint64(src.Port())<<24 | uint64(dst.Port())<<8 | uint64(proto)
 	shi, slo := halves(src.Addr())
 	dhi, dlo := halves(dst.Addr())
 	if src.Addr().Unmap().Is4() {
-		return sipHash(secret, slo<<32|dlo&0xffffffff, ports)
+		return sipHash(secret, slo<<32|dlo&0xffffffff, ports|13<<56)
 	}
-	return sipHash(secret, shi, slo, dhi, dlo, ports)
+	return sipHash(secret, shi, slo, dhi, dlo, ports|37<<56)
 }
 
 // FlowRow is the row of a flow in its backend set's table.
@@ -53,7 +53,8 @@ func FlowTag(flow, secret uint64) uint16 {
 	return tag
 }
 
-// sipHash is SipHash-1-3 (Aumasson, Bernstein 2012) of whole little-endian words.
+// sipHash is SipHash-1-3 (Aumasson, Bernstein 2012) of a message in words, the last of which has
+// the length in its highest byte.
 func sipHash(key [2]uint64, words ...uint64) uint64 {
 	v0, v1 := key[0]^0x736f6d6570736575, key[1]^0x646f72616e646f6d
 	v2, v3 := key[0]^0x6c7967656e657261, key[1]^0x7465646279746573
@@ -77,7 +78,6 @@ func sipHash(key [2]uint64, words ...uint64) uint64 {
 	for _, w := range words {
 		absorb(w)
 	}
-	absorb(uint64(len(words)*8) << 56)
 	v2 ^= 0xff
 	round()
 	round()

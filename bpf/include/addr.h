@@ -64,6 +64,12 @@ static __always_inline __u64 is_zero(__u64 n)
 	return (n - 1 & ~n) >> 63;
 }
 
+/* Could addr_v4_bad_source() be 1? One bit for each /6. */
+static __always_inline bool addr_v4_odd_source(__be32 v4)
+{
+	return 0x8f00000080000001 >> (bpf_ntohl(v4) >> 26) & 1;
+}
+
 /* 1 for a source that no packet from the wire has: 0/8, 127/8, 224/4 and the broadcast address. */
 static __always_inline __u64 addr_v4_bad_source(__be32 v4)
 {

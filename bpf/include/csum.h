@@ -17,12 +17,13 @@ static __always_inline __u16 csum_fold(__u64 sum)
 	return (half & 0xffff) + (half >> 16);
 }
 
-/* 1 if the sum over a header with its checksum is wrong: if it does not fold to 0xffff, that is if
- * that does not divide it.
+/* Is the sum over a header with its checksum wrong? It has to fold to 0xffff, so that has to divide
+ * it. The factor is 1/0xffff modulo 2^64: what is divisible gives the quotient, and all else
+ * gives more than the largest quotient, which is below 2^48 + 1 (Granlund, Montgomery 1994).
  */
-static __always_inline __u64 csum_bad(__u64 sum)
+static __always_inline bool csum_bad(__u64 sum)
 {
-	return (sum % 0xffff + 0xffff) >> 16;
+	return sum * 0xfffefffefffeffff >> 48;
 }
 
 /* Sum of the fixed part, in words of 32 bits: folding makes the halves one. */

@@ -26,10 +26,15 @@ static __always_inline __u32 spread_mask(const struct berm_config *cfg)
 
 static __always_inline bool is_tunnel(const struct packet *pkt)
 {
-	const struct berm_addr *self = is(pkt, PACKET_V6) ? &pkt->cfg->self6 : &pkt->cfg->self4;
+	const struct berm_addr *self;
+	__u64 proto;
 
-	if (LIKELY(pkt->proto != IPPROTO_IPIP && pkt->proto != IPPROTO_IPV6))
+	if (LIKELY(!is(pkt, PACKET_OTHER | PACKET_FRAGMENT | PACKET_BROKEN)))
 		return false;
+	proto = unknown(pkt, pkt->proto);
+	if (proto != IPPROTO_IPIP && proto != IPPROTO_IPV6)
+		return false;
+	self = is(pkt, PACKET_V6) ? &pkt->cfg->self6 : &pkt->cfg->self4;
 	return addr_equal(&pkt->dst, self) && !addr_is_zero(self);
 }
 
@@ -66,37 +71,37 @@ static __always_inline __u16 take_outer(struct packet *pkt, struct cursor *cur)
 
 	if (!is(pkt, PACKET_V6)) {
 		ip = TAKE(cur, struct iphdr);
-		pkt->facts |= PACKET_OUTER4;
+		learn(pkt, PACKET_OUTER4);
 		return ip ? bpf_ntohs(ip->id) : 0;
 	}
 	ip6 = TAKE(cur, struct ipv6hdr);
 	pkt->facts &= ~PACKET_V6;
-	pkt->facts |= PACKET_OUTER6;
+	learn(pkt, PACKET_OUTER6);
 	return ip6 ? (__u16)(ip6->flow_lbl[1] << 8 | ip6->flow_lbl[2]) : 0;
 }
 
-static __always_inline int parse_inner(struct packet *pkt, struct cursor *cur)
+static __always_inline int parse_inner(struct packet *pkt, struct cursor *cur, __u32 size)
 {
-	__be16 proto = bpf_htons(pkt->proto == IPPROTO_IPIP ? ETH_P_IP : ETH_P_IPV6);
-	__u32 room = pkt->len - pkt->header;
+	bool six = unknown(pkt, pkt->proto) == IPPROTO_IPV6;
 
-	pkt->bad = BERM_DROP_NONE;
-	return parse_ip(pkt, cur, proto, pkt->l3 + pkt->header, room);
+	return parse_ip(pkt, cur, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP), l3_of(pkt) + size,
+			pkt->len - size);
 }
 
 static __always_inline int decap(struct packet *pkt)
 {
 	bool shadowed = false;
 	struct cursor cur;
+	__u32 size;
 	__u16 tag;
 
 	if (LIKELY(!is_tunnel(pkt)))
 		return STAGE_NEXT;
-	if (pkt->bad) {
+	if (is(pkt, PACKET_BAD)) {
 		STAGE(refuse(pkt, first_bad(pkt), false));
 		return foreign(pkt, BERM_STAGE_DECAP);
 	}
-	if (is(pkt, PACKET_FRAGMENT) || pkt->header != outer_size(pkt)) {
+	if (is(pkt, PACKET_FRAGMENT | PACKET_OPTIONS)) {
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_PEER, false));
 		return foreign(pkt, BERM_STAGE_DECAP);
 	}
@@ -106,22 +111,22 @@ static __always_inline int decap(struct packet *pkt)
 	}
 
 	cur = cur_from(pkt->ctx);
-	if (!cur_skip(&cur, pkt->l3))
+	if (!cur_skip(&cur, l3_of(pkt)))
 		return fail_open(pkt, BERM_STAGE_DECAP);
+	size = outer_size(pkt);
 	tag = take_outer(pkt, &cur);
-	if (parse_inner(pkt, &cur) != STAGE_NEXT || pkt->bad) {
+	if (parse_inner(pkt, &cur, size) != STAGE_NEXT || is(pkt, PACKET_BAD)) {
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_INNER, false));
 		return foreign(pkt, BERM_STAGE_DECAP);
 	}
-	forget_headers(pkt);
 	pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst,
-			      pkt->sport, pkt->dport, pkt->flow_proto);
+			      pkt->ports);
 	if (!tag_fits(pkt->cfg, pkt->flow, tag)) {
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_TAG, false));
 		shadowed = true;
 	}
 	if (!shadowed)
-		pkt->facts |= PACKET_TRUSTED;
+		learn(pkt, PACKET_TRUSTED);
 	return STAGE_NEXT;
 }
 

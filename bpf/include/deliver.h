@@ -146,7 +146,7 @@ static __always_inline int encapsulate(struct packet *pkt, bool six)
 
 	if (bpf_xdp_adjust_head(
 		    pkt->ctx,
-		    (int)pkt->l3 - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size)))
+		    (int)l3_of(pkt) - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size)))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);
 	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||

@@ -18,16 +18,33 @@ static __always_inline __u64 mix(__u64 h)
 	return h ^ (h >> 32);
 }
 
+/* The ports, source first as on the wire, and the protocol of a flow in one word. */
+static __always_inline __u64 flow_ports(__be32 ports, __u8 proto)
+{
+	return (__u64)bpf_ntohl(ports) << 8 | proto;
+}
+
+/* Of those, what names the service. */
+static __always_inline __u32 flow_service(__u64 ports)
+{
+	return ports & 0xffffff;
+}
+
+static __always_inline bool flow_has_port(__u64 ports)
+{
+	return ports & 0xffff00;
+}
+
 /* Place of a service in the VIP table. The seed is this host's own secret, and userspace
  * chooses displacements without collisions, so nobody can aim for one.
  */
 static __always_inline __u64 vip_hash(const __u64 seed[2], const struct berm_addr *addr,
-				      __be16 port, __u8 proto)
+				      __u32 service)
 {
 	__u64 h = mix((bpf_be64_to_cpu(addr->halves[0]) ^ seed[0]) * HASH_A);
 
 	h = mix((h ^ bpf_be64_to_cpu(addr->halves[1]) ^ seed[1]) * HASH_B);
-	return mix((h ^ ((__u32)bpf_ntohs(port) << 8 | proto)) * HASH_A);
+	return mix((h ^ service) * HASH_A);
 }
 
 /* What limits and verdicts call one source: an IPv4 address, an IPv6 /64. */
@@ -91,9 +108,10 @@ static __always_inline struct sip sip_init(const __u64 key[2])
 	return s;
 }
 
-static __always_inline __u64 sip_end(struct sip *s, __u64 bytes)
+/* The last word has the last bytes, fewer than eight, and the number of all. */
+static __always_inline __u64 sip_end(struct sip *s, __u64 word, __u64 bytes)
 {
-	sip_word(s, bytes << 56);
+	sip_word(s, bytes << 56 | word);
 	s->v2 ^= 0xff;
 	sip_round(s);
 	sip_round(s);
@@ -102,23 +120,19 @@ static __always_inline __u64 sip_end(struct sip *s, __u64 bytes)
 }
 
 static __always_inline __u64 flow_hash(const __u64 key[2], bool six, const struct berm_addr *src,
-				       const struct berm_addr *dst, __be16 sport, __be16 dport,
-				       __u8 proto)
+				       const struct berm_addr *dst, __u64 ports)
 {
-	__u64 ports = (__u64)bpf_ntohs(sport) << 48 | (__u64)bpf_ntohs(dport) << 32 | proto;
 	struct sip s = sip_init(key);
 
 	if (!six) {
 		sip_word(&s, bpf_be64_to_cpu(src->halves[1]) << 32 | bpf_ntohl(dst->words[3]));
-		sip_word(&s, ports);
-		return sip_end(&s, 16);
+		return sip_end(&s, ports, 13);
 	}
 	sip_word(&s, bpf_be64_to_cpu(src->halves[0]));
 	sip_word(&s, bpf_be64_to_cpu(src->halves[1]));
 	sip_word(&s, bpf_be64_to_cpu(dst->halves[0]));
 	sip_word(&s, bpf_be64_to_cpu(dst->halves[1]));
-	sip_word(&s, ports);
-	return sip_end(&s, 40);
+	return sip_end(&s, ports, 37);
 }
 
 static __always_inline __u32 flow_row(__u64 flow)

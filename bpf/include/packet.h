@@ -6,6 +6,7 @@
 #define BERM_PACKET_H
 
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
 #include <linux/types.h>
 #include <stdbool.h>
 
@@ -47,6 +48,7 @@ struct now {
 	__u64 ns; /* 0: not read */
 };
 
+/* What is known of a packet, in one word. */
 enum packet_fact {
 	PACKET_V6 = 1 << 0,
 	PACKET_FRAGMENT = 1 << 1,
@@ -58,54 +60,64 @@ enum packet_fact {
 	PACKET_ALLOWED = 1 << 7, /* a verdict lets it past the other policies */
 	PACKET_TAGGED = 1 << 8,	 /* has a VLAN tag */
 	PACKET_TAGGED_TWICE = 1 << 9,
+	PACKET_OTHER = 1 << 10,	  /* its payload is neither TCP nor UDP */
+	PACKET_OPTIONS = 1 << 11, /* has IPv4 options or IPv6 extension headers */
+	PACKET_SHADOW = 1 << 12,  /* its VIP's policies are counted and not enforced */
 
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
+	PACKET_BAD = 0xff << 16, /* see BAD() */
 };
 
-/* Small numbers are 32 bits wide: narrower ones cost an instruction each time one is used. */
+/* To be refused for this reason if it is for a VIP; only parse has such reasons. */
+#define BAD(why) (1ULL << (16 + (why)))
+_Static_assert(BERM_DROP_BAD_FRAGMENT < 8, "BAD() has 8 bits");
+/* Would have been dropped for this reason. */
+#define SHADOWED(why) (1ULL << (SHADOWED_SHIFT + (why)))
+#define SHADOWED_SHIFT 32
+_Static_assert(BERM_DROP_MAX <= 32, "SHADOWED() has 32 bits");
+
+/* Every field costs a store where it is set, and few more would fit on the stack: what few
+ * packets need is computed anew for them. Small numbers are 32 bits wide: narrower ones cost an
+ * instruction each time one is used.
+ */
 struct packet {
 	struct xdp_md *ctx;
 	struct berm_config *cfg;
+	__u64 zero;  /* see learn() */
+	__u64 facts; /* enum packet_fact, BAD(), SHADOWED() */
 
 	/* parse: of the outer packet, and again of the inner one where decap finds one */
-	__u32 facts; /* enum packet_fact */
 	__u32 tags;  /* the two VLAN tags' TCIs, the outer one's in the low half; network order */
 	__u32 tpids; /* and the EtherTypes that announce them */
 	__u32 tos;
-	__u32 proto;  /* of the payload; of fragments as the first header says */
-	__u32 bad;    /* bit n: refuse it for reason n if it is for a VIP */
-	__u32 header; /* bytes from the start of the IP header to the payload */
-	__u32 frame;  /* bytes of the frame that can be looked at */
-	__u32 l3;     /* offset of the IP header */
-	__u32 len;    /* bytes of the IP packet */
+	__u32 proto; /* of the payload; of fragments as the first header says */
+	__u32 len;   /* bytes of the IP packet */
 	struct berm_addr src;
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
 	struct berm_addr client;
-	__u32 flow_proto;
-	__u32 sport; /* network order; 0 for fragments and where there are none */
-	__u32 dport;
+	__u64 ports; /* flow_ports() */
 
 	/* vip and policy */
 	struct berm_vip *vip; /* NULL until found */
 	__u32 vip_id;
-	__u64 source; /* source hash */
-	struct berm_prefix_record record;
 	__u32 record_id;
+	__u64 source; /* source hash */
+	union {
+		struct berm_prefix_record record;
+		__u64 record_word;
+	};
 
 	/* steer */
 	__u64 flow;		      /* flow hash */
 	struct berm_backend *backend; /* NULL = this host */
 
 	/* how it ended, for finish() */
-	__u64 shadow;	/* bit n: reason n is counted and not enforced for this packet */
-	__u32 shadowed; /* bit n: would have been dropped for reason n */
-	__u32 drop;	/* enum berm_drop */
-	__u32 stage;	/* enum berm_stage */
-	__u32 exit;	/* enum berm_exit */
+	__u32 drop; /* enum berm_drop */
+	__u32 end;  /* stage * BERM_EXIT_MAX + exit */
 };
 
-static __always_inline bool is(const struct packet *pkt, __u32 facts)
+static __always_inline bool is(const struct packet *pkt, __u64 facts)
 {
 	return pkt->facts & facts;
 }
@@ -115,44 +127,31 @@ static __always_inline __u32 vlans_of(const struct packet *pkt)
 	return is(pkt, PACKET_TAGGED_TWICE) ? 2 : is(pkt, PACKET_TAGGED);
 }
 
-/* 0, but the verifier cannot know that the contract's number is small. */
-static __always_inline __u64 unknown_zero(const struct packet *pkt)
+/* Offset of the IP header. */
+static __always_inline __u32 l3_of(const struct packet *pkt)
 {
-	return -(__u64)(pkt->cfg->contract >> 31);
+	return sizeof(struct ethhdr) + vlans_of(pkt) * sizeof(struct vlan_hdr);
 }
 
-/* Makes the verifier forget what it has found out about the kind of packet, so that it checks
- * what follows once, and not once for each of hundreds of kinds (more than its million
- * instructions).
+/* 0, but to the verifier it could be any number: it cannot know that the contract's is small. */
+static __always_inline __u64 unknown_zero(const struct berm_config *cfg)
+{
+	return (cfg->contract >> 31) * cfg->seed[0];
+}
+
+/* The same number, but one that the verifier does not know: what it knows it follows through the
+ * rest of the program, once for each of hundreds of kinds of packets (more than its million
+ * instructions). Facts are unknown to it from the start.
  */
-static __always_inline void forget(struct packet *pkt)
+static __always_inline __u64 unknown(const struct packet *pkt, __u64 n)
 {
-	__u32 zero = unknown_zero(pkt);
-
-	pkt->facts ^= zero;
-	pkt->shadowed ^= zero;
+	return n ^ pkt->zero;
 }
 
-/* All that the parser has found out, too. */
-static __always_inline void forget_headers(struct packet *pkt)
+static __always_inline void learn(struct packet *pkt, __u64 facts)
 {
-	__u32 zero = unknown_zero(pkt);
-
-	forget(pkt);
-	pkt->bad ^= zero;
-	pkt->proto ^= zero;
-	pkt->flow_proto ^= zero;
-	pkt->dport ^= zero;
-	pkt->header ^= zero;
-	pkt->l3 ^= zero;
+	pkt->facts |= unknown(pkt, facts);
 }
-
-/* A stage of the pipeline. */
-#define RUN(pkt, stage)       \
-	do {                  \
-		STAGE(stage); \
-		forget(pkt);  \
-	} while (0)
 
 /* Hides a value's origin from the compiler, which else puts back the branches that arithmetic
  * avoids, and from the verifier.
@@ -165,7 +164,7 @@ static __always_inline void forget_headers(struct packet *pkt)
 static __always_inline void note(struct packet *pkt, enum berm_drop why, __u64 bit)
 {
 	OPAQUE(bit);
-	pkt->bad |= bit << why;
+	pkt->facts |= bit * BAD(why);
 }
 
 /* Take the next len bytes, or NULL if the packet ends before them.
@@ -226,16 +225,21 @@ static __always_inline __u32 distance(const void *from, const void *to)
 	return bytes;
 }
 
+/* Bit n is set where reason n is counted and not enforced for this packet. */
+static __always_inline __u64 shadow_of(const struct packet *pkt)
+{
+	if (is(pkt, PACKET_SHADOW) || pkt->cfg->flags & BERM_CONFIG_OBSERVE_ONLY)
+		return ~0ULL;
+	return pkt->cfg->shadow;
+}
+
 /* Refuse the packet for why, or, in the rule's shadow form, remember it and go on. */
 static __always_inline int refuse(struct packet *pkt, enum berm_drop why, bool shadow)
 {
-	__u32 bit = (pkt->shadow | -(__u64)shadow) & 1ULL << why;
-
-	/* Without it each combination of reasons were a kind of packet to the verifier. */
-	asm volatile("" : "+r"(bit));
-	pkt->shadowed |= bit;
-	if (bit)
+	if (shadow || shadow_of(pkt) >> why & 1) {
+		learn(pkt, SHADOWED(why));
 		return STAGE_NEXT;
+	}
 	pkt->drop = why;
 	return XDP_DROP;
 }
@@ -243,8 +247,7 @@ static __always_inline int refuse(struct packet *pkt, enum berm_drop why, bool s
 static __always_inline int leave(struct packet *pkt, enum berm_stage stage, enum berm_exit exit,
 				 int act)
 {
-	pkt->stage = stage;
-	pkt->exit = exit;
+	pkt->end = stage * BERM_EXIT_MAX + exit;
 	return act;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* parse: what the packet is and whom it is for. Nothing is refused here: what is found to be
- * wrong is noted in pkt->bad, since only packets for a VIP may be dropped. A packet whose
+ * wrong is noted in pkt->facts, since only packets for a VIP may be dropped. A packet whose
  * destination cannot be known passes.
  */
 #ifndef BERM_PARSE_H
@@ -32,7 +32,7 @@ static __always_inline __be16 parse_ethernet(struct packet *pkt, struct cursor *
 
 		if (!tag)
 			return 0;
-		pkt->facts |= PACKET_TAGGED << i;
+		learn(pkt, PACKET_TAGGED << i);
 		pkt->tpids |= (__u32)proto << VLAN_SHIFT * i;
 		pkt->tags |= (__u32)tag->tci << VLAN_SHIFT * i;
 		proto = tag->proto;
@@ -56,15 +56,10 @@ static __always_inline int parse(struct packet *pkt)
 	struct cursor cur = cur_from(pkt->ctx);
 	void *start = cur.pos;
 	__be16 proto;
-	int act;
 
-	pkt->frame = distance(start, cur.end);
 	proto = parse_ethernet(pkt, &cur);
-	pkt->l3 = distance(start, cur.pos);
-	pkt->len = pkt->frame - pkt->l3;
-	act = parse_ip(pkt, &cur, proto, pkt->l3, pkt->len);
-	forget_headers(pkt);
-	return act;
+	pkt->len = distance(cur.pos, cur.end);
+	return parse_ip(pkt, &cur, proto, distance(start, cur.pos), pkt->len);
 }
 
 #endif

@@ -121,19 +121,23 @@ __noinline __u64 ipv6_extensions(struct xdp_md *ctx, __u32 at, __u32 len, __u32 
 }
 
 /* Follows the extension headers, and puts the cursor behind them. */
-static __always_inline bool skip_extensions(struct packet *pkt, struct cursor *cur, __u32 at)
+static __always_inline bool skip_extensions(struct packet *pkt, struct cursor *cur, __u32 at,
+					    __u32 *header)
 {
 	struct ipv6_walk walk;
 
 	walk = walk_unpack(ipv6_extensions(pkt->ctx, at, pkt->len, pkt->proto));
-	pkt->proto = pkt->flow_proto = walk.proto;
-	pkt->header = walk.header;
-	if (walk.fragment)
-		pkt->facts |= PACKET_FRAGMENT;
+	pkt->proto = walk.proto;
+	learn(pkt, PACKET_OPTIONS);
+	if (walk.fragment) {
+		learn(pkt, PACKET_FRAGMENT);
+		pkt->ports = unknown(pkt, pkt->proto);
+	}
 	if (walk.bad) {
 		broken(pkt, walk.bad);
 		return false;
 	}
+	*header = walk.header;
 	*cur = cur_from(pkt->ctx);
 	if (!cur_skip(cur, at + walk.header)) {
 		broken(pkt, BERM_DROP_TRUNCATED);
@@ -145,34 +149,32 @@ static __always_inline bool skip_extensions(struct packet *pkt, struct cursor *c
 static __always_inline int parse_ipv6(struct packet *pkt, struct cursor *cur, __u32 at, __u32 room)
 {
 	struct ipv6hdr *ip = TAKE(cur, struct ipv6hdr);
-	__u32 total;
+	__u32 total, header = sizeof(*ip);
 
 	if (!ip)
 		return foreign(pkt, BERM_STAGE_PARSE);
 	total = sizeof(*ip) + bpf_ntohs(ip->payload_len);
-	pkt->facts |= PACKET_V6;
+	learn(pkt, PACKET_V6);
 	pkt->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 	pkt->src = addr_v6(&ip->saddr);
 	pkt->dst = addr_v6(&ip->daddr);
 	pkt->client = pkt->src;
-	pkt->header = sizeof(*ip);
-	pkt->proto = pkt->flow_proto = ip->nexthdr;
+	pkt->proto = ip->nexthdr;
 
 	/* Else it would be taken for the IPv4 VIP that a v4-mapped address stands for here. */
 	if (addr_is_mapped(&pkt->dst))
 		return foreign(pkt, BERM_STAGE_PARSE);
 	if (ip->version != 6)
 		return broken(pkt, BERM_DROP_MALFORMED);
-	room = packet_room(pkt, total, room);
-	if (total > room)
+	if (UNLIKELY(total > packet_room(pkt, total, room)))
 		return broken(pkt, BERM_DROP_TRUNCATED);
-	pkt->len = total;
+	pkt->len = unknown(pkt, total);
 	note(pkt, BERM_DROP_BAD_SOURCE, addr_v6_bad_source(&pkt->src));
 
 	if (UNLIKELY(is_extension(pkt->proto)) &&
-	    (!skip_extensions(pkt, cur, at) || is(pkt, PACKET_FRAGMENT)))
+	    (!skip_extensions(pkt, cur, at, &header) || is(pkt, PACKET_FRAGMENT)))
 		return STAGE_NEXT;
-	return parse_l4(pkt, cur, total - pkt->header);
+	return parse_l4(pkt, cur, total - header);
 }
 
 #endif

@@ -10,6 +10,7 @@
 #include <linux/udp.h>
 
 #include "addr.h"
+#include "hash.h"
 #include "packet.h"
 
 #define TCP_FIN 0x01
@@ -20,8 +21,7 @@
 
 /* linux/tcp.h has its flags as bit fields. */
 struct tcp_header {
-	__be16 source;
-	__be16 dest;
+	__be32 ports;
 	__be32 seq;
 	__be32 ack_seq;
 	__u8 offset; /* high four bits: words of header */
@@ -55,8 +55,7 @@ struct ports {
 
 static __always_inline int broken(struct packet *pkt, enum berm_drop why)
 {
-	note(pkt, why, 1);
-	pkt->facts |= PACKET_BROKEN;
+	learn(pkt, BAD(why) | PACKET_BROKEN);
 	return STAGE_NEXT;
 }
 
@@ -66,7 +65,7 @@ static __always_inline enum berm_drop first_bad(const struct packet *pkt)
 	__u32 why;
 
 	for (why = BERM_DROP_TRUNCATED; why < BERM_DROP_BAD_FRAGMENT; why++)
-		if (pkt->bad >> why & 1)
+		if (is(pkt, BAD(why)))
 			break;
 	return why;
 }
@@ -76,9 +75,12 @@ static __always_inline enum berm_drop first_bad(const struct packet *pkt)
  */
 static __always_inline __u32 packet_room(struct packet *pkt, __u32 total, __u32 room)
 {
+	struct cursor cur;
+
 	if (LIKELY(total <= room))
 		return room;
-	return room + bpf_xdp_get_buff_len(pkt->ctx) - pkt->frame;
+	cur = cur_from(pkt->ctx);
+	return room + bpf_xdp_get_buff_len(pkt->ctx) - distance(cur.pos, cur.end);
 }
 
 /* Is a fragment with left bytes of payload possible where the whole has at most so many? The
@@ -95,12 +97,10 @@ static __always_inline bool fragment_fits(__u8 proto, __u32 offset, bool more, _
 	       (offset ? offset : left) >= least;
 }
 
-/* 1 for combinations that no stack sends: none at all, SYN with FIN or RST. */
-static __always_inline __u64 tcp_flags_bad(__u32 flags)
+/* Combinations that no stack sends, one bit each: none at all, SYN with FIN or RST. */
+static __always_inline bool tcp_flags_bad(__u32 flags)
 {
-	__u64 none = ((__u64)(flags & TCP_FLAGS) - 1) >> 63;
-
-	return none | ((flags >> 1 & (flags | flags >> 2)) & 1);
+	return 0xc8c8c8c8c8c8c8c9 >> (flags & TCP_FLAGS) & 1;
 }
 
 static __always_inline int parse_tcp(struct packet *pkt, struct cursor *cur, __u32 left)
@@ -111,16 +111,17 @@ static __always_inline int parse_tcp(struct packet *pkt, struct cursor *cur, __u
 
 	if (left < sizeof(*tcp) || !(tcp = TAKE(cur, struct tcp_header)))
 		return broken(pkt, BERM_DROP_TRUNCATED);
-	pkt->sport = tcp->source;
-	pkt->dport = tcp->dest;
+	pkt->ports = flow_ports(tcp->ports, IPPROTO_TCP);
 	header = (tcp->offset >> 4) * 4;
 	flags = tcp->flags;
 	if (header < sizeof(*tcp))
 		return broken(pkt, BERM_DROP_MALFORMED);
 	if (header > left)
 		return broken(pkt, BERM_DROP_TRUNCATED);
-	note(pkt, BERM_DROP_BAD_TCP_FLAGS, tcp_flags_bad(flags));
-	pkt->facts |= (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN ? PACKET_SYN : 0;
+	if (UNLIKELY(tcp_flags_bad(flags)))
+		learn(pkt, BAD(BERM_DROP_BAD_TCP_FLAGS));
+	if (UNLIKELY((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN))
+		learn(pkt, PACKET_SYN);
 	return STAGE_NEXT;
 }
 
@@ -131,8 +132,7 @@ static __always_inline int parse_udp(struct packet *pkt, struct cursor *cur, __u
 
 	if (left < sizeof(*udp) || !(udp = TAKE(cur, struct udphdr)))
 		return broken(pkt, BERM_DROP_TRUNCATED);
-	pkt->sport = udp->source;
-	pkt->dport = udp->dest;
+	pkt->ports = flow_ports(*(__be32 *)udp, IPPROTO_UDP);
 	len = bpf_ntohs(udp->len);
 	if (len < sizeof(*udp))
 		return broken(pkt, BERM_DROP_MALFORMED);
@@ -152,9 +152,7 @@ static __always_inline void quoted_flow(struct packet *pkt, const struct berm_ad
 	if ((proto != IPPROTO_TCP && proto != IPPROTO_UDP) || !addr_equal(from, &pkt->dst))
 		return;
 	pkt->client = *to;
-	pkt->flow_proto = proto;
-	pkt->sport = ports->dest;
-	pkt->dport = ports->source;
+	pkt->ports = flow_ports(ports->dest | (__u32)ports->source << 16, proto);
 }
 
 static __always_inline int parse_icmp(struct packet *pkt, struct cursor *cur, __u32 left)
@@ -211,11 +209,12 @@ static __always_inline int parse_icmpv6(struct packet *pkt, struct cursor *cur, 
 /* left is how many bytes the IP packet has behind its headers. */
 static __always_inline int parse_l4(struct packet *pkt, struct cursor *cur, __u32 left)
 {
-	pkt->flow_proto = pkt->proto;
 	if (LIKELY(pkt->proto == IPPROTO_TCP))
 		return parse_tcp(pkt, cur, left);
 	if (pkt->proto == IPPROTO_UDP)
 		return parse_udp(pkt, cur, left);
+	pkt->ports = unknown(pkt, pkt->proto);
+	learn(pkt, PACKET_OTHER);
 	if (pkt->proto == IPPROTO_ICMP && !is(pkt, PACKET_V6))
 		return parse_icmp(pkt, cur, left);
 	if (pkt->proto == IPPROTO_ICMPV6 && is(pkt, PACKET_V6))

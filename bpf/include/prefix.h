@@ -80,7 +80,7 @@ static __always_inline int prefix_check(struct packet *pkt)
 	record = bpf_map_lookup_elem(&berm_prefix_records, &key);
 	if (!record)
 		return STAGE_NEXT;
-	pkt->record = *record;
+	pkt->record_word = *(__u64 *)record;
 	if (UNLIKELY(record->acl == BERM_ACTION_DROP || record->acl == BERM_ACTION_SHADOW))
 		return refuse(pkt, BERM_DROP_ACL, record->acl == BERM_ACTION_SHADOW);
 	return STAGE_NEXT;

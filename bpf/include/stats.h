@@ -51,25 +51,20 @@ static __always_inline enum berm_stage stage_of(__u32 why)
 	}
 }
 
-static __always_inline __u64 count_stage(__u32 stage, __u32 exit, __u64 bytes)
-{
-	return count(&berm_stage_stats, stage * BERM_EXIT_MAX + exit, bytes);
-}
-
 static __always_inline void count_vip(const struct packet *pkt)
 {
 	struct berm_vip_stats *stats;
-	__u32 id = pkt->vip_id;
+	__u32 id = pkt->vip_id, exit = pkt->end % BERM_EXIT_MAX;
 
 	stats = bpf_map_lookup_elem(&berm_vip_stats, &id);
 	if (!stats)
 		return;
 	add(&stats->in, pkt->len);
-	if (pkt->shadowed)
+	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
 		add(&stats->shadowed, pkt->len);
-	if (pkt->exit == BERM_EXIT_DROP)
+	if (exit == BERM_EXIT_DROP)
 		add(&stats->dropped, pkt->len);
-	else if (pkt->exit == BERM_EXIT_FORWARD)
+	else if (exit == BERM_EXIT_FORWARD)
 		add(&stats->forwarded, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
@@ -86,7 +81,7 @@ __noinline int count_shadows(__u32 shadowed, __u32 bytes)
 		if (!(shadowed >> why & 1))
 			continue;
 		count(&berm_shadows, why, bytes);
-		count_stage(stage_of(why), BERM_EXIT_SHADOW, bytes);
+		count(&berm_stage_stats, stage_of(why) * BERM_EXIT_MAX + BERM_EXIT_SHADOW, bytes);
 		first = why;
 	}
 	return first;
@@ -109,10 +104,10 @@ static __always_inline void sample(const struct packet *pkt, const struct now *n
 	event->time_ns = clock_ns(now);
 	event->source = pkt->src;
 	event->destination = pkt->dst;
-	event->sport = pkt->sport;
-	event->dport = pkt->dport;
+	event->sport = bpf_htons(pkt->ports >> 24);
+	event->dport = bpf_htons(pkt->ports >> 8);
 	event->proto = pkt->proto;
-	event->exit = pkt->exit;
+	event->exit = pkt->end % BERM_EXIT_MAX;
 	event->reason = pkt->drop;
 	event->shadow = shadow;
 	event->len = pkt->len;
@@ -129,14 +124,16 @@ static __always_inline int finish(struct packet *pkt, const struct now *now, int
 
 	if (act == XDP_DROP)
 		leave(pkt, stage_of(pkt->drop), BERM_EXIT_DROP, act);
-	before = count_stage(pkt->stage, pkt->exit, pkt->len);
+	before = count(&berm_stage_stats, pkt->end, pkt->len);
+	if (pkt->end == BERM_STAGE_PARSE * BERM_EXIT_MAX + BERM_EXIT_FOREIGN)
+		return act;
 	if (LIKELY(pkt->vip))
 		count_vip(pkt);
-	if (UNLIKELY(pkt->shadowed))
-		shadow = count_shadows(pkt->shadowed, pkt->len);
+	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
+		shadow = count_shadows(pkt->facts >> SHADOWED_SHIFT, pkt->len);
 	if (pkt->drop)
 		before = count(&berm_drops, pkt->drop, pkt->len);
-	if (pkt->exit != BERM_EXIT_FOREIGN || shadow)
+	if (pkt->end % BERM_EXIT_MAX != BERM_EXIT_FOREIGN || shadow)
 		sample(pkt, now, before, shadow);
 	return act;
 }

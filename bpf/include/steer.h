@@ -29,7 +29,7 @@ static __always_inline int steer(struct packet *pkt)
 	if (!set || set >= BERM_SETS || is(pkt, PACKET_OUTER | PACKET_BROKEN))
 		return STAGE_NEXT;
 	pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst,
-			      pkt->sport, pkt->dport, pkt->flow_proto);
+			      pkt->ports);
 	row = flow_row(pkt->flow);
 	key = set * BERM_ROW_CELLS + row / 2;
 	cell = bpf_map_lookup_elem(&berm_rows, &key);

@@ -53,7 +53,7 @@ static __always_inline int verdict_check(struct packet *pkt, const struct now *n
 	if (action == BERM_ACTION_DROP || action == BERM_ACTION_SHADOW)
 		return refuse(pkt, BERM_DROP_VERDICT, action == BERM_ACTION_SHADOW);
 	if (action == BERM_ACTION_ALLOW)
-		pkt->facts |= PACKET_ALLOWED;
+		learn(pkt, PACKET_ALLOWED);
 	return STAGE_NEXT;
 }
 

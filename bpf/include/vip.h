@@ -13,11 +13,10 @@
 #include "packet.h"
 
 /* One probe: userspace builds the table without collisions, two copies of it. */
-static __always_inline struct berm_vip *vip_lookup(const struct berm_config *cfg,
-						   const struct berm_addr *addr, __be16 port,
-						   __u8 proto, __u32 *id)
+static __always_inline struct berm_vip *
+vip_lookup(const struct berm_config *cfg, const struct berm_addr *addr, __u32 service, __u32 *id)
 {
-	__u64 hash = vip_hash(cfg->seed, addr, port, proto);
+	__u64 hash = vip_hash(cfg->seed, addr, service);
 	__u32 active = cfg->vip_active & 1;
 	__u32 key = active * BERM_VIP_BUCKETS + (hash & (BERM_VIP_BUCKETS - 1));
 	struct berm_vip *vip;
@@ -34,7 +33,8 @@ static __always_inline struct berm_vip *vip_lookup(const struct berm_config *cfg
 	key = *cell;
 	*id = key;
 	vip = bpf_map_lookup_elem(&berm_vips, &key);
-	if (!vip || !addr_equal(&vip->addr, addr) || vip->port != port || vip->proto != proto ||
+	if (!vip || !addr_equal(&vip->addr, addr) ||
+	    ((__u32)bpf_ntohs(vip->port) << 8 | vip->proto) != service ||
 	    !(vip->flags & BERM_VIP_USED))
 		return NULL;
 	return vip;
@@ -42,35 +42,39 @@ static __always_inline struct berm_vip *vip_lookup(const struct berm_config *cfg
 
 static __always_inline bool is_land(const struct packet *pkt)
 {
-	return addr_equal(&pkt->client, &pkt->dst) && pkt->sport == pkt->dport;
+	return addr_equal(&pkt->client, &pkt->dst) &&
+	       (pkt->ports >> 24 & 0xffff) == (pkt->ports >> 8 & 0xffff);
 }
 
 /* Does the packet ask for a port, and has the address said that it has services only? */
 static __always_inline bool lacks_service(const struct packet *pkt)
 {
-	return pkt->vip->flags & BERM_VIP_ADDRESS && pkt->vip->flags & BERM_VIP_STRICT &&
-	       !is(pkt, PACKET_FRAGMENT) &&
-	       (pkt->proto == IPPROTO_TCP || pkt->proto == IPPROTO_UDP);
+	const __u32 strict = BERM_VIP_ADDRESS | BERM_VIP_STRICT;
+	__u64 proto;
+
+	if (LIKELY((pkt->vip->flags & strict) != strict || is(pkt, PACKET_FRAGMENT)))
+		return false;
+	proto = unknown(pkt, pkt->proto);
+	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 
 static __always_inline int vip_find(struct packet *pkt)
 {
 	struct berm_vip *vip = NULL;
 
-	if (pkt->dport)
-		vip = vip_lookup(pkt->cfg, &pkt->dst, pkt->dport, pkt->flow_proto, &pkt->vip_id);
+	if (LIKELY(flow_has_port(pkt->ports)))
+		vip = vip_lookup(pkt->cfg, &pkt->dst, flow_service(pkt->ports), &pkt->vip_id);
 	if (!vip)
-		vip = vip_lookup(pkt->cfg, &pkt->dst, 0, 0, &pkt->vip_id);
+		vip = vip_lookup(pkt->cfg, &pkt->dst, 0, &pkt->vip_id);
 	if (!vip && UNLIKELY(is(pkt, PACKET_OUTER)))
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_INNER, false));
 	if (!vip)
 		return foreign(pkt, BERM_STAGE_VIP);
 	pkt->vip = vip;
-	forget_headers(pkt);
 	if (UNLIKELY(vip->flags & BERM_VIP_SHADOW))
-		pkt->shadow = ~0ULL;
+		learn(pkt, PACKET_SHADOW);
 
-	if (UNLIKELY(pkt->bad))
+	if (UNLIKELY(is(pkt, PACKET_BAD)))
 		STAGE(refuse(pkt, first_bad(pkt), false));
 	if (UNLIKELY(is_land(pkt)))
 		STAGE(refuse(pkt, BERM_DROP_LAND, false));
