@@ -13,8 +13,8 @@ packages=(
 	ca-certificates curl wrk nghttp2-client ngtcp2-client chromium
 	# old kernels under emulation
 	qemu-system-x86 cpio xz-utils
-	# units, pages and packages
-	systemd man-db jq
+	# units, pages, packages and completion
+	systemd man-db jq zsh fish
 )
 
 log=$(mktemp)
