@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/bermedge/berm/test/rig"
+	"github.com/bermedge/berm/userspace/control"
 )
 
 // Addresses of the main topology. Clients and the VIP are in documentation ranges, the links
@@ -195,8 +198,12 @@ func (m *Main) startRouter(ctx context.Context) error {
 	return m.awaitPaths(ctx, len(m.edges), 20*time.Second)
 }
 
-// awaitService waits until new flows of both families are answered by every edge.
+// awaitService waits until the edges agree on the rows and new flows of both families are answered by
+// every edge.
 func (m *Main) awaitService(ctx context.Context) error {
+	if err := m.awaitRows(ctx); err != nil {
+		return err
+	}
 	for _, vip := range []string{vip4, vip6} {
 		seen := map[string]bool{}
 		var last error
@@ -216,6 +223,36 @@ func (m *Main) awaitService(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%w; seen so far: %v; last error: %w", err, seen, last)
 		}
+	}
+	return nil
+}
+
+// awaitRows waits until every edge gives every edge its rows, the same ones. While they differ, or are
+// about to move, a new flow breaks with the row it began on.
+func (m *Main) awaitRows(ctx context.Context) error {
+	var seen []map[string]int
+	err := rig.Until(ctx, 20*time.Second, "the edges agree on the rows", func() (bool, error) {
+		seen = nil
+		for _, e := range m.edges {
+			var status control.Status
+			if err := e.ask(ctx, &status, "status"); err != nil {
+				return false, nil
+			}
+			rows := map[string]int{}
+			for _, b := range status.Backends {
+				rows[b.Name] = b.Rows
+			}
+			seen = append(seen, rows)
+		}
+		for _, rows := range seen {
+			if !maps.Equal(rows, seen[0]) || len(rows) != len(m.edges) || slices.Contains(slices.Collect(maps.Values(rows)), 0) {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if err != nil {
+		return fmt.Errorf("%w; rows as each edge sees them: %v", err, seen)
 	}
 	return nil
 }
