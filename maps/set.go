@@ -17,7 +17,7 @@ import (
 )
 
 // Contract is the version of the layout this package was built for: BERM_CONTRACT.
-const Contract = 1
+const Contract = 2
 
 // Set is every map of one contract directory.
 type Set struct {

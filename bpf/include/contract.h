@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define BERM_CONTRACT 1
+#define BERM_CONTRACT 2
 
 /* Limits. Each is the size of an array map, so each has its price in memory. */
 #define BERM_VIPS 4096		      /* 64 B each */

@@ -217,7 +217,7 @@ func TestRefusesToStart(t *testing.T) {
 func TestKernelHalfComesAndGoes(t *testing.T) {
 	k := mapstest.New(t)
 	pins := filepath.Dir(k.Pin(t))
-	hidden := pins + "/v1"
+	hidden := pins + "/v2"
 	lines := []string{
 		onLoopback, fmt.Sprintf("kernel: {pins: %s}", pins), "geo: {policies: {default: {drop: [XX]}}}",
 		"rate: {classes: {default: {packets: 10}}}", "vips: [{name: web, address: 192.0.2.1, port: 80, protocol: tcp, geo: default, rate: default}]",
