@@ -94,6 +94,7 @@ struct packet {
 	__u32 len;   /* bytes of the IP packet */
 	struct berm_addr src;
 	struct berm_addr dst;
+	__u64 number; /* source_number() */
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
 	struct berm_addr client;
 	__u64 ports; /* flow_ports() */

@@ -63,8 +63,8 @@ static __always_inline __u32 prefix6_lookup(__u64 addr, __u32 active)
 static __always_inline __u32 prefix_lookup(const struct packet *pkt, __u32 active)
 {
 	if (LIKELY(!is(pkt, PACKET_V6)))
-		return prefix4_lookup(bpf_ntohl(addr_to_v4(&pkt->src)), active);
-	return prefix6_lookup(bpf_be64_to_cpu(pkt->src.halves[0]), active);
+		return prefix4_lookup(pkt->number, active);
+	return prefix6_lookup(pkt->number, active);
 }
 
 static __always_inline int prefix_check(struct packet *pkt)
