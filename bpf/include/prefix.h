@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* prefix: one lookup gives what is known and decided about the source. IPv4 by DIR-24-8,
- * IPv6 by a multibit trie with compressed nodes (contract.h has both layouts); the low half of
+/* prefix: one lookup gives what is known and decided about the source. IPv4 by the
+ * first 24 bits in two steps and the rest in one, IPv6 by a multibit trie with compressed nodes (contract.h has both layouts); the low half of
  * an IPv6 address is not looked at. A hole in the table is record 0, which knows nothing.
  */
 #ifndef BERM_PREFIX_H
@@ -19,9 +19,14 @@ static __always_inline __u32 leaf_of(const __u64 *cell, __u32 n)
 
 static __always_inline __u32 prefix4_lookup(__u32 addr, __u32 active)
 {
-	__u32 key = active * BERM_PREFIX4_CELLS + (addr >> 10);
-	__u32 leaf = leaf_of(bpf_map_lookup_elem(&berm_prefix4, &key), addr >> 8);
+	__u32 key = active * BERM_PREFIX4_CELLS + (addr >> 13), leaf;
+	__u64 *cell = bpf_map_lookup_elem(&berm_prefix4, &key);
 
+	if (!cell)
+		return 0;
+	leaf = (*cell >> 32) + __builtin_popcount((__u32)*cell & ((2u << (addr >> 8 & 31)) - 1));
+	key = active * BERM_PREFIX4_LEAVES + leaf / 4;
+	leaf = leaf_of(bpf_map_lookup_elem(&berm_prefix4_leaves, &key), leaf);
 	if (LIKELY(!(leaf & PREFIX4_BLOCK)))
 		return leaf;
 	key = (active * BERM_PREFIX4_BLOCKS + (leaf & (PREFIX4_BLOCK - 1))) * 64 + (addr & 255) / 4;
