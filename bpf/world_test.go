@@ -292,7 +292,7 @@ func (k *kernel) setPrefix4(t testing.TB, p netip.Prefix, record uint16) {
 	n := binary.BigEndian.Uint32(a[:])
 	base := n >> 13 % (1 << 14) * 32
 	leaf := base + n>>8&31
-	k.words(t, k.BermPrefix4, n>>13, uint64(base)<<32|0xfffffffe)
+	k.words(t, k.BermPrefix4, n>>13, uint64(base+31)<<32|0x7fffffff)
 	var cell uint64
 	if err := k.BermPrefix4Leaves.Lookup(leaf/4, &cell); err != nil {
 		t.Fatal(err)

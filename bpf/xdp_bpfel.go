@@ -73,7 +73,8 @@ type XDPBermConfig struct {
 type XDPBermConfigFlags uint32
 
 const (
-	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY XDPBermConfigFlags = 1
+	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY  XDPBermConfigFlags = 1
+	XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED XDPBermConfigFlags = 2
 )
 
 type XDPBermCounter struct {

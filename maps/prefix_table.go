@@ -218,28 +218,30 @@ func (t *PrefixTable) Finish() error {
 func (t *PrefixTable) pack4() error {
 	for at := range t.cells4 {
 		var run [32]uint16
-		var starts uint64
+		var ends uint64 // of runs, but the last
 		n := 0
 		for i, leaf := range t.slash24[at*32:][:32] {
 			if i > 0 && leaf == run[n-1] {
 				continue
 			}
+			if i > 0 {
+				ends |= 1 << (i - 1)
+			}
 			run[n] = leaf
 			n++
-			starts |= 1 << i
 		}
 		base, ok := t.leaves4At.store(&t.leaves4, run[:n], prefix4Leaves)
 		if !ok {
 			return fmt.Errorf("prefix table: IPv4 needs more than %d leaves: %w (use a database with fewer IPv4 prefixes)", prefix4Leaves, ErrFull)
 		}
-		t.cells4[at] = uint64(base)<<32 | starts&^1 // the first is none other than the one before
+		t.cells4[at] = uint64(int(base)+n-1)<<32 | ends
 	}
 	return nil
 }
 
 // leaf4 is the number of the leaf of an address in its /19's cell.
 func leaf4(cell uint64, a uint32) uint32 {
-	return uint32(cell>>32) + uint32(bits.OnesCount32(uint32(cell)&(2<<(a>>8&31)-1)))
+	return uint32(cell>>32) - uint32(bits.OnesCount32(uint32(cell)>>(a>>8&31)))
 }
 
 // PrefixSize says how full a table is.

@@ -117,7 +117,8 @@ struct berm_addr {
 };
 
 enum berm_config_flags {
-	BERM_CONFIG_OBSERVE_ONLY = 1 << 0, /* every drop becomes a shadow drop */
+	BERM_CONFIG_OBSERVE_ONLY = 1 << 0,  /* every drop becomes a shadow drop */
+	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never": spares most packets a lookup */
 };
 
 /* The one entry of berm_config. Index writes (vip_active, prefix_active) are single
@@ -180,8 +181,8 @@ struct berm_prefix_record {
 _Static_assert(sizeof(struct berm_prefix_record) == 8, "one inlined load");
 
 /* IPv4: prefix4[active * BERM_PREFIX4_CELLS + (a >> 13)] stands for the 32 /24s of a /19. Bit i of
- * its low half is set where /24 number i has another leaf than the one before it; the leaf of
- * number i is prefix4_leaves' number (high half) + popcount(bits up to and with i), of 16 bit.
+ * its low half is set where /24 number i + 1 has another leaf than number i; the leaf of number i is
+ * that of 16 bit in prefix4_leaves with the number high half - popcount(low half >> i).
  * Bit 15 of a leaf set: the low 15 bits name a block; the leaf is then
  * prefix4_blocks[active * BERM_PREFIX4_BLOCKS * 64 + block * 64 + (a & 255) / 4], leaf a & 3.
  * Otherwise the leaf is a record id.

@@ -24,7 +24,7 @@ static __always_inline __u32 prefix4_lookup(__u32 addr, __u32 active)
 
 	if (!cell)
 		return 0;
-	leaf = (*cell >> 32) + __builtin_popcount((__u32)*cell & ((2u << (addr >> 8 & 31)) - 1));
+	leaf = (*cell >> 32) - __builtin_popcount((__u32)*cell >> (addr >> 8 & 31));
 	key = active * BERM_PREFIX4_LEAVES + leaf / 4;
 	leaf = leaf_of(bpf_map_lookup_elem(&berm_prefix4_leaves, &key), leaf);
 	if (LIKELY(!(leaf & PREFIX4_BLOCK)))
@@ -78,8 +78,6 @@ static __always_inline int prefix_check(struct packet *pkt)
 	struct berm_prefix_record *record;
 	__u32 key;
 
-	if (UNLIKELY(is(pkt, PACKET_ALLOWED)))
-		return STAGE_NEXT;
 	pkt->record_id = prefix_lookup(pkt, active) & (BERM_RECORDS - 1);
 	key = active * BERM_RECORDS + pkt->record_id;
 	record = bpf_map_lookup_elem(&berm_prefix_records, &key);

@@ -167,7 +167,7 @@ static __always_inline int rate_check(struct packet *pkt, const struct now *now)
 	__u64 time;
 	bool shadow;
 
-	if (!class || is(pkt, PACKET_ALLOWED))
+	if (!class)
 		return STAGE_NEXT;
 	set = bpf_map_lookup_elem(&berm_rate_cells, &key);
 	limits = bpf_map_lookup_elem(&berm_rate_classes, &class);
