@@ -465,7 +465,7 @@ func TestChoose(t *testing.T) {
 		{Path{0.05, 1}, Goal{1e-4, 0.35, 1000}, Params{189, 24}},
 	} {
 		got := Choose(c.path, c.goal)
-		if got.Params.K != c.want.K || got.Params.M > c.want.M || got.Overhead() > c.goal.Overhead || got.Why == "" {
+		if got.K != c.want.K || got.M > c.want.M || got.Overhead() > c.goal.Overhead || got.Why == "" {
 			t.Errorf("%+v %+v: %s (%s), want at most %s", c.path, c.goal, got.Params, got.Why, c.want)
 		}
 		less := Params{got.K, got.M - 1}
