@@ -244,7 +244,7 @@ func TestSenders(t *testing.T) {
 	pkt := payloadID{1, 0, 2}.append([]byte("content"))
 	until := func(what string, done func(Status) bool) {
 		t.Helper()
-		for start := time.Now(); ; time.Sleep(5 * time.Millisecond) { // sleep: polls
+		for start := time.Now(); ; time.Sleep(5 * time.Millisecond) { // poll
 			s := statusOf(t, relays, "r")
 			if done(s) {
 				return
