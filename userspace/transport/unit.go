@@ -224,6 +224,9 @@ func (u *unit) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	} else {
 		body := newStallBody(r.Body, w, u.limits.stall)
 		defer body.stall.close()
+		// A copy: net/http looks at the Body of its own request to see whether what remains on the connection
+		// can be another request. With ours in its place it would read on behind a body that is malformed.
+		r = r.WithContext(r.Context())
 		r.Body = body
 	}
 	if r.ProtoMajor >= 2 {
