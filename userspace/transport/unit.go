@@ -56,6 +56,9 @@ func (s *Server) open(k unitKey, cfg Config) (u *unit, err error) {
 	}
 	u.http.TLSConfig = s.opts.TLS.Clone()
 	u.http.TLSConfig.NextProtos = []string{"h2", "http/1.1"}
+	if err := u.configureH2(); err != nil {
+		return nil, fmt.Errorf("listen.https: %w", errors.Join(err, u.tcp.Close()))
+	}
 	if err := u.openQUIC(cfg); err != nil {
 		return nil, fmt.Errorf("listen.https: %w", errors.Join(err, u.tcp.Close()))
 	}
