@@ -93,7 +93,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 			err = errors.Join(err, e.close(ctx))
 		}
 	}()
-	debug.SetMemoryLimit(cfg.Cache.HeapLimit())
+	boundHeap(cfg.Cache.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS, opts.State, certNames(cfg)); err != nil {
 		return nil, err
 	}
@@ -279,5 +279,14 @@ func (e *Edge) certsChanged(err error) {
 func (e *Edge) notify(state string) {
 	if e.opts.Notify != nil {
 		e.opts.Notify(state)
+	}
+}
+
+// boundHeap has garbage collected when the heap has grown fivefold or nears its limit, whichever is first: with a
+// cache that is not full, collecting at each doubling took a quarter of a hit's CPU time.
+func boundHeap(limit int64) {
+	debug.SetMemoryLimit(limit)
+	if os.Getenv("GOGC") == "" { // else the operator has decided
+		debug.SetGCPercent(400)
 	}
 }

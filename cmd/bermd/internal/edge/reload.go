@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -81,7 +80,7 @@ func (e *Edge) reload() (done []string, err error) {
 	next.use()
 	e.log.Apply(cfg.Log)
 	e.access.Sample(cfg.Log.Access)
-	debug.SetMemoryLimit(cfg.Cache.HeapLimit())
+	boundHeap(cfg.Cache.HeapLimit())
 	e.accept(cfg)
 	e.kernel.tidy(cfg)
 	return e.differences(old, cfg, restart), nil
