@@ -15,20 +15,16 @@ type verdictFeed struct {
 
 // Help is what berm verdict feed --help adds.
 func (verdictFeed) Help() string {
-	return `It reads a JSON object a line on standard input, so that fail2ban, CrowdSec or a model can decide:
+	return `It reads a JSON object a line on standard input, so that fail2ban, CrowdSec or a model can decide. Its keys: source is an address or a prefix of at most 256 sources (of IPv6, /64s); op is add or remove; action is drop, shadow, allow or mark; for is a time, a number of seconds or forever (default: 1h); reason is cut to 15 bytes; vip, rule and evidence are shown with it. What came in meanwhile is sent together; a line alone is sent at once.
 
-  {"source":"198.51.100.7","for":"10m","reason":"ssh","rule":1001,"evidence":77}
-  {"source":"2001:db8:7::/64","vip":"web","action":"shadow","for":90}
-  {"op":"remove","source":"198.51.100.7"}
-
-source is an address or a prefix of at most 256 sources (of IPv6, /64s); op is add or remove; action is drop, shadow, allow or mark; for is a time, a number of seconds or forever (default: 1h); reason is cut to 15 bytes. What came in meanwhile is sent together; a line alone is sent at once.
-
-A line that is wrong is told on standard error, {"line":3,"error":"…"}, and the stream goes on. What an operator decided stays. Exit code 0: every line was right. 1: some were not.
+A line that is wrong is told on standard error with its number, as JSON too, and the stream goes on. What an operator decided stays. Exit code 0: every line was right. 1: some were not.
 
 The address of a packet can be forged. Feed only sources that have completed a handshake (TCP, QUIC, HTTP), or say "validated":false: then drop becomes shadow, so that no attacker chooses whom this edge drops.
 
 Examples:
 
+  echo '{"source":"198.51.100.7","for":"10m","reason":"ssh","rule":7}' | berm verdict feed
+  echo '{"op":"remove","source":"198.51.100.7"}' | berm verdict feed
   tail -F /var/log/bans.json | berm verdict feed --never 192.0.2.0/24
   ./detector.py | berm verdict feed --max-for 1h`
 }
