@@ -146,6 +146,11 @@ func (c *Client) RemoveVerdict(ctx context.Context, source netip.Addr, vip strin
 	return out, c.call(ctx, http.MethodDelete, "/v1/verdicts?"+q.Encode(), nil, &out)
 }
 
+// ChangeVerdicts makes many changes as the guard, whose verdicts never replace an operator's.
+func (c *Client) ChangeVerdicts(ctx context.Context, changes []VerdictChange) (out VerdictResults, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/verdicts/batch", changes, &out)
+}
+
 // ExplainSteer tells where a flow's packets go, and why.
 func (c *Client) ExplainSteer(ctx context.Context, f Flow) (out Steering, err error) {
 	q := url.Values{"protocol": {f.Protocol}, "source": {f.Source.String()}, "destination": {f.Destination.String()}}

@@ -92,6 +92,9 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 	},
 	"GET /v1/verdicts":  func(t Tables, r *http.Request) (any, error) { return t.Verdicts(r.Context()) },
 	"POST /v1/verdicts": func(t Tables, r *http.Request) (any, error) { return with(t.AddVerdict)(r) },
+	"POST /v1/verdicts/batch": func(t Tables, r *http.Request) (any, error) {
+		return with(t.ChangeVerdicts)(r)
+	},
 	"DELETE /v1/verdicts": func(t Tables, r *http.Request) (any, error) {
 		source, err := addrParam(r, "source")
 		if err != nil {

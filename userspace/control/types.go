@@ -201,6 +201,24 @@ type Relay struct {
 	Refused    uint64 `json:"refused,omitempty"` // packets whose payload ID cannot be
 }
 
+// VerdictChange adds a verdict, or takes the one about its source and VIP away.
+type VerdictChange struct {
+	Verdict
+	Remove bool `json:"remove,omitempty"`
+}
+
+// VerdictResults answers a batch of changes: what was refused. All others were made.
+type VerdictResults struct {
+	Refused []VerdictRefused `json:"refused"`
+}
+
+// VerdictRefused is a change that was not made.
+type VerdictRefused struct {
+	Index  int    `json:"index"` // in the batch
+	Error  string `json:"error"`
+	Absent bool   `json:"absent,omitempty"` // there was nothing to take away
+}
+
 // Flow names a connection for `berm steer explain`.
 type Flow struct {
 	Protocol    string         `json:"protocol"` // tcp or udp
