@@ -36,7 +36,7 @@ func steered(t *testing.T, k *mapstest.Kernel, r *rand.Rand) (names map[netip.Ad
 	}
 	rows := make([]maps.Row, maps.RowCount)
 	for i := range rows {
-		rows[i] = maps.Row{Owner: ids[r.IntN(4)], Previous: append(ids, 0)[r.IntN(5)]}
+		rows[i] = maps.Row{Owner: ids[r.IntN(4)], Second: append(ids, 0)[r.IntN(5)]}
 	}
 	if err := k.Rows.Write(set, rows); err != nil {
 		t.Fatal(err)
