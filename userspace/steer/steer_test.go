@@ -516,6 +516,7 @@ func TestBeat(t *testing.T) {
 		t.Error("before a configuration:", err)
 	}
 	cfg := site(t, freePort(t))
+	cfg.Probe.Interval, cfg.Probe.Failures = time.Hour, 100 // nobody is found dead
 	if _, err := c.Apply(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -570,6 +571,7 @@ func TestOrdersAndPlans(t *testing.T) {
 	k := mapstest.New(t)
 	c := newController(t, k)
 	cfg := site(t, freePort(t))
+	cfg.Probe.Interval, cfg.Probe.Failures = time.Hour, 100 // nobody is found dead
 	if _, err := c.Apply(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
