@@ -12,6 +12,7 @@
 #include <linux/ipv6.h>
 
 #include "addr.h"
+#include "chance.h"
 #include "csum.h"
 #include "decap.h"
 #include "packet.h"
@@ -105,7 +106,9 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 				      const struct berm_backend *to, bool six)
 {
 	const struct berm_config *cfg = pkt->cfg;
-	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0]) : 0;
+	__u64 chance = fact(pkt, PACKET_HANDED);
+	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0], chance) :
+					  chance * TAG_CHANCE;
 	struct berm_addr src;
 
 	if (!six)
@@ -113,6 +116,13 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 	src = cfg->self6;
 	src.words[3] = spread(pkt, src.words[3]);
 	return put_ipv6(pkt, cur, &src, &to->addr, tag);
+}
+
+static __always_inline enum berm_exit exit_of(const struct packet *pkt)
+{
+	return BERM_EXIT_FORWARD +
+	       fact(pkt, PACKET_HANDED) * (BERM_EXIT_CHANCE - BERM_EXIT_FORWARD) +
+	       fact(pkt, PACKET_SILENT) * (BERM_EXIT_DEADMAN - BERM_EXIT_CHANCE);
 }
 
 /* six is constant, so that each of the two ways knows its sizes. */
@@ -148,9 +158,10 @@ static __always_inline int encapsulate(struct packet *pkt, bool six)
 	/* Nobody answers from a group's address: what was sent to all is not ours to send on. */
 	if (UNLIKELY(macs.src0 & 1))
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
-	if (UNLIKELY(is(pkt, PACKET_TAGGED))) {
+	if (UNLIKELY(is(pkt, PACKET_TAGGED | PACKET_OUTER))) {
 		vlans = away ? 0 : vlans_of(pkt);
-		grow -= (int)((vlans_of(pkt) - vlans) * sizeof(struct vlan_hdr));
+		grow -= (int)((vlans_of(pkt) - vlans) * sizeof(struct vlan_hdr) +
+			      outer_of(pkt->facts));
 	}
 
 	if (bpf_xdp_adjust_head(pkt->ctx, -grow))
@@ -159,13 +170,13 @@ static __always_inline int encapsulate(struct packet *pkt, bool six)
 	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||
 	    !put_outer(pkt, &cur, to, six))
 		return abort_packet(pkt, BERM_STAGE_DELIVER);
-	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_FORWARD,
+	return leave(pkt, BERM_STAGE_DELIVER, exit_of(pkt),
 		     UNLIKELY(away) ? bpf_redirect(away, 0) : XDP_TX);
 }
 
 static __always_inline int strip_outer(struct packet *pkt)
 {
-	int size = is(pkt, PACKET_OUTER6) ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	int size = outer_of(pkt->facts);
 	struct cursor cur = cur_from(pkt->ctx);
 	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
 	struct macs macs;
@@ -184,7 +195,7 @@ static __always_inline int strip_outer(struct packet *pkt)
 
 static __always_inline int deliver(struct packet *pkt)
 {
-	if (UNLIKELY(is(pkt, PACKET_OUTER)))
+	if (UNLIKELY(is(pkt, PACKET_OUTER)) && !pkt->backend)
 		return strip_outer(pkt);
 	if (!pkt->backend)
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
