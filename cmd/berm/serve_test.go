@@ -61,6 +61,13 @@ func (d *daemon) Purge(_ context.Context, p control.Purge) (control.Changes, err
 
 func (d *daemon) Cache(context.Context) (control.Cache, error) { return control.Cache{}, nil }
 
+func (d *daemon) Relays(context.Context) ([]control.Relay, error) {
+	return []control.Relay{
+		{Name: "before", Role: "protect", Packets: 1500, Parity: 300, Loss: 0.05, Burst: 1.2, K: 32, M: 8, Why: "enough"},
+		{Name: "behind", Role: "repair", Packets: 1499, Senders: 1, Received: 1700, Repaired: 74, Missing: 1, Residual: 1. / 1500},
+	}, nil
+}
+
 func (d *daemon) Top(ctx context.Context, seconds int) (control.Top, error) {
 	t := control.Top{Seconds: float64(seconds), Requests: 1234, Cache: control.Cache{Objects: 7, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .875}}
 	t.Sources = []control.TopSource{{Source: netip.MustParseAddr("198.51.100.7"), Country: "DE", Packets: 1500, Bytes: 90000, Dropped: 20, Reason: "geo"}}

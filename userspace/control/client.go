@@ -75,6 +75,11 @@ func (c *Client) Cache(ctx context.Context) (out Cache, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/cache", nil, &out)
 }
 
+// Relays asks how the relays with forward error correction are.
+func (c *Client) Relays(ctx context.Context) (out []Relay, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/fec/relays", nil, &out)
+}
+
 // Top asks for rates over the last seconds.
 func (c *Client) Top(ctx context.Context, seconds int) (out Top, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/top?seconds="+strconv.Itoa(seconds), nil, &out)

@@ -43,6 +43,10 @@ func (d *testDaemon) Cache(context.Context) (control.Cache, error) {
 	return control.Cache{Objects: 7}, nil
 }
 
+func (d *testDaemon) Relays(context.Context) ([]control.Relay, error) {
+	return []control.Relay{{Name: "behind", Role: "repair", Repaired: 3}}, nil
+}
+
 func (d *testDaemon) Top(_ context.Context, seconds int) (control.Top, error) {
 	d.top.Seconds = float64(seconds)
 	return d.top, nil
@@ -335,6 +339,9 @@ func TestDaemonCalls(t *testing.T) {
 	ctx := t.Context()
 	if s, err := c.Status(ctx); err != nil || s.Node != "edge1" {
 		t.Errorf("%+v %v", s, err)
+	}
+	if r, err := c.Relays(ctx); err != nil || len(r) != 1 || r[0].Repaired != 3 {
+		t.Errorf("relays %+v, %v", r, err)
 	}
 	if s, err := c.Cache(ctx); err != nil || s.Objects != 7 {
 		t.Errorf("%+v %v", s, err)

@@ -22,6 +22,7 @@ import (
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/pipeline"
 	"github.com/bermedge/berm/userspace/transport"
@@ -55,6 +56,7 @@ type Edge struct {
 	server   *transport.Server
 	kernel   *kernelLink
 	probes   *probes
+	relays   *fec.Relays
 	admin    *http.Server
 	socket   net.Listener
 
@@ -164,6 +166,10 @@ func (e *Edge) listen(cfg *config.Config) (err error) {
 	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
 		return err
 	}
+	e.relays = fec.NewRelays(e.log.Logger)
+	if err := e.relays.Apply(cfg.FEC); err != nil {
+		return err
+	}
 	e.probes = &probes{e: e, open: map[netip.AddrPort]*responder{}}
 	return e.probes.apply(cfg.AnswersProbes())
 }
@@ -252,6 +258,9 @@ func (e *Edge) close(ctx context.Context) error {
 	}
 	if e.scrape != nil {
 		errs = append(errs, e.scrape.apply(""))
+	}
+	if e.relays != nil {
+		errs = append(errs, e.relays.Close())
 	}
 	if e.probes != nil {
 		errs = append(errs, e.probes.apply(nil))

@@ -65,6 +65,10 @@ func (e *Edge) reload() (done []string, err error) {
 	if err := e.probes.apply(cfg.AnswersProbes()); err != nil {
 		return nil, err
 	}
+	undo = append(undo, func() { e.restored("relays", e.relays.Apply(old.FEC)) })
+	if err := e.relays.Apply(cfg.FEC); err != nil {
+		return nil, err
+	}
 	undo = append(undo, func() { e.restored("metrics", e.scrape.apply(old.Admin.Metrics)) })
 	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
 		return nil, err
