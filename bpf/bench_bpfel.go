@@ -39,6 +39,7 @@ const (
 	BenchMapBermEvents        = "berm_events"
 	BenchMapBermGeoPolicies   = "berm_geo_policies"
 	BenchMapBermGeoRules      = "berm_geo_rules"
+	BenchMapBermHeart         = "berm_heart"
 	BenchMapBermPaths         = "berm_paths"
 	BenchMapBermPeers         = "berm_peers"
 	BenchMapBermPrefix4       = "berm_prefix4"
@@ -136,6 +137,7 @@ type BenchMapSpecs struct {
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -195,6 +197,7 @@ type BenchMaps struct {
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -230,6 +233,7 @@ func (m *BenchMaps) Close() error {
 		m.BermEvents,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
+		m.BermHeart,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,

@@ -25,6 +25,7 @@ import (
 	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/pipeline"
+	"github.com/bermedge/berm/userspace/steer"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -220,6 +221,7 @@ func certNames(cfg *config.Config) []string {
 func (e *Edge) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.tasks.Go(func() { e.kernel.run(work) })
+	e.tasks.Go(func() { e.kernel.live(work) })
 	e.tasks.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
 	e.tasks.Go(func() { e.watchdog(work) })
 	e.ready.Store(true)
@@ -233,9 +235,15 @@ func (e *Edge) Run(ctx context.Context) error {
 	}
 	e.ready.Store(false)
 	e.notify("STOPPING=1")
-	e.probes.drain() // new flows that reach other edges stay there
+	e.probes.say(steer.Says{Draining: true}) // new flows that reach other edges stay there
+	keeps := e.cfg.Load().Steer.SecondChance > 0
+	if keeps { // new flows that come here go to the others, and those that are here stay to their end
+		e.kernel.handOver()
+	}
 	err := e.close(context.WithoutCancel(ctx))
-	e.kernel.handOver() // nobody listens any more: what still comes is for the others
+	if !keeps { // nobody listens any more: what still comes is for the others
+		e.kernel.handOver()
+	}
 	stop()
 	e.tasks.Wait()
 	e.kernel.close()
