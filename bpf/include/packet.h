@@ -96,7 +96,6 @@ struct packet {
 	__u32 tos;
 	__u32 proto; /* of the payload; of fragments as the first header says */
 	__u32 len;   /* bytes of the IP packet */
-	__u64 number; /* source_number() */
 	struct berm_addr src;
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
@@ -107,7 +106,8 @@ struct packet {
 	struct berm_vip *vip; /* NULL until found */
 	__u32 vip_id;
 	__u32 record_id;
-	__u64 source; /* source hash */
+	__u64 number; /* source_number() of src; parse sets it */
+	__u64 source; /* and its hash */
 	union {
 		struct berm_prefix_record record;
 		__u64 record_word;
