@@ -86,8 +86,8 @@ enum berm_exit {
 	BERM_EXIT_SHADOW = 5,	 /* would have been dropped; counted beside its real exit */
 	BERM_EXIT_FAIL_OPEN = 6, /* our own failure: a missing entry, a full table */
 	BERM_EXIT_ABORTED = 7,	 /* our own failure after the first write to the packet */
-	BERM_EXIT_CHANCE = 8,	 /* sent to the row's previous owner: this host has no socket for it */
-	BERM_EXIT_DEADMAN = 9,	 /* sent to another edge, since this one's daemon is silent */
+	BERM_EXIT_CHANCE = 8, /* sent to the row's previous owner: this host has no socket for it */
+	BERM_EXIT_DEADMAN = 9, /* sent to another edge, since this one's daemon is silent */
 	BERM_EXIT_MAX,
 };
 
@@ -283,8 +283,8 @@ _Static_assert(!(BERM_BACKENDS & BERM_ROW_BACKEND), "ids are masked");
 struct berm_heart {
 	__u32 beat;	   /* daemon: another number each 100 ms */
 	__u32 limit_ticks; /* daemon: silent for more than so many jiffies it counts as dead; 0 = never */
-	__u64 noted;	   /* XDP: the last beat seen in the high half, the jiffies of then in the low */
-	__u32 fired;	   /* XDP: 1 once a new flow went elsewhere; the daemon clears it */
+	__u64 noted; /* XDP: the last beat seen in the high half, the jiffies of then in the low */
+	__u32 fired; /* XDP: 1 once a new flow went elsewhere; the daemon clears it */
 	__u32 pad;
 };
 

@@ -69,7 +69,8 @@ enum packet_fact {
 
 	PACKET_CHANCE = 1 << 28, /* a peer's second chance: delivered here whatever happens */
 	PACKET_HANDED = 1 << 29, /* goes to another edge as its second chance */
-	PACKET_SILENT = 1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
+	PACKET_SILENT =
+		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
 };
 
 /* To be refused for this reason if it is for a VIP; only parse has such reasons. */
