@@ -50,6 +50,10 @@ func (d *testDaemon) Cache(context.Context) (control.Cache, error) {
 	return control.Cache{Objects: 7}, nil
 }
 
+func (d *testDaemon) Relays(context.Context) ([]control.Relay, error) {
+	return []control.Relay{{Name: "behind", Role: "repair", Repaired: 3}}, nil
+}
+
 func (d *testDaemon) Top(_ context.Context, seconds int) (control.Top, error) {
 	d.top.Seconds = float64(seconds)
 	return d.top, nil
@@ -343,6 +347,9 @@ func TestDaemonCalls(t *testing.T) {
 	if s, err := c.Status(ctx); err != nil || s.Node != "edge1" {
 		t.Errorf("%+v %v", s, err)
 	}
+	if r, err := c.Relays(ctx); err != nil || len(r) != 1 || r[0].Repaired != 3 {
+		t.Errorf("relays %+v, %v", r, err)
+	}
 	if s, err := c.Cache(ctx); err != nil || s.Objects != 7 {
 		t.Errorf("%+v %v", s, err)
 	}
@@ -480,5 +487,17 @@ func TestPageEscapesAndConfines(t *testing.T) {
 		if w.Code != want || want == 200 && (json.Unmarshal(w.Body.Bytes(), &s) != nil || s.Node != evil) {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}
+	}
+}
+
+// An error's advice is told apart from it; of several errors each keeps its own.
+func TestHints(t *testing.T) {
+	one := errors.New("no geo policy \"eu\" (there is none yet)")
+	two := errors.New("no rate class \"slow\" (there are a, b)")
+	if e := control.AsError(one); e.Message != `no geo policy "eu"` || e.Hint != "there is none yet" {
+		t.Errorf("%+v", e)
+	}
+	if e := control.AsError(errors.Join(one, two)); e.Message != one.Error()+"\n"+two.Error() || e.Hint != "" {
+		t.Errorf("%+v", e)
 	}
 }
