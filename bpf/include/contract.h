@@ -11,14 +11,15 @@
 #define BERM_CONTRACT 2
 
 /* Limits. Each is the size of an array map, so each has its price in memory. */
-#define BERM_VIPS 4096		      /* 64 B each */
-#define BERM_VIP_BUCKETS 4096	      /* displacement of each bucket, two copies */
-#define BERM_VIP_SLOTS 16384	      /* VIP id by slot, two copies */
-#define BERM_RECORDS 32768	      /* prefix records, two copies */
-#define BERM_PREFIX4_CELLS (1 << 19)  /* the first 19 bits of an address, 4 MiB a copy */
-#define BERM_PREFIX4_LEAVES (1 << 20) /* 8 B cells of 4 leaves, two copies: 4 Mi runs of equal /24s */
-#define BERM_PREFIX4_BLOCKS 32767     /* /24s that are split further; 512 B each, two copies */
-#define BERM_PREFIX6_ROOT 65536	      /* the first 16 bits of an address */
+#define BERM_VIPS 4096		     /* 64 B each */
+#define BERM_VIP_BUCKETS 4096	     /* displacement of each bucket, two copies */
+#define BERM_VIP_SLOTS 16384	     /* VIP id by slot, two copies */
+#define BERM_RECORDS 32768	     /* prefix records, two copies */
+#define BERM_PREFIX4_CELLS (1 << 19) /* the first 19 bits of an address, 4 MiB a copy */
+#define BERM_PREFIX4_LEAVES \
+	(1 << 20)		  /* 8 B cells of 4 leaves, two copies: 4 Mi runs of equal /24s */
+#define BERM_PREFIX4_BLOCKS 32767 /* /24s that are split further; 512 B each, two copies */
+#define BERM_PREFIX6_ROOT 65536	  /* the first 16 bits of an address */
 #define BERM_PREFIX6_NODES (3 << 19)  /* 24 B each, two copies: 500,000 random /48s need 1.4 Mi */
 #define BERM_PREFIX6_LEAVES (1 << 20) /* 8 B cells of 4 leaves, two copies */
 #define BERM_GEO_POLICIES 256
@@ -29,7 +30,7 @@
 #define BERM_VERDICT_WORDS 16384 /* of 64 bits: 1 Mi bits */
 #define BERM_VERDICTS 65536
 #define BERM_SETS 64	     /* backend sets */
-#define BERM_ROWS 65537	     /* rows of a set; prime, as Maglev needs (NSDI '16, section 3.4) */
+#define BERM_ROWS 65537	     /* rows of a set: a row of it is 0.0015 % of the flows */
 #define BERM_ROW_CELLS 32769 /* two rows of 32 bit a cell */
 #define BERM_BACKENDS 4096
 #define BERM_PEERS 4096
@@ -86,8 +87,8 @@ enum berm_exit {
 	BERM_EXIT_SHADOW = 5,	 /* would have been dropped; counted beside its real exit */
 	BERM_EXIT_FAIL_OPEN = 6, /* our own failure: a missing entry, a full table */
 	BERM_EXIT_ABORTED = 7,	 /* our own failure after the first write to the packet */
-	BERM_EXIT_CHANCE = 8,	 /* sent to the row's previous owner: this host has no socket for it */
-	BERM_EXIT_DEADMAN = 9,	 /* sent to another edge, since this one's daemon is silent */
+	BERM_EXIT_CHANCE = 8, /* sent to the row's previous owner: this host has no socket for it */
+	BERM_EXIT_DEADMAN = 9, /* sent to another edge, since this one's daemon is silent */
 	BERM_EXIT_MAX,
 };
 
@@ -119,8 +120,9 @@ struct berm_addr {
 };
 
 enum berm_config_flags {
-	BERM_CONFIG_OBSERVE_ONLY = 1 << 0,  /* every drop becomes a shadow drop */
-	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never": spares most packets a lookup */
+	BERM_CONFIG_OBSERVE_ONLY = 1 << 0, /* every drop becomes a shadow drop */
+	BERM_CONFIG_SAMPLE_PASSED =
+		1 << 1, /* sample[0] is not "never": spares most packets a lookup */
 };
 
 /* The one entry of berm_config. Index writes (vip_active, prefix_active) are single
@@ -283,8 +285,8 @@ _Static_assert(!(BERM_BACKENDS & BERM_ROW_BACKEND), "ids are masked");
 struct berm_heart {
 	__u32 beat;	   /* daemon: another number each 100 ms */
 	__u32 limit_ticks; /* daemon: silent for more than so many jiffies it counts as dead; 0 = never */
-	__u64 noted;	   /* XDP: the last beat seen in the high half, the jiffies of then in the low */
-	__u32 fired;	   /* XDP: 1 once a new flow went elsewhere; the daemon clears it */
+	__u64 noted; /* XDP: the last beat seen in the high half, the jiffies of then in the low */
+	__u32 fired; /* XDP: 1 once a new flow went elsewhere; the daemon clears it */
 	__u32 pad;
 };
 
