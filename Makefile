@@ -85,8 +85,12 @@ test-e2e: ## labs in network namespaces, with real clients (as root)
 	@$(GO_TEST) -timeout 10m ./test/e2e/...
 
 .PHONY: test-kernels
-test-kernels: ## load the programs on the oldest kernel we support, under emulation
+test-kernels: ## old kernels under emulation: load, packet tests, what the verifiers need
 	@$(GO_TEST) -timeout 10m ./test/kernels/...
+
+.PHONY: verifier
+verifier: ## record what the programs need of each kernel's verifier (as root)
+	@$(GO) test -count=1 -timeout 10m -v ./test/kernels -update | grep -A99 'what the verifiers need'
 
 .PHONY: lab
 lab: build ## sudo make lab: the main scenario, with its figures
