@@ -3,9 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // systemd keeps sockets over the end of this process (sd_pid_notify_with_fds(3), FileDescriptorStoreMax of the unit) and
@@ -19,7 +19,7 @@ func (s systemd) Keep(name string, f *os.File) error {
 		return err
 	}
 	var sent error
-	err = raw.Control(func(fd uintptr) { sent = s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, syscall.UnixRights(int(fd))) })
+	err = raw.Control(func(fd uintptr) { sent = s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, unix.UnixRights(int(fd))) })
 	return errors.Join(err, sent)
 }
 
@@ -29,13 +29,13 @@ func (s systemd) Forget(name string) error {
 }
 
 func (s systemd) send(state string, rights []byte) error {
-	to := &net.UnixAddr{Name: s.socket, Net: "unixgram"}
-	c, err := net.DialUnix("unixgram", nil, to)
+	// Not net's: it sends rights only over sockets that are not connected, and has none without a name.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("tell systemd: %w", err)
 	}
-	defer c.Close()
-	if _, _, err := c.WriteMsgUnix([]byte(state), rights, nil); err != nil {
+	defer unix.Close(fd) //nolint:errcheck // nothing is buffered
+	if err := unix.Sendmsg(fd, []byte(state), rights, &unix.SockaddrUnix{Name: s.socket}, 0); err != nil {
 		return fmt.Errorf("tell systemd: %w", err)
 	}
 	return nil

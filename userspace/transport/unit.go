@@ -167,34 +167,47 @@ func (u *unit) serve() {
 
 // ended reports a listener that broke by itself.
 func (u *unit) ended(what string, err error) {
-	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, quic.ErrServerClosed) {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, quic.ErrServerClosed) || u.leaving.Load() && errors.Is(err, net.ErrClosed) {
 		return
 	}
 	u.s.opts.Failed(fmt.Errorf("%s on %s stopped: %w", what, u.key.address, err))
 }
 
-// lastCall is how long standing h1 connections get to end by themselves, with a response that says so: closing one
-// that waits for a request may cross with it, and the client cannot know whether it was heard. Busy ones need
-// a round trip.
+// lastCall is how long h1 connections get to end by themselves, with a response that says so: closing one that waits
+// for a request may cross with it, and the client cannot know whether it was heard. Busy ones, and those that were
+// accepted a moment ago, need a round trip.
 const lastCall = 250 * time.Millisecond
+
+// leave accepts no more and lets connections end by themselves. net/http's Shutdown alone closes also those that were
+// just accepted and whose request is on its way.
+func (u *unit) leave(ctx context.Context) {
+	u.leaving.Store(true)
+	_ = u.tcp.Close() // a copy may be kept for the next process
+	wait := lastCall
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/4)
+	}
+	over := time.After(wait)
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for u.s.stats.H1.Open.Load() > 0 {
+		select {
+		case <-look.C:
+		case <-over:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
 
 // drain ends the unit: gracefully until ctx ends, and then at once. The error says that requests
 // were cut.
 func (u *unit) drain(ctx context.Context) error {
-	if u.s.stats.H1.Open.Load() > 0 {
-		u.leaving.Store(true)
-		wait := lastCall
-		if end, ok := ctx.Deadline(); ok {
-			wait = min(wait, time.Until(end)/4)
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-		}
-	}
 	var wg sync.WaitGroup
 	var errTCP, errQUIC error
 	wg.Go(func() {
+		u.leave(ctx)
 		if errTCP = u.http.Shutdown(ctx); errTCP != nil {
 			_ = u.http.Close()
 		}
