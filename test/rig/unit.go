@@ -36,7 +36,7 @@ type Unit struct {
 
 type keptSocket struct {
 	name string
-	file *os.File
+	fd   int
 }
 
 // NewUnit listens for notifications at path. setUp completes each command before it is started.
@@ -89,7 +89,7 @@ func (u *Unit) hear(note string, fds []int) {
 		u.drop(name)
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
-			u.kept = append(u.kept, keptSocket{name, os.NewFile(uintptr(fd), name)})
+			u.kept = append(u.kept, keptSocket{name, fd})
 		}
 	case fields["READY"] == "1":
 		select {
@@ -102,7 +102,7 @@ func (u *Unit) hear(note string, fds []int) {
 func (u *Unit) drop(name string) {
 	for i := 0; i < len(u.kept); i++ {
 		if u.kept[i].name == name {
-			u.kept[i].file.Close()
+			unix.Close(u.kept[i].fd)
 			u.kept = append(u.kept[:i], u.kept[i+1:]...)
 			i--
 		}
@@ -123,12 +123,10 @@ func (u *Unit) Kept() (names []string) {
 func (u *Unit) Start(ctx context.Context) error {
 	// LISTEN_PID has to be the program's own: the shell knows it, and becomes the program.
 	u.cmd = exec.Command("sh", append([]string{"-c", `export LISTEN_PID=$$; exec "$@"`, "sh"}, u.args...)...)
-	u.mu.Lock()
-	var names []string
-	for _, k := range u.kept {
-		u.cmd.ExtraFiles, names = append(u.cmd.ExtraFiles, k.file), append(names, k.name)
+	names, err := u.give(u.cmd)
+	if err != nil {
+		return err
 	}
-	u.mu.Unlock()
 	u.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+u.path)
 	if len(names) > 0 {
 		u.cmd.Env = append(u.cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
@@ -142,7 +140,11 @@ func (u *Unit) Start(ctx context.Context) error {
 	case <-u.ready: // of an earlier start
 	default:
 	}
-	if err := u.cmd.Start(); err != nil {
+	err = u.cmd.Start()
+	for _, f := range u.cmd.ExtraFiles {
+		f.Close()
+	}
+	if err != nil {
 		return err
 	}
 	cmd, ended := u.cmd, make(chan error, 1)
@@ -157,6 +159,20 @@ func (u *Unit) Start(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%s is not ready: %w: %s", u.args[0], ctx.Err(), lastLines(said.String(), 5))
 	}
+}
+
+// give passes copies of what is kept, since the program may have it replaced while it is being started.
+func (u *Unit) give(cmd *exec.Cmd) (names []string, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, k := range u.kept {
+		fd, err := unix.FcntlInt(uintptr(k.fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		cmd.ExtraFiles, names = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), k.name)), append(names, k.name)
+	}
+	return names, nil
 }
 
 // Stop ends the program with a signal and returns how it ended.
@@ -187,7 +203,7 @@ func (u *Unit) Close() error {
 	err = errors.Join(err, u.notes.Close())
 	u.heard.Wait()
 	for _, k := range u.kept {
-		err = errors.Join(err, k.file.Close())
+		err = errors.Join(err, unix.Close(k.fd))
 	}
 	return err
 }

@@ -28,6 +28,9 @@ func (k *keeper) Keep(name string, f *os.File) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	copied, err := dup(name, f)
+	if old := k.kept[name]; old != nil {
+		err = errors.Join(err, old.Close())
+	}
 	k.kept[name] = copied
 	return err
 }
