@@ -35,8 +35,13 @@ func binaries(t *testing.T) string {
 }
 
 // TestMainPath runs the scenario "main"; every step is a subtest and every check can fail it.
-func TestMainPath(t *testing.T) {
-	s, err := scenario.Find("main")
+func TestMainPath(t *testing.T) { play(t, "main") }
+
+// TestUpgrade runs the scenario "upgrade".
+func TestUpgrade(t *testing.T) { play(t, "upgrade") }
+
+func play(t *testing.T, id string) {
+	s, err := scenario.Find(id)
 	if err != nil {
 		t.Fatal(err)
 	}

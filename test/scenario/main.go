@@ -57,6 +57,7 @@ type Main struct {
 	edgeCount int    // edges that there are
 	listed    int    // of those, the first that the edges' files name
 	steering  string // more of section steer of the edges' files, by lines
+	units     bool   // bermd runs under the lab's stand-in for systemd, which can start it again
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {

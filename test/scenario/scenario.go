@@ -79,6 +79,10 @@ func All() []Scenario {
 		ID:      "main",
 		Summary: "clients, an ECMP router (BIRD), two edges and an origin: from the wire to the cache and back",
 		Up:      upMain,
+	}, {
+		ID:      "upgrade",
+		Summary: "programs replaced and daemons started again under load: no request lost, no connection broken",
+		Up:      upUpgrade,
 	}}
 }
 
