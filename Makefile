@@ -25,7 +25,7 @@ AS := scripts/as-user
 GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath
 
 # The stages of `make test`, in their order. `setup` is the ground for the others.
-STAGES := setup check-generated check-fmt lint test-unit test-root test-e2e test-kernels
+STAGES := setup check-generated check-fmt lint test-unit test-root test-fuzz test-e2e test-kernels
 
 # Packages whose tests load programs or make namespaces; the tests of all others run anywhere.
 ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./userspace/geo/... ./userspace/steer/... ./cmd/... ./test/rig/... ./test/scenario/... ./test/packaging/...
@@ -82,6 +82,10 @@ test-unit: ## tests that need no privilege, with the race detector
 .PHONY: test-root
 test-root: ## tests that load programs and make namespaces (as root)
 	@$(GO_TEST) -race $(ROOT_PACKAGES)
+
+.PHONY: test-fuzz
+test-fuzz: ## ten seconds of mutated packets through the loaded program (as root)
+	@$(GO) test -run '^$$' -fuzz '^FuzzXDP$$' -fuzztime 10s -parallel 1 ./bpf
 
 .PHONY: test-e2e
 test-e2e: ## labs in network namespaces, with real clients (as root)
