@@ -116,6 +116,9 @@ func (e *Edge) startDaemon(ctx context.Context) error {
 	if bin, err = e.m.lab.Publish(bin); err != nil {
 		return err
 	}
+	if e.m.units {
+		return e.startUnit(ctx, bin)
+	}
 	e.bermd, err = e.node.Start(rig.Daemon{
 		Name: "bermd", Args: []string{bin, "run", "--config", e.config},
 		UID: daemonUser, GID: daemonUser, Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}, Cgroup: e.cgroup,

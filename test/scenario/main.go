@@ -58,6 +58,7 @@ type Main struct {
 	listed   int     // how many edges the files name
 	steering string  // more of section steer of the edges' files, by lines
 	failures int     // probes that a peer may miss
+	units    bool    // bermd runs under the lab's stand-in for systemd, which can start it again
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
