@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/origin"
 )
 
@@ -20,6 +21,8 @@ type setting struct {
 // entries hold what an entry of a map or list is before the file fills it.
 var entries = map[reflect.Type]reflect.Value{
 	reflect.TypeFor[origin.Config](): reflect.ValueOf(origin.DefaultConfig()),
+	reflect.TypeFor[anycast.Peer]():  reflect.ValueOf(anycast.DefaultPeer()),
+	reflect.TypeFor[anycast.BFD]():   reflect.ValueOf(anycast.DefaultBFD()),
 }
 
 // settings walks a configuration's type by its yaml tags. value holds the defaults.
@@ -29,7 +32,7 @@ func settings(comments map[string]string, key string, typ reflect.Type, value re
 		if value.IsValid() && !value.IsNil() {
 			value = value.Elem()
 		} else {
-			value = reflect.Value{}
+			value = entries[typ] // what it starts from once it is there
 		}
 	}
 	switch {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/cache"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/control"
@@ -33,6 +34,7 @@ type Config struct {
 	VIPs     []VIP                      `yaml:"vips"`
 	Backends map[string][]steer.Backend `yaml:"backends"`
 	Steer    Steer                      `yaml:"steer"`
+	Anycast  anycast.Config             `yaml:"anycast"`
 	Geo      geo.Config                 `yaml:"geo"`
 	Rate     Rate                       `yaml:"rate"`
 	Cache    cache.Config               `yaml:"cache"`
@@ -97,7 +99,7 @@ func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
 		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
-		Steer: Steer{Probe: steer.DefaultProbe()}, Cache: cache.DefaultConfig(), Log: observe.Default(),
+		Steer: Steer{Probe: steer.DefaultProbe()}, Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }
 
@@ -120,6 +122,7 @@ func Parse(name string, src []byte) (*Config, error) {
 	c := Default()
 	d := newDecoder(name)
 	preset(d, origin.DefaultConfig())
+	presetAnycast(d)
 	d.decode(src, &c)
 	if c.Node.Name == "" {
 		c.Node.Name = hostName()

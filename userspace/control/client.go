@@ -80,6 +80,16 @@ func (c *Client) Top(ctx context.Context, seconds int) (out Top, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/top?seconds="+strconv.Itoa(seconds), nil, &out)
 }
 
+// Anycast asks what routers are told.
+func (c *Client) Anycast(ctx context.Context) (out Anycast, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/anycast", nil, &out)
+}
+
+// OrderAnycast makes an operator's command override health, or ends that.
+func (c *Client) OrderAnycast(ctx context.Context, o AnycastOrder) (out Anycast, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/anycast", o, &out)
+}
+
 // VIPs lists the services with their counters.
 func (c *Client) VIPs(ctx context.Context) (out []VIP, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/vips", nil, &out)

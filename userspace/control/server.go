@@ -21,6 +21,8 @@ type Daemon interface {
 	Purge(ctx context.Context, p Purge) (Changes, error)
 	Cache(ctx context.Context) (Cache, error)
 	Top(ctx context.Context, seconds int) (Top, error)
+	Anycast(ctx context.Context) (Anycast, error)
+	OrderAnycast(ctx context.Context, o AnycastOrder) (Anycast, error)
 	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
 	// returns why it is not there.
 	Tables(f func(Tables) error) error
@@ -43,6 +45,8 @@ func Handler(d Daemon) http.Handler {
 	handle("POST /v1/reload", func(r *http.Request) (any, error) { return d.Reload(r.Context()) })
 	handle("POST /v1/purge", with(d.Purge))
 	handle("GET /v1/cache", func(r *http.Request) (any, error) { return d.Cache(r.Context()) })
+	handle("GET /v1/anycast", func(r *http.Request) (any, error) { return d.Anycast(r.Context()) })
+	handle("POST /v1/anycast", with(d.OrderAnycast))
 	handle("GET /v1/top", func(r *http.Request) (any, error) {
 		seconds, err := intParam(r, "seconds", 5, 1, 60)
 		if err != nil {

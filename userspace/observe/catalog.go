@@ -65,6 +65,16 @@ var (
 	OriginRefused  = counter("berm_origin_refused_total", "Requests refused because max_pending of their origin was reached.", "origin")
 	OriginInFlight = gauge("berm_origin_in_flight", "Requests that an origin is working on.", "origin")
 
+	AnycastPhase    = gauge("berm_anycast_phase", "1 for what routers are told now (announced, prepended, withdrawn), else 0.", "phase")
+	AnycastChanges  = counter("berm_anycast_changes_total", "Times that a phase began.", "phase")
+	AnycastRoutes   = gauge("berm_anycast_routes", "Prefixes that routers are told of.")
+	AnycastPeerUp   = gauge("berm_anycast_peer_up", "1 while the BGP session with a router is established.", "peer")
+	AnycastSessions = counter("berm_anycast_sessions_total", "BGP sessions with a router that came up.", "peer")
+	AnycastReceived = gauge("berm_anycast_received_prefixes", "Prefixes that a router sent, none of which is used.", "peer")
+	AnycastBFDUp    = gauge("berm_anycast_bfd_up", "1 while the BFD session with a router is up.", "peer")
+	AnycastBFD      = counter("berm_anycast_bfd_packets_total", "BFD packets by what became of them (sent, received, held).", "peer", "fate")
+	AnycastIgnored  = counter("berm_anycast_bfd_ignored_total", "BFD packets that were malformed, from afar, or no router's.")
+
 	GeoPrefixes = gauge("berm_geo_prefixes", "Prefixes compiled into the table in force.")
 	GeoRecords  = gauge("berm_geo_records", "Distinct records of the table in force.")
 	GeoLoaded   = gauge("berm_geo_loaded_seconds", "When the table in force was compiled, in Unix seconds.")

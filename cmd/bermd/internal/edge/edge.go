@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
@@ -55,6 +56,8 @@ type Edge struct {
 	server   *transport.Server
 	kernel   *kernelLink
 	probes   *probes
+	anycast  *anycast.Announcer
+	heart    heart
 	admin    *http.Server
 	socket   net.Listener
 
@@ -83,6 +86,8 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		opts: opts, log: opts.Log, started: time.Now(), metrics: observe.NewMetrics(), history: &observe.History{},
 		token: rand.Text(), fatal: make(chan error, 8),
 	}
+	e.heart.e = e
+	e.anycast = e.newAnycast()
 	e.busy = observe.NewBusy(e.clock)
 	e.access = observe.NewAccess(e.log.Logger, e.metrics)
 	e.access.Sample(cfg.Log.Access)
@@ -107,6 +112,9 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		return nil, err
 	}
 	e.kernel.connect(cfg)
+	if err = e.applyAnycast(ctx, cfg); err != nil {
+		return nil, err
+	}
 	e.registerMetrics()
 	return e, nil
 }
@@ -216,6 +224,8 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.tasks.Go(func() { e.kernel.run(work) })
 	e.tasks.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
 	e.tasks.Go(func() { e.watchdog(work) })
+	e.tasks.Go(func() { e.heart.run(work) })
+	e.tasks.Go(func() { e.anycast.Run(work) })
 	e.ready.Store(true)
 	e.notify("READY=1\nSTATUS=" + e.summary())
 	var broken error
@@ -225,8 +235,9 @@ func (e *Edge) Run(ctx context.Context) error {
 	case broken = <-e.fatal:
 		e.log.Error("stopping: a part broke", "error", broken)
 	}
-	e.ready.Store(false)
 	e.notify("STOPPING=1")
+	e.stopAnycast(context.WithoutCancel(ctx)) // while requests are still served: routers first
+	e.ready.Store(false)
 	e.probes.drain() // new flows that reach other edges stay there
 	err := e.close(context.WithoutCancel(ctx))
 	e.kernel.handOver() // nobody listens any more: what still comes is for the others
@@ -244,6 +255,7 @@ func (e *Edge) close(ctx context.Context) error {
 			e.log.Warn("some requests were cut: raise listen.drain if they need longer", "error", err)
 		}
 	}
+	errs = append(errs, e.anycast.Close())
 	if e.content != nil {
 		errs = append(errs, e.content.close())
 	}
