@@ -26,6 +26,7 @@ const (
 	blocked6         = "2001:db8:b::10"
 	greedy4, greedy6 = "198.51.100.140", "2001:db8:c::10"
 
+	routerID   = "10.77.0.254"
 	originHost = "10.77.9.1"
 	originAddr = originHost + ":8000"
 	edgeName   = "edge.test" // the name in URLs and in the certificate
@@ -53,10 +54,23 @@ type Main struct {
 	edges                                 []*Edge
 	cert                                  string // path of the certificate clients trust
 	originCounts                          string // socket
+	bird                                  *rig.Proc
+
+	routerConfig string             // "": edges announce by a BIRD of their own
+	edgeConfig   func(*Edge) string // added to an edge's file
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
-	m := &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts")}
+	m := newMain(lab, opts)
+	return m, m.up(ctx)
+}
+
+func newMain(lab *rig.Lab, opts Options) *Main {
+	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts")}
+}
+
+// up builds everything, in order.
+func (m *Main) up(ctx context.Context) error {
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) error
@@ -70,11 +84,11 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 	} {
 		start := time.Now()
 		if err := step.run(ctx); err != nil {
-			return nil, fmt.Errorf("%s: %w", step.name, err)
+			return fmt.Errorf("%s: %w", step.name, err)
 		}
-		opts.logf("up: %s (%s)", step.name, time.Since(start).Round(time.Millisecond))
+		m.opts.logf("up: %s (%s)", step.name, time.Since(start).Round(time.Millisecond))
 	}
-	return m, nil
+	return nil
 }
 
 // Guide tells a person what is where.
@@ -186,8 +200,14 @@ func (m *Main) startEdges(ctx context.Context) error {
 	return nil
 }
 
-func (m *Main) startRouter(ctx context.Context) error {
-	if _, err := startBIRD(m.lab, m.router, birdRouter("10.77.0.254", m.edges)); err != nil {
+func (m *Main) startRouter(ctx context.Context) (err error) {
+	if m.routerConfig != "" {
+		if m.bird, err = startBIRD(m.lab, m.router, m.routerConfig); err != nil {
+			return err
+		}
+		return m.awaitPaths(ctx, len(m.edges), 20*time.Second)
+	}
+	if m.bird, err = startBIRD(m.lab, m.router, birdRouter(birdCommon, routerID, m.edges)); err != nil {
 		return err
 	}
 	for _, e := range m.edges {

@@ -79,6 +79,10 @@ func All() []Scenario {
 		ID:      "main",
 		Summary: "clients, an ECMP router (BIRD), two edges and an origin: from the wire to the cache and back",
 		Up:      upMain,
+	}, {
+		ID:      "anycast",
+		Summary: "edges that announce themselves by BGP and BFD: announced, drained, hung, killed, back",
+		Up:      upAnycast,
 	}}
 }
 
