@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"net/http"
 	"net/netip"
@@ -61,19 +62,25 @@ func (d *daemon) Purge(_ context.Context, p control.Purge) (control.Changes, err
 
 func (d *daemon) Cache(context.Context) (control.Cache, error) { return control.Cache{}, nil }
 
-func (d *daemon) Anycast(context.Context) (control.Anycast, error) {
-	return control.Anycast{
-		AS: 64513, Phase: "prepended", Why: "an operator drains it", Since: time.Now().Add(-time.Minute), Command: "drain",
-		Routes: []control.AnycastRoute{{Prefix: netip.MustParsePrefix("203.0.113.10/32"), NextHop: "self", Communities: []string{"64513:100", "65535:0"}, MED: 50, Prepend: 3}},
-		Peers: []control.AnycastPeer{
-			{Address: netip.MustParseAddr("192.0.2.1"), AS: 64512, State: "established", Up: true, Since: time.Now().Add(-time.Hour), BFD: &control.AnycastBFD{State: "up", Interval: 100}},
-			{Address: netip.MustParseAddr("2001:db8::1"), AS: 64512, State: "active", Since: time.Now().Add(-time.Hour), Error: "hold timer expired"},
-		},
+func (d *daemon) Relays(context.Context) ([]control.Relay, error) {
+	return []control.Relay{
+		{Name: "before", Role: "protect", Packets: 1500, Parity: 300, Loss: 0.05, Burst: 1.2, K: 32, M: 8, Why: "enough"},
+		{Name: "behind", Role: "repair", Packets: 1499, Senders: 1, Received: 1700, Repaired: 74, Missing: 1, Residual: 1. / 1500},
 	}, nil
 }
 
-func (d *daemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
-	return control.Anycast{Phase: "prepended", Changed: []string{"announced before, prepended now: " + o.Command}}, nil
+// Order answers with what it was asked.
+func (d *daemon) Order(_ context.Context, o control.Order) (control.Changes, error) {
+	b, err := json.Marshal(o)
+	return control.Changes{Changed: []string{string(b)}}, err
+}
+
+// Plan answers with what it was asked.
+func (d *daemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
+	b, err := json.Marshal(p)
+	return control.Plan{Sets: []control.SetPlan{{Set: string(b), Rows: 65537, Moved: 6600, Least: 6554, Backends: []control.BackendPlan{
+		{Name: "edge1", Before: 65537, After: 58983}, {Name: "edge2", After: 6554},
+	}}}}, err
 }
 
 func (d *daemon) Top(ctx context.Context, seconds int) (control.Top, error) {

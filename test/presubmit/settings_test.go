@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/bermedge/berm/userspace/anycast"
+	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/origin"
 )
 
@@ -20,9 +21,10 @@ type setting struct {
 
 // entries hold what an entry of a map or list is before the file fills it.
 var entries = map[reflect.Type]reflect.Value{
-	reflect.TypeFor[origin.Config](): reflect.ValueOf(origin.DefaultConfig()),
-	reflect.TypeFor[anycast.Peer]():  reflect.ValueOf(anycast.DefaultPeer()),
-	reflect.TypeFor[anycast.BFD]():   reflect.ValueOf(anycast.DefaultBFD()),
+	reflect.TypeFor[origin.Config]():   reflect.ValueOf(origin.DefaultConfig()),
+	reflect.TypeFor[fec.RelayConfig](): reflect.ValueOf(fec.DefaultRelay()),
+	reflect.TypeFor[anycast.Peer]():    reflect.ValueOf(anycast.DefaultPeer()),
+	reflect.TypeFor[anycast.BFD]():     reflect.ValueOf(anycast.DefaultBFD()),
 }
 
 // settings walks a configuration's type by its yaml tags. value holds the defaults.

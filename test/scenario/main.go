@@ -58,6 +58,10 @@ type Main struct {
 
 	routerConfig string             // "": edges announce by a BIRD of their own
 	edgeConfig   func(*Edge) string // added to an edge's file
+
+	edgeCount int    // edges that there are
+	listed    int    // of those, the first that the edges' files name
+	steering  string // more of section steer of the edges' files, by lines
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
@@ -66,10 +70,10 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 }
 
 func newMain(lab *rig.Lab, opts Options) *Main {
-	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts")}
+	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), edgeCount: 2, listed: 2}
 }
 
-// up builds everything, in order.
+// up builds everything, and returns when the service is there.
 func (m *Main) up(ctx context.Context) error {
 	for _, step := range []struct {
 		name string
@@ -138,7 +142,7 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 			return err
 		}
 	}
-	for i := range 2 {
+	for i := range m.edgeCount {
 		e := newEdge(m, i+1)
 		if err := e.connect(ctx); err != nil {
 			return err
