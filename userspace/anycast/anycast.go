@@ -97,6 +97,7 @@ func (a *Announcer) switchTo(ctx context.Context, cfg Config) (err error) {
 func (a *Announcer) Run(ctx context.Context) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	said := "" // an error that stays is told once
 	for {
 		select {
 		case <-ctx.Done():
@@ -106,8 +107,11 @@ func (a *Announcer) Run(ctx context.Context) {
 		a.mu.Lock()
 		err := a.follow()
 		a.mu.Unlock()
-		if err != nil {
-			a.opts.Log.Error("announce", "error", err)
+		if err == nil {
+			said = ""
+		} else if err.Error() != said {
+			said = err.Error()
+			a.opts.Log.Error("routers are not told what they should be", "error", err)
 		}
 	}
 }

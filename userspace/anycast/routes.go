@@ -2,7 +2,6 @@ package anycast
 
 import (
 	"cmp"
-	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -59,20 +58,20 @@ func (r Route) equal(o Route) bool { return reflect.DeepEqual(r, o) }
 func (r Route) path(as uint32) (*apiutil.Path, error) {
 	nlri, err := bgp.NewIPAddrPrefix(r.Prefix)
 	if err != nil {
-		return nil, fmt.Errorf("announce %s: %w", r.Prefix, err)
+		return nil, err
 	}
 	p := &apiutil.Path{Family: bgp.RF_IPv4_UC, Nlri: nlri, Attrs: []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP)}}
 	if r.Prefix.Addr().Is4() {
 		hop, err := bgp.NewPathAttributeNextHop(r.NextHop)
 		if err != nil {
-			return nil, fmt.Errorf("announce %s: %w", r.Prefix, err)
+			return nil, err
 		}
 		p.Attrs = append(p.Attrs, hop)
 	} else {
 		p.Family = bgp.RF_IPv6_UC
 		reach, err := bgp.NewPathAttributeMpReachNLRI(p.Family, []bgp.PathNLRI{{NLRI: nlri}}, r.NextHop)
 		if err != nil {
-			return nil, fmt.Errorf("announce %s: %w", r.Prefix, err)
+			return nil, err
 		}
 		p.Attrs = append(p.Attrs, reach)
 	}

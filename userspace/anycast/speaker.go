@@ -40,14 +40,16 @@ type speaker struct {
 	peers map[netip.Addr]*peerNote
 }
 
-// peerNote is what events told about a peer.
+// peerNote is a peer as it runs, and what events told about it.
 type peerNote struct {
-	up       bool
-	since    time.Time // of up
-	ups      uint64
-	why      string // the last session ended
-	parole   *time.Timer
-	password string
+	cfg      Peer
+	password string // as its file had it
+
+	up     bool
+	since  time.Time // of up
+	ups    uint64
+	why    string // the last session ended
+	parole *time.Timer
 }
 
 // timers of a session. A peer that was lost is called again at once: the router decides how long it
@@ -91,7 +93,7 @@ func newSpeaker(cfg Config, clk clock.Clock, log *slog.Logger, alive func() bool
 			return nil, err
 		}
 	}
-	return s, s.restartBFD(cfg.Peers)
+	return s, s.watch(cfg.Peers)
 }
 
 // refuse makes sure that nothing is used but what this edge says itself, whatever peers send.
@@ -121,7 +123,7 @@ func (s *speaker) add(ctx context.Context, p Peer) error {
 		return fmt.Errorf("peer %s: password_file: %w", p.Address, err)
 	}
 	s.mu.Lock()
-	s.peers[p.Address] = &peerNote{since: s.clock.Now(), password: password}
+	s.peers[p.Address] = &peerNote{cfg: p, password: password, since: s.clock.Now()}
 	s.mu.Unlock()
 	peer := &api.Peer{
 		Conf: &api.PeerConf{NeighborAddress: p.Address.String(), PeerAsn: p.AS, AuthPassword: password},
@@ -154,15 +156,15 @@ func (s *speaker) add(ctx context.Context, p Peer) error {
 	return nil
 }
 
-func (s *speaker) remove(ctx context.Context, p Peer) error {
+func (s *speaker) remove(ctx context.Context, peer netip.Addr) error {
 	s.mu.Lock()
-	if n := s.peers[p.Address]; n != nil && n.parole != nil {
+	if n := s.peers[peer]; n != nil && n.parole != nil {
 		n.parole.Stop()
 	}
-	delete(s.peers, p.Address)
+	delete(s.peers, peer)
 	s.mu.Unlock()
-	if err := s.bgp.DeletePeer(ctx, &api.DeletePeerRequest{Address: p.Address.String()}); err != nil {
-		return fmt.Errorf("peer %s: %w", p.Address, err)
+	if err := s.bgp.DeletePeer(ctx, &api.DeletePeerRequest{Address: peer.String()}); err != nil {
+		return fmt.Errorf("peer %s: %w", peer, err)
 	}
 	return nil
 }
@@ -174,12 +176,9 @@ func (s *speaker) sameRoot(c Config) bool {
 
 // apply switches to another configuration. Peers that did not change keep their sessions.
 func (s *speaker) apply(ctx context.Context, c Config) error {
-	old := s.cfg
-	for _, p := range old.Peers {
-		if !slices.ContainsFunc(c.Peers, s.unchanged(p)) {
-			if err := s.remove(ctx, p); err != nil {
-				return err
-			}
+	for _, p := range s.changed(c) {
+		if err := s.remove(ctx, p); err != nil {
+			return err
 		}
 	}
 	for _, p := range c.Peers {
@@ -193,24 +192,23 @@ func (s *speaker) apply(ctx context.Context, c Config) error {
 		}
 	}
 	s.cfg = c
-	if !reflect.DeepEqual(neighbors(old.Peers), neighbors(c.Peers)) {
-		return s.restartBFD(c.Peers)
-	}
-	return nil
+	return s.watch(c.Peers)
 }
 
-// unchanged compares with a peer as it runs: its file may hold another password by now.
-func (s *speaker) unchanged(p Peer) func(Peer) bool {
-	return func(q Peer) bool {
-		if !reflect.DeepEqual(p, q) {
-			return false
+// changed lists peers that a configuration lacks, or has otherwise: a file may hold another password
+// by now.
+func (s *speaker) changed(c Config) (out []netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for a, n := range s.peers {
+		if !slices.ContainsFunc(c.Peers, func(p Peer) bool {
+			password, err := p.password()
+			return err == nil && password == n.password && reflect.DeepEqual(p, n.cfg)
+		}) {
+			out = append(out, a)
 		}
-		password, err := q.password()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		n := s.peers[p.Address]
-		return err == nil && n != nil && n.password == password
 	}
+	return out
 }
 
 func neighbors(peers []Peer) (out []bfd.Neighbor) {
@@ -222,15 +220,16 @@ func neighbors(peers []Peer) (out []bfd.Neighbor) {
 	return out
 }
 
-// restartBFD ends the BFD sessions on purpose, which ends no BGP session, and starts others.
-func (s *speaker) restartBFD(peers []Peer) (err error) {
-	if s.bfd != nil {
-		if err := s.bfd.Close(); err != nil {
-			return err
-		}
+// watch keeps BFD sessions with these peers.
+func (s *speaker) watch(peers []Peer) (err error) {
+	list := neighbors(peers)
+	switch {
+	case s.bfd != nil && len(list) > 0:
+		return s.bfd.Set(list)
+	case s.bfd != nil:
+		err = s.bfd.Close() // others may have the port
 		s.bfd = nil
-	}
-	if list := neighbors(peers); len(list) > 0 {
+	case len(list) > 0:
 		s.bfd, err = bfd.Start(list, bfd.Options{Clock: s.clock, Log: s.log, Alive: s.alive, Changed: s.bfdEvent})
 	}
 	return err
@@ -316,9 +315,11 @@ func (s *speaker) pardon(peer netip.Addr) {
 	}
 }
 
-// announce makes routes what peers are told, and nothing else.
+// announce makes routes what peers are told, and nothing else. What fails is tried again by the next
+// call.
 func (s *speaker) announce(routes []Route) error {
 	var errs []error
+	var now []Route
 	for _, r := range s.routes {
 		if slices.ContainsFunc(routes, func(n Route) bool { return n.Prefix == r.Prefix }) {
 			continue
@@ -327,19 +328,26 @@ func (s *speaker) announce(routes []Route) error {
 		if err == nil {
 			err = s.bgp.DeletePath(apiutil.DeletePathRequest{Paths: []*apiutil.Path{p}})
 		}
-		errs = append(errs, err)
+		if err != nil {
+			errs, now = append(errs, fmt.Errorf("withdraw %s: %w", r.Prefix, err)), append(now, r)
+		}
 	}
 	for _, r := range routes {
 		if slices.ContainsFunc(s.routes, r.equal) {
+			now = append(now, r)
 			continue
 		}
 		p, err := r.path(s.cfg.AS)
 		if err == nil {
 			_, err = s.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{p}})
 		}
-		errs = append(errs, err)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("announce %s: %w", r.Prefix, err))
+		} else {
+			now = append(now, r)
+		}
 	}
-	s.routes = routes
+	s.routes = now
 	return errors.Join(errs...)
 }
 

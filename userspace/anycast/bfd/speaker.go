@@ -57,12 +57,13 @@ type Options struct {
 
 // Speaker keeps the sessions.
 type Speaker struct {
-	opts     Options
+	opts    Options
+	tasks   sync.WaitGroup
+	ignored atomic.Uint64
+
+	mu       sync.RWMutex
 	sessions map[netip.Addr]*keeper
-	conns    []net.PacketConn
-	tasks    sync.WaitGroup
-	stop     context.CancelFunc
-	ignored  atomic.Uint64
+	conns    map[bool]net.PacketConn // what receives, by whether it is for IPv4
 }
 
 // Status is how a session is.
@@ -90,44 +91,64 @@ type keeper struct {
 	got   uint64
 	held  uint64
 	ended bool
+	stop  context.CancelFunc
+	done  chan struct{} // closed once nothing is sent any more
 }
 
 // ErrPortInUse is returned when another program of this host speaks BFD.
 var ErrPortInUse = errors.New("UDP port " + strconv.Itoa(Port) + " is taken: another BFD daemon (BIRD, FRR) of this host has it")
 
-// Start opens the sockets and keeps a session with each neighbour until Close.
-func Start(neighbors []Neighbor, opts Options) (_ *Speaker, err error) {
-	ctx, stop := context.WithCancel(context.Background())
+// Start keeps a session with each neighbour until Close.
+func Start(neighbors []Neighbor, opts Options) (*Speaker, error) {
 	opts.port, opts.peerPort = cmp.Or(opts.port, Port), cmp.Or(opts.peerPort, Port)
-	sp := &Speaker{opts: opts, sessions: map[netip.Addr]*keeper{}, stop: stop}
-	defer func() {
-		if err != nil {
-			sp.closeSockets()
-			stop()
-		}
-	}()
-	for _, n := range neighbors {
-		conn, err := dial(n, opts.peerPort)
-		if err != nil {
-			return nil, err
-		}
-		sp.sessions[n.Address] = &keeper{
-			sp: sp, n: n, conn: conn, wake: make(chan struct{}, 1),
-			s: newSession(n.Timing, 1+rand.Uint32N(1<<32-1), opts.Clock.Now()),
-		}
-	}
-	for _, is4 := range []bool{true, false} {
-		if !slices.ContainsFunc(neighbors, func(n Neighbor) bool { return n.Address.Is4() == is4 }) {
-			continue
-		}
-		if err := sp.listen(is4); err != nil {
-			return nil, err
-		}
-	}
-	for _, k := range sp.sessions {
-		sp.tasks.Go(func() { k.run(ctx) })
+	sp := &Speaker{opts: opts, sessions: map[netip.Addr]*keeper{}, conns: map[bool]net.PacketConn{}}
+	if err := sp.Set(neighbors); err != nil {
+		return nil, errors.Join(err, sp.Close())
 	}
 	return sp, nil
+}
+
+// Set makes these the neighbours. Sessions with those that do not change go on. On an error some
+// may be missing.
+func (sp *Speaker) Set(neighbors []Neighbor) error {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	var errs []error
+	for a, k := range sp.sessions {
+		if !slices.Contains(neighbors, k.n) {
+			errs = append(errs, k.close())
+			delete(sp.sessions, a)
+		}
+	}
+	for _, n := range neighbors {
+		if sp.sessions[n.Address] == nil {
+			errs = append(errs, sp.add(n))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (sp *Speaker) add(n Neighbor) error {
+	if sp.conns[n.Address.Is4()] == nil {
+		if err := sp.listen(n.Address.Is4()); err != nil {
+			return err
+		}
+	}
+	conn, err := dial(n, sp.opts.peerPort)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	k := &keeper{
+		sp: sp, n: n, conn: conn, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{}),
+		s: newSession(n.Timing, 1+rand.Uint32N(1<<32-1), sp.opts.Clock.Now()),
+	}
+	sp.sessions[n.Address] = k
+	go func() { // close waits for it
+		defer close(k.done)
+		k.run(ctx)
+	}()
+	return nil
 }
 
 // dial opens the socket that a session sends from: a source port of its own for as long as the
@@ -178,12 +199,12 @@ func (sp *Speaker) listen(is4 bool) error {
 	if err != nil {
 		return fmt.Errorf("receive BFD: %w", err)
 	}
-	sp.conns = append(sp.conns, conn)
 	if is4 {
 		p := ipv4.NewPacketConn(conn)
 		if err := p.SetControlMessage(ipv4.FlagTTL, true); err != nil {
-			return fmt.Errorf("receive BFD: ask for TTLs: %w", err)
+			return errors.Join(fmt.Errorf("receive BFD: ask for TTLs: %w", err), conn.Close())
 		}
+		sp.conns[is4] = conn
 		sp.tasks.Go(func() {
 			sp.read(func(b []byte) (int, int, net.Addr, error) {
 				n, cm, from, err := p.ReadFrom(b)
@@ -197,8 +218,9 @@ func (sp *Speaker) listen(is4 bool) error {
 	}
 	p := ipv6.NewPacketConn(conn)
 	if err := p.SetControlMessage(ipv6.FlagHopLimit, true); err != nil {
-		return fmt.Errorf("receive BFD: ask for hop limits: %w", err)
+		return errors.Join(fmt.Errorf("receive BFD: ask for hop limits: %w", err), conn.Close())
 	}
+	sp.conns[is4] = conn
 	sp.tasks.Go(func() {
 		sp.read(func(b []byte) (int, int, net.Addr, error) {
 			n, cm, from, err := p.ReadFrom(b)
@@ -232,7 +254,9 @@ func (sp *Speaker) read(from func([]byte) (n, ttl int, from net.Addr, err error)
 // take gives a packet to its session; false: it is nobody's. Neighbours are told apart by their
 // addresses, since there is one session with each.
 func (sp *Speaker) take(b []byte, hops int, from netip.Addr) bool {
+	sp.mu.RLock()
 	k := sp.sessions[from]
+	sp.mu.RUnlock()
 	if hops != ttl || k == nil {
 		return false
 	}
@@ -248,6 +272,8 @@ func (sp *Speaker) Ignored() uint64 { return sp.ignored.Load() }
 
 // Status tells how every session is, in the order of the neighbours' addresses.
 func (sp *Speaker) Status() []Status {
+	sp.mu.RLock()
+	defer sp.mu.RUnlock()
 	out := make([]Status, 0, len(sp.sessions))
 	for _, k := range sp.sessions {
 		out = append(out, k.status())
@@ -258,24 +284,23 @@ func (sp *Speaker) Status() []Status {
 
 // Close tells the neighbours that the sessions end on purpose, which is no failure, and ends them.
 func (sp *Speaker) Close() error {
-	for _, k := range sp.sessions {
-		k.end()
+	errs := []error{sp.Set(nil)}
+	sp.mu.Lock()
+	for is4, c := range sp.conns {
+		errs = append(errs, c.Close())
+		delete(sp.conns, is4)
 	}
-	sp.stop()
-	err := sp.closeSockets()
+	sp.mu.Unlock()
 	sp.tasks.Wait()
-	return err
+	return errors.Join(errs...)
 }
 
-func (sp *Speaker) closeSockets() error {
-	var errs []error
-	for _, c := range sp.conns {
-		errs = append(errs, c.Close())
-	}
-	for _, k := range sp.sessions {
-		errs = append(errs, k.conn.Close())
-	}
-	return errors.Join(errs...)
+// close says good-bye and ends the session.
+func (k *keeper) close() error {
+	k.end()
+	k.stop()
+	<-k.done
+	return k.conn.Close()
 }
 
 // run sends what is due and watches the detection time.

@@ -74,6 +74,14 @@ func TestSpeakerHoldsBackWhileNotAlive(t *testing.T) {
 		t.Error("nothing was held back")
 	}
 	alive.Store(true)
+	// Another neighbour comes and goes; this session does not begin anew.
+	sent, same, other := a.Status()[0].Sent, Neighbor{loopback2, loopback1, quick}, Neighbor{netip.MustParseAddr("127.0.0.9"), loopback1, quick}
+	if err := a.Set([]Neighbor{other, same}); err != nil || len(a.Status()) != 2 {
+		t.Error(err, a.Status())
+	}
+	if err := a.Set([]Neighbor{same}); err != nil || len(a.Status()) != 1 || sent < 2 || a.Status()[0].Sent < sent {
+		t.Error(err, sent, a.Status())
+	}
 	await(t, "both up again", func() bool { return state(a) == Up && state(b) == Up })
 	if err := a.Close(); err != nil {
 		t.Error(err)
