@@ -228,6 +228,9 @@ func (p Peer) validate(at string, c Config) (errs []error) {
 	if p.AS == reservedAS {
 		fail("as: is missing (the router's autonomous system)")
 	}
+	if p.AS == c.AS && p.AS != reservedAS {
+		fail("as: %d is this edge's own: within one AS a longer path means nothing (give the edges an AS of their own)", p.AS)
+	}
 	if p.Port == 0 {
 		fail("port: is 0 (want 1 to 65535; BGP's own is 179)")
 	}

@@ -27,6 +27,7 @@ import (
 type router struct {
 	t    *testing.T
 	addr netip.Addr
+	as   uint32
 	l    net.Listener
 	conn net.Conn
 	mu   sync.Mutex
@@ -50,12 +51,12 @@ func listen(t *testing.T, at string) *router {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() }) // some tests do
-	return &router{t: t, addr: addr(at), l: l}
+	return &router{t: t, addr: addr(at), as: 64512, l: l}
 }
 
 func (r *router) peer() Peer {
 	p := DefaultPeer()
-	p.Address, p.AS, p.Port = r.addr, 64512, uint16(r.l.Addr().(*net.TCPAddr).Port)
+	p.Address, p.AS, p.Port = r.addr, r.as, uint16(r.l.Addr().(*net.TCPAddr).Port)
 	p.Local = addr("127.0.0.1")
 	p.MaxPrefixes = 100
 	p.HoldTime = 60 * time.Second
@@ -123,12 +124,14 @@ func wire(t *testing.T, m *bgp.BGPMessage, err error) []byte {
 	return nil
 }
 
+// open is an OPEN of a router whose identifier follows from its AS: routes of one identifier are not
+// told to it.
 func open(t *testing.T, as uint32, hold uint16) []byte {
 	t.Helper()
 	caps := bgp.NewOptionParameterCapability([]bgp.ParameterCapabilityInterface{
 		bgp.NewCapMultiProtocol(bgp.RF_IPv4_UC), bgp.NewCapFourOctetASNumber(as),
 	})
-	m, err := bgp.NewBGPOpenMessage(uint16(as), hold, addr("192.0.2.254"), []bgp.OptionParameterInterface{caps})
+	m, err := bgp.NewBGPOpenMessage(uint16(as), hold, netip.AddrFrom4([4]byte{192, 0, 2, byte(as)}), []bgp.OptionParameterInterface{caps})
 	return wire(t, m, err)
 }
 
@@ -141,7 +144,7 @@ func keepalive(t *testing.T) []byte {
 func (r *router) establish() {
 	r.t.Helper()
 	r.accept()
-	r.write(open(r.t, 64512, 60))
+	r.write(open(r.t, r.as, 60))
 	if m := r.read(); m.Header.Type != bgp.BGP_MSG_KEEPALIVE {
 		r.t.Fatalf("instead of a keepalive: %d", m.Header.Type)
 	}
@@ -413,6 +416,7 @@ func TestPeersThatLie(t *testing.T) {
 		{"more prefixes than allowed", flood(t), bgp.BGP_ERROR_CEASE, bgp.BGP_ERROR_SUB_MAXIMUM_NUMBER_OF_PREFIXES_REACHED, true},
 	}
 	good := listen(t, "127.0.0.2")
+	good.as = 64500 // another one, or what came from the liars' would not be passed on to it anyway
 	routers := []*router{good}
 	for i := range lies {
 		routers = append(routers, listen(t, fmt.Sprintf("127.0.0.%d", 3+i)))
@@ -456,10 +460,15 @@ func TestPeersThatLie(t *testing.T) {
 	if !s.Peers[0].Up || s.Peers[0].Sessions != 1 || s.Phase != Announced {
 		t.Errorf("the liars disturbed: %+v", s)
 	}
+	if _, err := e.Order(Withdraw); err != nil {
+		t.Fatal(err)
+	}
+	// What was said before it has come by then.
+	await(t, "withdrawn", func() bool { return good.last().withdrawn && good.last().prefix == announcedPrefix })
 	good.mu.Lock()
 	defer good.mu.Unlock()
-	for _, u := range good.sent {
-		if u.prefix != announcedPrefix || u.withdrawn {
+	for i, u := range good.sent {
+		if u.prefix != announcedPrefix || u.withdrawn != (i == len(good.sent)-1) {
 			t.Errorf("the proper router was told %+v", u)
 		}
 	}
