@@ -69,7 +69,8 @@ enum packet_fact {
 
 	PACKET_CHANCE = 1 << 28, /* a peer's second chance: delivered here whatever happens */
 	PACKET_HANDED = 1 << 29, /* goes to another edge as its second chance */
-	PACKET_SILENT = 1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
+	PACKET_SILENT =
+		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
 };
 
 /* To be refused for this reason if it is for a VIP; only parse has such reasons. */
@@ -94,8 +95,9 @@ struct packet {
 	__u32 tags;  /* the two VLAN tags' TCIs, the outer one's in the low half; network order */
 	__u32 tpids; /* and the EtherTypes that announce them */
 	__u32 tos;
-	__u32 proto; /* of the payload; of fragments as the first header says */
-	__u32 len;   /* bytes of the IP packet */
+	__u32 proto;  /* of the payload; of fragments as the first header says */
+	__u32 len;    /* bytes of the IP packet */
+	__u64 number; /* source_number() */
 	struct berm_addr src;
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */

@@ -59,7 +59,8 @@ __noinline int whose(struct xdp_md *ctx, const struct flow *flow, __u64 facts, _
 	if (!second || second == self)
 		return self;
 	if (silent) {
-		heart->fired = 1; /* the daemon has to know, when it wakes, that flows are elsewhere */
+		heart->fired =
+			1; /* the daemon has to know, when it wakes, that flows are elsewhere */
 		fate |= begins ? PACKET_SILENT : 0;
 	}
 	return second | self << BERM_ROW_SECOND | fate;

@@ -75,7 +75,7 @@ func TestValidateRefuses(t *testing.T) {
 		"announcements[1].prefix: 203.0.113.0/24 is also that of":          func(c *Config) { c.Announcements = append(c.Announcements, c.Announcements[0]) },
 		"peers[0].address: want a unicast address":                         peer(func(p *Peer) { p.Address = netip.Addr{} }),
 		"peers[0].as: is missing":                                          peer(func(p *Peer) { p.AS = 0 }),
-		"peers[0].as: 64513 is this edge's own":                           peer(func(p *Peer) { p.AS = 64513 }),
+		"peers[0].as: 64513 is this edge's own":                            peer(func(p *Peer) { p.AS = 64513 }),
 		"peers[0].port: is 0":                                              peer(func(p *Peer) { p.Port = 0 }),
 		"peers[0].local: 2001:db8::1 cannot speak with 192.0.2.254":        peer(func(p *Peer) { p.Local = addr("2001:db8::1") }),
 		`peers[0].families[0]: "ipx" is neither`:                           peer(func(p *Peer) { p.Families = []Family{"ipx"} }),

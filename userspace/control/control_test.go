@@ -46,6 +46,7 @@ func (d *testDaemon) Order(_ context.Context, o control.Order) (control.Changes,
 func (d *testDaemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
 	return control.Plan{Sets: []control.SetPlan{{Set: p.Remove[0]}}}, nil
 }
+
 func (d *testDaemon) Cache(context.Context) (control.Cache, error) {
 	return control.Cache{Objects: 7}, nil
 }
@@ -502,5 +503,17 @@ func TestPageEscapesAndConfines(t *testing.T) {
 		if w.Code != want || want == 200 && (json.Unmarshal(w.Body.Bytes(), &s) != nil || s.Node != evil) {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}
+	}
+}
+
+// An error's advice is told apart from it; of several errors each keeps its own.
+func TestHints(t *testing.T) {
+	one := errors.New("no geo policy \"eu\" (there is none yet)")
+	two := errors.New("no rate class \"slow\" (there are a, b)")
+	if e := control.AsError(one); e.Message != `no geo policy "eu"` || e.Hint != "there is none yet" {
+		t.Errorf("%+v", e)
+	}
+	if e := control.AsError(errors.Join(one, two)); e.Message != one.Error()+"\n"+two.Error() || e.Hint != "" {
+		t.Errorf("%+v", e)
 	}
 }
