@@ -154,7 +154,9 @@ func (a *Announcer) Stop(ctx context.Context) error {
 	a.decider.stop(a.opts.Clock.Now())
 	err := a.follow()
 	a.mu.Unlock()
-	for tick := time.NewTicker(every / 4); err == nil && !a.silent(); {
+	tick := time.NewTicker(every / 4)
+	defer tick.Stop()
+	for err == nil && !a.silent() {
 		select {
 		case <-ctx.Done():
 			err = ctx.Err()

@@ -129,7 +129,7 @@ func wire(t *testing.T, m *bgp.BGPMessage, err error) []byte {
 func open(t *testing.T, as uint32, hold uint16) []byte {
 	t.Helper()
 	caps := bgp.NewOptionParameterCapability([]bgp.ParameterCapabilityInterface{
-		bgp.NewCapMultiProtocol(bgp.RF_IPv4_UC), bgp.NewCapFourOctetASNumber(as),
+		bgp.NewCapMultiProtocol(bgp.RF_IPv4_UC), bgp.NewCapMultiProtocol(bgp.RF_IPv6_UC), bgp.NewCapFourOctetASNumber(as),
 	})
 	m, err := bgp.NewBGPOpenMessage(uint16(as), hold, netip.AddrFrom4([4]byte{192, 0, 2, byte(as)}), []bgp.OptionParameterInterface{caps})
 	return wire(t, m, err)
@@ -172,6 +172,13 @@ func (r *router) note(u *bgp.BGPUpdate) {
 	defer r.mu.Unlock()
 	for _, w := range u.WithdrawnRoutes {
 		r.sent = append(r.sent, update{prefix: w.NLRI.String(), withdrawn: true})
+	}
+	for _, a := range u.PathAttributes {
+		if reach, ok := a.(*bgp.PathAttributeMpReachNLRI); ok {
+			for _, n := range reach.Value {
+				r.sent = append(r.sent, update{prefix: n.NLRI.String(), attrs: reach.Nexthop.String()})
+			}
+		}
 	}
 	for _, n := range u.NLRI {
 		x := update{prefix: n.NLRI.String()}
@@ -323,6 +330,30 @@ func TestAnnounces(t *testing.T) {
 		t.Error(err)
 	}
 	await(t, "withdrawn before the end", func() bool { return r.last().withdrawn })
+}
+
+// One session carries both families, if there is a next hop for the other.
+func TestBothFamiliesOverOneSession(t *testing.T) {
+	r := listen(t, "127.0.0.2")
+	e := newEdge(t, "")
+	c := section(r)
+	c.Peers[0].Families, c.NextHop6 = []Family{IPv4, IPv6}, addr("2001:db8::1")
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Apply(t.Context(), c, []netip.Addr{vips[0], addr("2001:db8:f::10")}); err != nil {
+		t.Fatal(err)
+	}
+	r.establish()
+	r.follow()
+	said := func(prefix, attr string) bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return slices.ContainsFunc(r.sent, func(u update) bool { return u.prefix == prefix && strings.Contains(u.attrs, attr) })
+	}
+	await(t, "both announced", func() bool {
+		return said(announcedPrefix, "127.0.0.1") && said("2001:db8:f::10/128", "2001:db8::1")
+	})
 }
 
 // An operator's command outlives the daemon.
