@@ -91,6 +91,10 @@ func All() []Scenario {
 		ID:      "upgrade",
 		Summary: "programs replaced and daemons started again under load: no request lost, no connection broken",
 		Up:      upUpgrade,
+	}, {
+		ID:      "anycast",
+		Summary: "edges that announce themselves by BGP and BFD: announced, drained, hung, killed, back",
+		Up:      upAnycast,
 	}}
 }
 
