@@ -30,7 +30,7 @@ func (s *Samples) Set(d Drop, every uint64) error {
 	if every&(every-1) != 0 {
 		return fmt.Errorf("sample of %s: 1 in %d: want a power of two, or 0 for none", d, every)
 	}
-	return s.set.lock.hold(func() error {
+	return s.set.lock.holdQuietly(func() error {
 		atomic.StoreUint64(&s.w.words()[d], every-1) // 0 - 1 is all ones: never
 		return nil
 	})
