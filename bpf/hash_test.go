@@ -54,7 +54,9 @@ func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {
 	return sip13(key, shi, slo, dhi, dlo, ports|37<<56)
 }
 
-func flowTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashA>>48), 1) }
+func flowTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashA>>49), 1) }
+
+func chanceTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashB>>49), 1) | 0x8000 }
 
 // sip13 wants the words as SipHash pads them: the last byte of the last is the length.
 func sip13(key [2]uint64, words ...uint64) uint64 {
@@ -88,7 +90,8 @@ type hashes struct {
 	Proto, Six        uint8
 	_                 uint16
 	VIP, Source, Flow uint64
-	Row, Tag          uint32
+	Row, Tag, Chance  uint32
+	_                 uint32
 }
 
 func TestHashes(t *testing.T) {
@@ -121,6 +124,7 @@ func TestHashes(t *testing.T) {
 		want.Flow = flowHash(baseConfig.Secret, netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), in.Proto)
 		want.Row = uint32(want.Flow & 0xffffffff * 65537 >> 32)
 		want.Tag = uint32(flowTag(want.Flow, baseConfig.TagSecrets[0]))
+		want.Chance = uint32(chanceTag(want.Flow, baseConfig.TagSecrets[0]))
 		if got != want {
 			t.Fatalf("hashes of %s and %s\n got %+v\nwant %+v", src, dst, got, want)
 		}

@@ -195,7 +195,7 @@ var (
 		"RATE_SYN", "NO_BACKEND", "TOO_BIG",
 	}
 	stages = []string{"PARSE", "DECAP", "VIP", "VERDICT", "PREFIX", "GEO", "RATE", "STEER", "DELIVER"}
-	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED"}
+	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED", "CHANCE", "DEADMAN"}
 )
 
 // want is what becomes of a frame.

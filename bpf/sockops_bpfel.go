@@ -22,6 +22,7 @@ const (
 	SockOpsMapBermEvents        = "berm_events"
 	SockOpsMapBermGeoPolicies   = "berm_geo_policies"
 	SockOpsMapBermGeoRules      = "berm_geo_rules"
+	SockOpsMapBermHeart         = "berm_heart"
 	SockOpsMapBermPaths         = "berm_paths"
 	SockOpsMapBermPeers         = "berm_peers"
 	SockOpsMapBermPrefix4       = "berm_prefix4"
@@ -103,6 +104,7 @@ type SockOpsMapSpecs struct {
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -160,6 +162,7 @@ type SockOpsMaps struct {
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -193,6 +196,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermEvents,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
+		m.BermHeart,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,

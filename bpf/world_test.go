@@ -38,7 +38,9 @@ const (
 	backendLost // its next hop is not known
 )
 
-// Sets of backends: what all of their rows say, previous owner in the high half.
+const rowMoved = 1 << 31 // in a row: its second has owned it
+
+// Sets of backends: what all of their rows say, the second in the high half.
 const (
 	setNone    = iota
 	set4       // owner backend4
@@ -49,12 +51,20 @@ const (
 	setOwnLast // owner lost, previous this edge
 	setLost    // owner and previous lost
 	setNobody  // rows are empty
+	setHeir    // owner this edge, second backend4, never moved
+	setMoved4  // owner this edge, second backend4, which owned it before
+	setMoved6  // and backend6
+	setMovedX  // owner this edge, previous lost
+	setMovedI  // owner this edge, previous this edge: no table says so
+	setMine    // owner backend4, previous this edge
 	setEnd
 )
 
 var rowOf = [setEnd]uint32{
 	set4: backend4, set6: backend6, setSelf: backendSelf, setAway: backendAway,
 	setSecond: backendLost | backend4<<16, setOwnLast: backendLost | backendSelf<<16, setLost: backendLost | backendLost<<16,
+	setHeir: backendSelf | backend4<<16, setMoved4: backendSelf | backend4<<16 | rowMoved, setMoved6: backendSelf | backend6<<16 | rowMoved,
+	setMovedX: backendSelf | backendLost<<16 | rowMoved, setMovedI: backendSelf | backendSelf<<16 | rowMoved, setMine: backend4 | backendSelf<<16 | rowMoved,
 }
 
 const tenantWeb = 7
@@ -161,6 +171,7 @@ func (k *kernel) reset(t testing.TB) {
 	k.setPrefix4(t, netip.MustParsePrefix("203.0.113.0/24"), recordBad)
 	k.words(t, k.BermPrefix6Root, 0x2a00, recordGood, recordBad)
 	k.resetBackends(t)
+	put(t, k.BermHeart, uint32(0), &bpf.XDPBermHeart{})
 	for i, v := range vips {
 		k.setVIP(t, uint32(i+1), v)
 	}

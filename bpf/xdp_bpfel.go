@@ -136,7 +136,9 @@ const (
 	XDPBermExitBERM_EXIT_SHADOW    XDPBermExit = 5
 	XDPBermExitBERM_EXIT_FAIL_OPEN XDPBermExit = 6
 	XDPBermExitBERM_EXIT_ABORTED   XDPBermExit = 7
-	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 8
+	XDPBermExitBERM_EXIT_CHANCE    XDPBermExit = 8
+	XDPBermExitBERM_EXIT_DEADMAN   XDPBermExit = 9
+	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 10
 )
 
 type XDPBermGeoPolicy struct {
@@ -154,6 +156,15 @@ type XDPBermGeoRule struct {
 	Region uint8
 	Pad    uint16
 	Pad2   uint32
+}
+
+type XDPBermHeart struct {
+	_          structs.HostLayout
+	Beat       uint32
+	LimitTicks uint32
+	Noted      uint64
+	Fired      uint32
+	Pad        uint32
 }
 
 type XDPBermOwner uint32
@@ -331,6 +342,7 @@ const (
 	XDPMapBermEvents        = "berm_events"
 	XDPMapBermGeoPolicies   = "berm_geo_policies"
 	XDPMapBermGeoRules      = "berm_geo_rules"
+	XDPMapBermHeart         = "berm_heart"
 	XDPMapBermPaths         = "berm_paths"
 	XDPMapBermPeers         = "berm_peers"
 	XDPMapBermPrefix4       = "berm_prefix4"
@@ -411,6 +423,7 @@ type XDPMapSpecs struct {
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -467,6 +480,7 @@ type XDPMaps struct {
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -499,6 +513,7 @@ func (m *XDPMaps) Close() error {
 		m.BermEvents,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
+		m.BermHeart,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,

@@ -49,7 +49,7 @@ static __always_inline int run_stages(struct packet *pkt, const struct now *now)
 	STAGE(decap(pkt));
 	STAGE(vip_find(pkt));
 	STAGE(run_policy(pkt, now));
-	STAGE(steer(pkt));
+	STAGE(steer(pkt, now));
 	return deliver(pkt);
 }
 

@@ -22,6 +22,7 @@ const (
 	XDPTestMapBermEvents        = "berm_events"
 	XDPTestMapBermGeoPolicies   = "berm_geo_policies"
 	XDPTestMapBermGeoRules      = "berm_geo_rules"
+	XDPTestMapBermHeart         = "berm_heart"
 	XDPTestMapBermPaths         = "berm_paths"
 	XDPTestMapBermPeers         = "berm_peers"
 	XDPTestMapBermPrefix4       = "berm_prefix4"
@@ -45,8 +46,10 @@ const (
 	XDPTestMapBermVipStats      = "berm_vip_stats"
 	XDPTestMapBermVips          = "berm_vips"
 	XDPTestProgTestHash         = "test_hash"
+	XDPTestProgTestMakeCookie   = "test_make_cookie"
 	XDPTestProgXdpBerm          = "xdp_berm"
 	XDPTestProgXdpBermAt        = "xdp_berm_at"
+	XDPTestVarTestCookie        = "test_cookie"
 	XDPTestVarTestJiffies       = "test_jiffies"
 	XDPTestVarTestNowNs         = "test_now_ns"
 )
@@ -93,9 +96,10 @@ type XDPTestSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestProgramSpecs struct {
-	TestHash  *ebpf.ProgramSpec `ebpf:"test_hash"`
-	XdpBerm   *ebpf.ProgramSpec `ebpf:"xdp_berm"`
-	XdpBermAt *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
+	TestHash       *ebpf.ProgramSpec `ebpf:"test_hash"`
+	TestMakeCookie *ebpf.ProgramSpec `ebpf:"test_make_cookie"`
+	XdpBerm        *ebpf.ProgramSpec `ebpf:"xdp_berm"`
+	XdpBermAt      *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
 }
 
 // XDPTestMapSpecs contains maps before they are loaded into the kernel.
@@ -108,6 +112,7 @@ type XDPTestMapSpecs struct {
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -136,6 +141,7 @@ type XDPTestMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestVariableSpecs struct {
+	TestCookie  *ebpf.VariableSpec `ebpf:"test_cookie"`
 	TestJiffies *ebpf.VariableSpec `ebpf:"test_jiffies"`
 	TestNowNs   *ebpf.VariableSpec `ebpf:"test_now_ns"`
 }
@@ -166,6 +172,7 @@ type XDPTestMaps struct {
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -198,6 +205,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermEvents,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
+		m.BermHeart,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
@@ -227,6 +235,7 @@ func (m *XDPTestMaps) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestVariables struct {
+	TestCookie  *ebpf.Variable `ebpf:"test_cookie"`
 	TestJiffies *ebpf.Variable `ebpf:"test_jiffies"`
 	TestNowNs   *ebpf.Variable `ebpf:"test_now_ns"`
 }
@@ -235,14 +244,16 @@ type XDPTestVariables struct {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestPrograms struct {
-	TestHash  *ebpf.Program `ebpf:"test_hash"`
-	XdpBerm   *ebpf.Program `ebpf:"xdp_berm"`
-	XdpBermAt *ebpf.Program `ebpf:"xdp_berm_at"`
+	TestHash       *ebpf.Program `ebpf:"test_hash"`
+	TestMakeCookie *ebpf.Program `ebpf:"test_make_cookie"`
+	XdpBerm        *ebpf.Program `ebpf:"xdp_berm"`
+	XdpBermAt      *ebpf.Program `ebpf:"xdp_berm_at"`
 }
 
 func (p *XDPTestPrograms) Close() error {
 	return _XDPTestClose(
 		p.TestHash,
+		p.TestMakeCookie,
 		p.XdpBerm,
 		p.XdpBermAt,
 	)

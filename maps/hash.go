@@ -44,13 +44,14 @@ func FlowHash(secret [2]uint64, src, dst netip.AddrPort, proto Protocol) uint64 
 // FlowRow is the row of a flow in its backend set's table.
 func FlowRow(flow uint64) int { return int((flow & 0xffffffff) * RowCount >> 32) }
 
-// FlowTag is the keyed mark of a tunnelled packet.
-func FlowTag(flow, secret uint64) uint16 {
-	tag := uint16((flow ^ secret) * hashA >> 48)
-	if tag == 0 {
-		return 1
+const tagChance = 0x8000
+
+// FlowTag is the keyed mark of a tunnelled packet, which may be a second chance.
+func FlowTag(flow, secret uint64, chance bool) uint16 {
+	if chance {
+		return max(uint16((flow^secret)*hashB>>49), 1) | tagChance
 	}
-	return tag
+	return max(uint16((flow^secret)*hashA>>49), 1)
 }
 
 // sipHash is SipHash-1-3 (Aumasson, Bernstein 2012) of a message in words, the last of which has

@@ -29,6 +29,7 @@ type Set struct {
 	Verdicts *Verdicts
 	Sets     *Sets
 	Rows     *Rows
+	Heart    *Heart
 	Backends *Backends
 	Peers    *Peers
 	Stats    *Stats
@@ -51,7 +52,7 @@ var names = []string{
 	bpf.XDPMapBermPrefix4, bpf.XDPMapBermPrefix4Blocks, bpf.XDPMapBermPrefix6Root,
 	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
-	bpf.XDPMapBermRows, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
+	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 }
@@ -149,6 +150,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Verdicts = &Verdicts{set: s, bits: view(bpf.XDPMapBermVerdictBits), m: m[bpf.XDPMapBermVerdicts]}
 	s.Sets = &Sets{set: s, m: m[bpf.XDPMapBermSets]}
 	s.Rows = &Rows{set: s, w: view(bpf.XDPMapBermRows)}
+	s.Heart = &Heart{set: s, w: view(bpf.XDPMapBermHeart)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
 	s.Stats = &Stats{

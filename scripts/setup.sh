@@ -8,13 +8,15 @@ packages=(
 	# the race detector, and regenerating the BPF programs
 	gcc libc6-dev git clang-19 clang-format-19 llvm-19 libbpf-dev
 	# networks
-	iproute2 ethtool tcpdump procps bird2
+	iproute2 ethtool tcpdump procps bird2 nftables
 	# clients and load generators
 	ca-certificates curl wrk nghttp2-client ngtcp2-client chromium
 	# old kernels under emulation
 	qemu-system-x86 cpio xz-utils
 	# units, pages, packages and completion
 	systemd man-db jq zsh fish
+	# a codec to compare with
+	python3-zfec
 )
 
 log=$(mktemp)

@@ -85,6 +85,8 @@ enum berm_exit {
 	BERM_EXIT_SHADOW = 5,	 /* would have been dropped; counted beside its real exit */
 	BERM_EXIT_FAIL_OPEN = 6, /* our own failure: a missing entry, a full table */
 	BERM_EXIT_ABORTED = 7,	 /* our own failure after the first write to the packet */
+	BERM_EXIT_CHANCE = 8,	 /* sent to the row's previous owner: this host has no socket for it */
+	BERM_EXIT_DEADMAN = 9,	 /* sent to another edge, since this one's daemon is silent */
 	BERM_EXIT_MAX,
 };
 
@@ -265,7 +267,22 @@ struct berm_verdict {
 	char reason[BERM_NAME];
 };
 
-/* Row: owner in the low, previous owner in the high 16 bits; rows[set * BERM_ROW_CELLS + row / 2]. */
+/* Row: rows[set * BERM_ROW_CELLS + row / 2], 32 bits each: the owner's id in the low half, the
+ * second's in the high one. The second gets the row's packets when the owner cannot.
+ */
+#define BERM_ROW_BACKEND (BERM_BACKENDS - 1)
+#define BERM_ROW_SECOND 16
+#define BERM_ROW_MOVED (1u << 31) /* the second has owned the row, and may have flows of it */
+_Static_assert(!(BERM_BACKENDS & BERM_ROW_BACKEND), "ids are masked");
+
+/* The daemon's sign of life, and what XDP makes of it: by the tick, so that no clock is read. */
+struct berm_heart {
+	__u32 beat;	   /* daemon: another number each 100 ms */
+	__u32 limit_ticks; /* daemon: silent for more than so many jiffies it counts as dead; 0 = never */
+	__u64 noted;	   /* XDP: the last beat seen in the high half, the jiffies of then in the low */
+	__u32 fired;	   /* XDP: 1 once a new flow went elsewhere; the daemon clears it */
+	__u32 pad;
+};
 
 enum berm_backend_flags {
 	BERM_BACKEND_USED = 1 << 0,

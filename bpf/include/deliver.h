@@ -12,6 +12,7 @@
 #include <linux/ipv6.h>
 
 #include "addr.h"
+#include "chance.h"
 #include "csum.h"
 #include "decap.h"
 #include "packet.h"
@@ -105,7 +106,9 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 				      const struct berm_backend *to, bool six)
 {
 	const struct berm_config *cfg = pkt->cfg;
-	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0]) : 0;
+	__u64 chance = fact(pkt, PACKET_HANDED);
+	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0], chance) :
+					  chance * TAG_CHANCE;
 	struct berm_addr src;
 
 	if (!six)
@@ -113,6 +116,13 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 	src = cfg->self6;
 	src.words[3] = spread(pkt, src.words[3]);
 	return put_ipv6(pkt, cur, &src, &to->addr, tag);
+}
+
+static __always_inline enum berm_exit exit_of(const struct packet *pkt)
+{
+	return BERM_EXIT_FORWARD +
+	       fact(pkt, PACKET_HANDED) * (BERM_EXIT_CHANCE - BERM_EXIT_FORWARD) +
+	       fact(pkt, PACKET_SILENT) * (BERM_EXIT_DEADMAN - BERM_EXIT_CHANCE);
 }
 
 /* six is constant, so that each of the two ways knows its sizes. */
@@ -146,19 +156,20 @@ static __always_inline int encapsulate(struct packet *pkt, bool six)
 
 	if (bpf_xdp_adjust_head(
 		    pkt->ctx,
-		    (int)l3_of(pkt) - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size)))
+		    (int)(l3_of(pkt) + outer_of(pkt->facts)) -
+			    (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size)))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);
 	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||
 	    !put_outer(pkt, &cur, to, six))
 		return abort_packet(pkt, BERM_STAGE_DELIVER);
-	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_FORWARD,
+	return leave(pkt, BERM_STAGE_DELIVER, exit_of(pkt),
 		     UNLIKELY(away) ? bpf_redirect(away, 0) : XDP_TX);
 }
 
 static __always_inline int strip_outer(struct packet *pkt)
 {
-	int size = is(pkt, PACKET_OUTER6) ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	int size = outer_of(pkt->facts);
 	struct cursor cur = cur_from(pkt->ctx);
 	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
 	struct macs macs;
@@ -177,7 +188,7 @@ static __always_inline int strip_outer(struct packet *pkt)
 
 static __always_inline int deliver(struct packet *pkt)
 {
-	if (UNLIKELY(is(pkt, PACKET_OUTER)))
+	if (UNLIKELY(is(pkt, PACKET_OUTER)) && !pkt->backend)
 		return strip_outer(pkt);
 	if (!pkt->backend)
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);

@@ -140,12 +140,19 @@ static __always_inline __u32 flow_row(__u64 flow)
 	return (flow & 0xffffffff) * BERM_ROWS >> 32;
 }
 
-/* The 16 bits that show that a tunnelled packet was encapsulated by somebody with the secret. */
-static __always_inline __u16 flow_tag(__u64 flow, __u64 secret)
-{
-	__u16 tag = (flow ^ secret) * HASH_A >> 48;
+/* Says that a tunnelled packet is a second chance. It is a bit of its own, so that no accident
+ * of the other 15 can make a packet go round.
+ */
+#define TAG_CHANCE 0x8000
 
-	return tag ? tag : 1;
+/* The 15 bits that show that a tunnelled packet was encapsulated by somebody with the secret, who
+ * meant it as a second chance (1) or did not (0).
+ */
+static __always_inline __u16 flow_tag(__u64 flow, __u64 secret, __u64 chance)
+{
+	__u16 tag = (flow ^ secret) * (HASH_A ^ chance * (HASH_A ^ HASH_B)) >> 49;
+
+	return (tag ? tag : 1) | chance * TAG_CHANCE;
 }
 
 #endif

@@ -61,6 +61,7 @@ LRU(berm_verdicts, struct berm_verdict_key, struct berm_verdict, BERM_VERDICTS);
 ARRAY(berm_rows, __u64, BERM_SETS * BERM_ROW_CELLS, BPF_F_MMAPABLE);
 ARRAY(berm_sets, struct berm_set, BERM_SETS, 0);
 ARRAY(berm_backends, struct berm_backend, BERM_BACKENDS, 0);
+ARRAY(berm_heart, struct berm_heart, 1, BPF_F_MMAPABLE);
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, BERM_PEERS);

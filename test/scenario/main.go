@@ -53,10 +53,23 @@ type Main struct {
 	edges                                 []*Edge
 	cert                                  string // path of the certificate clients trust
 	originCounts                          string // socket
+
+	edgeCount int    // edges that there are
+	listed    int    // of those, the first that the edges' files name
+	steering  string // more of section steer of the edges' files, by lines
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
-	m := &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts")}
+	m := newMain(lab, opts)
+	return m, m.up(ctx)
+}
+
+func newMain(lab *rig.Lab, opts Options) *Main {
+	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), edgeCount: 2, listed: 2}
+}
+
+// up builds everything, and returns when the service is there.
+func (m *Main) up(ctx context.Context) error {
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) error
@@ -70,11 +83,11 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 	} {
 		start := time.Now()
 		if err := step.run(ctx); err != nil {
-			return nil, fmt.Errorf("%s: %w", step.name, err)
+			return fmt.Errorf("%s: %w", step.name, err)
 		}
-		opts.logf("up: %s (%s)", step.name, time.Since(start).Round(time.Millisecond))
+		m.opts.logf("up: %s (%s)", step.name, time.Since(start).Round(time.Millisecond))
 	}
-	return m, nil
+	return nil
 }
 
 // Guide tells a person what is where.
@@ -124,7 +137,7 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 			return err
 		}
 	}
-	for i := range 2 {
+	for i := range m.edgeCount {
 		e := newEdge(m, i+1)
 		if err := e.connect(ctx); err != nil {
 			return err
