@@ -77,6 +77,25 @@ func (d Drop) Meaning() string {
 	return "a reason that this program does not know: it is older than the kernel half"
 }
 
+// Stage is the stage that refuses for this reason: stage_of() of stats.h.
+func (d Drop) Stage() Stage {
+	switch {
+	case d <= DropBadFragment:
+		return StageParse
+	case d <= DropTunnelInner:
+		return StageDecap
+	}
+	if s, ok := dropStages[d]; ok {
+		return s
+	}
+	return StageRate
+}
+
+var dropStages = map[Drop]Stage{
+	DropNoService: StageVIP, DropVerdict: StageVerdict, DropACL: StagePrefix, DropGeo: StageGeo,
+	DropNoBackend: StageSteer, DropTooBig: StageDeliver,
+}
+
 // ParseDrop finds a reason by its name.
 func ParseDrop(s string) (Drop, error) {
 	for d := range AllDrops() {

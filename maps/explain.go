@@ -17,9 +17,9 @@ type Steering struct {
 	Owner    *BackendStatus `json:"owner,omitempty"`
 	Second   *BackendStatus `json:"second,omitempty"` // gets the packets when the owner cannot
 	Moved    bool           `json:"moved,omitempty"`  // the second owned the row before
-	Exit     Exit           `json:"exit"` // foreign, local, forward, fail_open or drop
-	To       string         `json:"to"`   // name of the backend; "" = this host
-	Why      string         `json:"why"`  // one sentence
+	Exit     Exit           `json:"exit"`             // foreign, local, forward, fail_open or drop
+	To       string         `json:"to"`               // name of the backend; "" = this host
+	Why      string         `json:"why"`              // one sentence
 }
 
 // BackendStatus is a backend as a row names it.

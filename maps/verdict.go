@@ -341,3 +341,33 @@ func (v *Verdicts) rebuild() error {
 	}
 	return nil
 }
+
+// Keys lists the keys of the verdicts about a source, in the order in which the kernel half asks:
+// one for a VIP goes before one for all.
+func (v *Verdicts) Keys(source netip.Addr) (keys []bpf.XDPBermVerdictKey, err error) {
+	want := toAddr(SourceOf(source))
+	err = v.each(func(key *bpf.XDPBermVerdictKey, _ *bpf.XDPBermVerdict) {
+		if key.Source == want {
+			keys = append(keys, *key)
+		}
+	})
+	slices.SortFunc(keys, func(a, b bpf.XDPBermVerdictKey) int { return int(b.Vip) - int(a.Vip) })
+	return keys, err
+}
+
+// ByKey returns the verdict with a key, or ErrNotFound.
+func (v *Verdicts) ByKey(key bpf.XDPBermVerdictKey) (Verdict, error) {
+	var e bpf.XDPBermVerdict
+	switch err := v.m.Lookup(&key, &e); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return Verdict{}, fmt.Errorf("verdict about %s: %w", fromAddr(key.Source), ErrNotFound)
+	case err != nil:
+		return Verdict{}, fmt.Errorf("verdict about %s: %w", fromAddr(key.Source), err)
+	}
+	names := map[uint32]string{}
+	vips, err := v.set.VIPs.List()
+	for _, x := range vips {
+		names[x.ID] = x.Name
+	}
+	return decodeVerdict(&key, &e, names), err
+}

@@ -46,6 +46,7 @@ func (d *testDaemon) Order(_ context.Context, o control.Order) (control.Changes,
 func (d *testDaemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
 	return control.Plan{Sets: []control.SetPlan{{Set: p.Remove[0]}}}, nil
 }
+
 func (d *testDaemon) Cache(context.Context) (control.Cache, error) {
 	return control.Cache{Objects: 7}, nil
 }

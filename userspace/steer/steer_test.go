@@ -588,8 +588,12 @@ func TestOrdersAndPlans(t *testing.T) {
 		}
 	}
 	for _, o := range []Order{
-		{Backend: "edge1", Draining: ptr(true)}, {Backend: "edge1", Draining: ptr(false)}, {Backend: "edge3", Weight: ptr(3)},
-		{Backend: "edge3", Weight: ptr(0)}, {Backend: "edge2", Share: ptr(100)}, {Backend: "edge2", Share: ptr(0)},
+		{Backend: "edge1", Draining: ptr(true)},
+		{Backend: "edge1", Draining: ptr(false)},
+		{Backend: "edge3", Weight: ptr(3)},
+		{Backend: "edge3", Weight: ptr(0)},
+		{Backend: "edge2", Share: ptr(100)},
+		{Backend: "edge2", Share: ptr(0)},
 	} {
 		plans, err := c.Plan(Change{Orders: []Order{o}})
 		if err != nil || len(plans) != 1 {
