@@ -42,6 +42,7 @@ type root struct {
 	Geo     geoCmd     `cmd:"" group:"change" help:"Countries: databases, policies, and what is known about an address."`
 	Rate    rateCmd    `cmd:"" group:"change" help:"Classes of limits for one source."`
 	Verdict verdictCmd `cmd:"" group:"change" help:"Time-limited decisions about one source."`
+	Shadow  shadowCmd  `cmd:"" group:"change" help:"Rules that are only counted: what they would drop, and promoting them."`
 	Purge   purgeCmd   `cmd:"" group:"change" help:"Make the cache forget objects."`
 
 	Kernel kernelCmd `cmd:"" group:"run" help:"Load, upgrade and remove the kernel half."`
