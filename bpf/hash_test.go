@@ -32,16 +32,18 @@ func sourceOf(a netip.Addr) netip.Addr {
 }
 
 func vipHash(seed [2]uint64, a netip.Addr, port uint16, proto byte) uint64 {
-	hi, lo := halves(a)
-	h := mix((hi ^ seed[0]) * hashA)
-	h = mix((h ^ lo ^ seed[1]) * hashB)
+	b := a.As16()
+	hi, lo := binary.LittleEndian.Uint64(b[:]), binary.LittleEndian.Uint64(b[8:])
+	h := mix((hi*hashB ^ lo ^ seed[0]) * hashA)
 	return mix((h ^ uint64(port)<<8 ^ uint64(proto)) * hashA)
 }
 
 func sourceHash(seed [2]uint64, a netip.Addr) uint64 {
-	hi, lo := halves(sourceOf(a))
-	s := mix((hi ^ seed[0]) * hashB)
-	return mix((s ^ lo ^ seed[1]) * hashA)
+	n, lo := halves(a)
+	if a.Is4() {
+		n = lo & 0xffffffff
+	}
+	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
 }
 
 func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {

@@ -27,6 +27,7 @@ const (
 	SockOpsMapBermPeers         = "berm_peers"
 	SockOpsMapBermPrefix4       = "berm_prefix4"
 	SockOpsMapBermPrefix4Blocks = "berm_prefix4_blocks"
+	SockOpsMapBermPrefix4Leaves = "berm_prefix4_leaves"
 	SockOpsMapBermPrefix6Leaves = "berm_prefix6_leaves"
 	SockOpsMapBermPrefix6Nodes  = "berm_prefix6_nodes"
 	SockOpsMapBermPrefix6Root   = "berm_prefix6_root"
@@ -109,6 +110,7 @@ type SockOpsMapSpecs struct {
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
@@ -167,6 +169,7 @@ type SockOpsMaps struct {
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
@@ -201,6 +204,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermPeers,
 		m.BermPrefix4,
 		m.BermPrefix4Blocks,
+		m.BermPrefix4Leaves,
 		m.BermPrefix6Leaves,
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,

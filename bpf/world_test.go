@@ -295,18 +295,22 @@ func (k *kernel) setRecord(t testing.TB, id uint32, r bpf.XDPBermPrefixRecord) {
 	put(t, k.BermPrefixRecords, id, &r)
 }
 
-// setPrefix4 points a /24, or longer prefixes within one block, to a record.
+// setPrefix4 points a /24 to a record, or to a block. Each /24 that a cell stands for gets a leaf of
+// its own, so that setting one leaves the others alone; /19s 2^14 apart would share them.
 func (k *kernel) setPrefix4(t testing.TB, p netip.Prefix, record uint16) {
 	t.Helper()
 	a := p.Addr().As4()
 	n := binary.BigEndian.Uint32(a[:])
+	base := n >> 13 % (1 << 14) * 32
+	leaf := base + n>>8&31
+	k.words(t, k.BermPrefix4, n>>13, uint64(base+31)<<32|0x7fffffff)
 	var cell uint64
-	if err := k.BermPrefix4.Lookup(n>>10, &cell); err != nil {
+	if err := k.BermPrefix4Leaves.Lookup(leaf/4, &cell); err != nil {
 		t.Fatal(err)
 	}
-	shift := n >> 8 & 3 * 16
+	shift := leaf % 4 * 16
 	cell = cell&^(0xffff<<shift) | uint64(record)<<shift
-	k.words(t, k.BermPrefix4, n>>10, cell)
+	k.words(t, k.BermPrefix4Leaves, leaf/4, cell)
 }
 
 // at sets both clocks.

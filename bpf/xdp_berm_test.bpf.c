@@ -37,7 +37,8 @@ int test_hash(struct xdp_md *ctx)
 {
 	struct cursor cur = cur_from(ctx);
 	struct test_hashes *io = TAKE(&cur, struct test_hashes);
-	struct berm_addr src, dst, source;
+	struct berm_addr src, dst;
+	__u64 source;
 	struct berm_config *cfg;
 	__u64 ports;
 	__u32 key = 0;
@@ -47,10 +48,10 @@ int test_hash(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	src = io->src;
 	dst = io->dst;
-	source = source_of(&src, io->six);
+	source = source_number(&src, io->six);
 	ports = flow_ports(*(__be32 *)&io->sport, io->proto);
 	io->vip = vip_hash(cfg->seed, &dst, flow_service(ports));
-	io->source = source_hash(cfg->seed, &source);
+	io->source = source_hash(cfg->seed, source);
 	io->flow = flow_hash(cfg->secret, io->six, &src, &dst, ports);
 	io->row = flow_row(io->flow);
 	io->tag = flow_tag(io->flow, cfg->tag_secrets[0], false);

@@ -73,7 +73,8 @@ type XDPBermConfig struct {
 type XDPBermConfigFlags uint32
 
 const (
-	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY XDPBermConfigFlags = 1
+	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY  XDPBermConfigFlags = 1
+	XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED XDPBermConfigFlags = 2
 )
 
 type XDPBermCounter struct {
@@ -347,6 +348,7 @@ const (
 	XDPMapBermPeers         = "berm_peers"
 	XDPMapBermPrefix4       = "berm_prefix4"
 	XDPMapBermPrefix4Blocks = "berm_prefix4_blocks"
+	XDPMapBermPrefix4Leaves = "berm_prefix4_leaves"
 	XDPMapBermPrefix6Leaves = "berm_prefix6_leaves"
 	XDPMapBermPrefix6Nodes  = "berm_prefix6_nodes"
 	XDPMapBermPrefix6Root   = "berm_prefix6_root"
@@ -428,6 +430,7 @@ type XDPMapSpecs struct {
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
@@ -485,6 +488,7 @@ type XDPMaps struct {
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
@@ -518,6 +522,7 @@ func (m *XDPMaps) Close() error {
 		m.BermPeers,
 		m.BermPrefix4,
 		m.BermPrefix4Blocks,
+		m.BermPrefix4Leaves,
 		m.BermPrefix6Leaves,
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,

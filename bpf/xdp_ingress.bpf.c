@@ -32,12 +32,16 @@ int berm_types_fates(enum berm_drop *drop, enum berm_stage *stage, enum berm_exi
 	return *drop + *stage + *exit + event->exit + *owner;
 }
 
-/* What a peer of ours has let through, policy does not judge again. */
+/* What a peer of ours has let through, policy does not judge again; what a verdict allows, no other
+ * policy does.
+ */
 static __always_inline int run_policy(struct packet *pkt, const struct now *now)
 {
 	if (is(pkt, PACKET_TRUSTED))
 		return STAGE_NEXT;
 	STAGE(verdict_check(pkt, now));
+	if (UNLIKELY(is(pkt, PACKET_ALLOWED)))
+		return STAGE_NEXT;
 	STAGE(prefix_check(pkt));
 	STAGE(geo_check(pkt));
 	return rate_check(pkt, now);

@@ -49,7 +49,7 @@ func PinDir(root string) string { return filepath.Join(root, fmt.Sprintf("v%d", 
 var names = []string{
 	bpf.XDPMapBermConfig, bpf.XDPMapBermVipSeeds, bpf.XDPMapBermVipSlots, bpf.XDPMapBermVips,
 	bpf.XDPMapBermGeoRules, bpf.XDPMapBermGeoPolicies, bpf.XDPMapBermRateClasses,
-	bpf.XDPMapBermPrefix4, bpf.XDPMapBermPrefix4Blocks, bpf.XDPMapBermPrefix6Root,
+	bpf.XDPMapBermPrefix4, bpf.XDPMapBermPrefix4Leaves, bpf.XDPMapBermPrefix4Blocks, bpf.XDPMapBermPrefix6Root,
 	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
 	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
@@ -142,7 +142,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	}
 	s.Geo = &Geo{set: s, rules: view(bpf.XDPMapBermGeoRules), m: m[bpf.XDPMapBermGeoPolicies]}
 	s.Prefixes = &Prefixes{
-		set: s, four: m[bpf.XDPMapBermPrefix4], blocks: m[bpf.XDPMapBermPrefix4Blocks],
+		set: s, four: m[bpf.XDPMapBermPrefix4], leaves4: m[bpf.XDPMapBermPrefix4Leaves], blocks: m[bpf.XDPMapBermPrefix4Blocks],
 		root: m[bpf.XDPMapBermPrefix6Root], nodes: m[bpf.XDPMapBermPrefix6Nodes],
 		leaves: m[bpf.XDPMapBermPrefix6Leaves], records: m[bpf.XDPMapBermPrefixRecords],
 	}

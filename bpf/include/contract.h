@@ -15,7 +15,8 @@
 #define BERM_VIP_BUCKETS 4096	      /* displacement of each bucket, two copies */
 #define BERM_VIP_SLOTS 16384	      /* VIP id by slot, two copies */
 #define BERM_RECORDS 32768	      /* prefix records, two copies */
-#define BERM_PREFIX4_CELLS (1 << 22)  /* DIR-24: 4 leaves of 16 bit a cell, 32 MiB a copy */
+#define BERM_PREFIX4_CELLS (1 << 19)  /* the first 19 bits of an address, 4 MiB a copy */
+#define BERM_PREFIX4_LEAVES (1 << 20) /* 8 B cells of 4 leaves, two copies: 4 Mi runs of equal /24s */
 #define BERM_PREFIX4_BLOCKS 32767     /* /24s that are split further; 512 B each, two copies */
 #define BERM_PREFIX6_ROOT 65536	      /* the first 16 bits of an address */
 #define BERM_PREFIX6_NODES (3 << 19)  /* 24 B each, two copies: 500,000 random /48s need 1.4 Mi */
@@ -118,7 +119,8 @@ struct berm_addr {
 };
 
 enum berm_config_flags {
-	BERM_CONFIG_OBSERVE_ONLY = 1 << 0, /* every drop becomes a shadow drop */
+	BERM_CONFIG_OBSERVE_ONLY = 1 << 0,  /* every drop becomes a shadow drop */
+	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never": spares most packets a lookup */
 };
 
 /* The one entry of berm_config. Index writes (vip_active, prefix_active) are single
@@ -180,8 +182,10 @@ struct berm_prefix_record {
 };
 _Static_assert(sizeof(struct berm_prefix_record) == 8, "one inlined load");
 
-/* IPv4: prefix4[active * BERM_PREFIX4_CELLS + (a >> 10)], leaf (a >> 8) & 3 of 16 bit.
- * Bit 15 set: the low 15 bits name a block; the leaf is then
+/* IPv4: prefix4[active * BERM_PREFIX4_CELLS + (a >> 13)] stands for the 32 /24s of a /19. Bit i of
+ * its low half is set where /24 number i + 1 has another leaf than number i; the leaf of number i is
+ * that of 16 bit in prefix4_leaves with the number high half - popcount(low half >> i).
+ * Bit 15 of a leaf set: the low 15 bits name a block; the leaf is then
  * prefix4_blocks[active * BERM_PREFIX4_BLOCKS * 64 + block * 64 + (a & 255) / 4], leaf a & 3.
  * Otherwise the leaf is a record id.
  *

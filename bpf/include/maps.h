@@ -44,6 +44,7 @@ ARRAY(berm_rate_classes, struct berm_rate_class, BERM_RATE_CLASSES, 0);
 
 /* prefix compiler */
 ARRAY(berm_prefix4, __u64, 2 * BERM_PREFIX4_CELLS, BPF_F_MMAPABLE);
+ARRAY(berm_prefix4_leaves, __u64, 2 * BERM_PREFIX4_LEAVES, BPF_F_MMAPABLE);
 ARRAY(berm_prefix4_blocks, __u64, 2 * BERM_PREFIX4_BLOCKS * 64, BPF_F_MMAPABLE);
 ARRAY(berm_prefix6_root, __u64, 2 * BERM_PREFIX6_ROOT, BPF_F_MMAPABLE);
 ARRAY(berm_prefix6_nodes, struct berm_prefix6_node, 2 * BERM_PREFIX6_NODES, BPF_F_MMAPABLE);

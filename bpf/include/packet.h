@@ -96,6 +96,7 @@ struct packet {
 	__u32 tos;
 	__u32 proto; /* of the payload; of fragments as the first header says */
 	__u32 len;   /* bytes of the IP packet */
+	__u64 number; /* source_number() */
 	struct berm_addr src;
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */

@@ -92,9 +92,12 @@ static __always_inline void sample(const struct packet *pkt, const struct now *n
 				   __u32 shadow)
 {
 	__u32 why = pkt->drop ? pkt->drop : shadow;
-	struct berm_sample *sample = bpf_map_lookup_elem(&berm_sample, &why);
+	struct berm_sample *sample;
 	struct berm_event *event;
 
+	if (LIKELY(!why && !(pkt->cfg->flags & BERM_CONFIG_SAMPLE_PASSED)))
+		return;
+	sample = bpf_map_lookup_elem(&berm_sample, &why);
 	if (!sample || LIKELY(before & sample->mask) || !(sample->mask + 1))
 		return;
 	/* A full ring loses the event, never the packet. */

@@ -490,3 +490,15 @@ func TestPageEscapesAndConfines(t *testing.T) {
 		}
 	}
 }
+
+// An error's advice is told apart from it; of several errors each keeps its own.
+func TestHints(t *testing.T) {
+	one := errors.New("no geo policy \"eu\" (there is none yet)")
+	two := errors.New("no rate class \"slow\" (there are a, b)")
+	if e := control.AsError(one); e.Message != `no geo policy "eu"` || e.Hint != "there is none yet" {
+		t.Errorf("%+v", e)
+	}
+	if e := control.AsError(errors.Join(one, two)); e.Message != one.Error()+"\n"+two.Error() || e.Hint != "" {
+		t.Errorf("%+v", e)
+	}
+}

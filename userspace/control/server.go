@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/bermedge/berm/maps"
 )
@@ -186,7 +187,8 @@ func asError(err error) *Error {
 		return &out
 	}
 	out := &Error{Status: http.StatusUnprocessableEntity, Message: err.Error()}
-	if m := hint.FindStringSubmatch(out.Message); m != nil {
+	// Of several errors, a line each, the last one's hint would stand alone: each keeps its own.
+	if m := hint.FindStringSubmatch(out.Message); m != nil && !strings.Contains(out.Message, "\n") {
 		out.Message, out.Hint = m[1], m[2]
 	}
 	switch {

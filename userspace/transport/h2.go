@@ -10,6 +10,8 @@ import (
 
 // configureH2 has h2 served above a gatherConn. It takes x/net's h2 server, which is net/http's own
 // under another name, since that accepts connections that are not bare TLS ones.
+//
+//nolint:staticcheck // x/net sends everybody to net/http, which takes no connection of ours above TLS
 func (u *unit) configureH2() error {
 	h2 := new(http2.Server) // limits are those of u.http
 	if err := http2.ConfigureServer(u.http, h2); err != nil {

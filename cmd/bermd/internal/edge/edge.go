@@ -198,7 +198,7 @@ func (e *Edge) resetKey() (key [32]byte) {
 	_, _ = rand.Read(key[:]) // never fails, and ends the process if it ever does
 	if e.opts.State != "" {
 		if err := os.WriteFile(path, key[:], 0o600); err != nil {
-			e.log.Debug("QUIC clients will notice a restart only by timeout", "error", err)
+			e.log.Warn("the state directory cannot be written: a restart changes a self-signed certificate, and QUIC clients notice it only by timeout", "error", err)
 		}
 	}
 	return key
