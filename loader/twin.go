@@ -47,6 +47,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermHeart: copied,
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
+	bpf.XDPMapBermCaptures: empty, bpf.XDPMapBermPackets: empty,
 }
 
 // Fate is what became of a packet, as the program's own counters tell.
@@ -226,6 +227,8 @@ func (t *Twin) prepare(source netip.Addr) error {
 	cfg := t.live.Config.Get()
 	cell := uint32(maps.SourceHash(cfg.Seed, source)) & cfg.RateMask
 	cfg.RateMask = 0
+	cfg.Flags |= uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED)
+	cfg.Flags &^= uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_CAPTURE)
 	var set bpf.XDPBermRateSet
 	if err := t.pins[bpf.XDPMapBermRateCells].Lookup(cell, &set); err != nil {
 		return fmt.Errorf("rate cells of %s: %w", source, err)

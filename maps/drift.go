@@ -59,7 +59,7 @@ func (s *Set) WatchDrift() error {
 		s.windows = append(s.windows, records)
 		l := &ledger{verdicts: &rememberedVerdicts{v: s.Verdicts, known: map[bpf.XDPBermVerdictKey]bpf.XDPBermVerdict{}}}
 		l.tables = []remembered{
-			&entries[bpf.XDPBermConfig]{name: bpf.XDPMapBermConfig, read: func() ([]bpf.XDPBermConfig, error) { return []bpf.XDPBermConfig{s.Config.Get()}, nil }},
+			&entries[bpf.XDPBermConfig]{name: bpf.XDPMapBermConfig, read: s.Config.decided},
 			cells(bpf.XDPMapBermVipSeeds, s.VIPs.seeds), cells(bpf.XDPMapBermVipSlots, s.VIPs.slots),
 			array[bpf.XDPBermVip](bpf.XDPMapBermVips, s.VIPs.m),
 			cells(bpf.XDPMapBermGeoRules, s.Geo.rules), array[bpf.XDPBermGeoPolicy](bpf.XDPMapBermGeoPolicies, s.Geo.m),
@@ -211,6 +211,16 @@ func snake(name string) string {
 		b.WriteRune(unicode.ToLower(r))
 	}
 	return b.String()
+}
+
+// passing are flags that come and go with those who look on.
+const passing = uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED | bpf.XDPBermConfigFlagsBERM_CONFIG_CAPTURE)
+
+// decided is the entry without what says only who looks on.
+func (c *Config) decided() ([]bpf.XDPBermConfig, error) {
+	v := c.Get()
+	v.Flags &^= passing
+	return []bpf.XDPBermConfig{v}, nil
 }
 
 // rowsInUse are the cells of the sets that exist.

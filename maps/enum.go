@@ -135,6 +135,16 @@ var stageNames = [...]string{
 // String is the stage's name.
 func (s Stage) String() string { return nameOf("stage", stageNames[:], s) }
 
+// ParseStage finds a stage by its name.
+func ParseStage(s string) (Stage, error) {
+	for st := range AllStages() {
+		if st.String() == s {
+			return st, nil
+		}
+	}
+	return 0, unknown("stage", s, AllStages())
+}
+
 // AllStages lists the stages in their order.
 func AllStages() iter.Seq[Stage] { return upTo(0, stageMax) }
 

@@ -35,6 +35,7 @@ type Set struct {
 	Stats    *Stats
 	Samples  *Samples
 	Events   *Events
+	Captures *Captures
 	Paths    *Paths
 
 	lock    *lock
@@ -55,6 +56,7 @@ var names = []string{
 	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
+	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 }
 
 // Open opens the pinned maps of a contract directory (see PinDir).
@@ -159,6 +161,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	}
 	s.Samples = &Samples{set: s, w: view(bpf.XDPMapBermSample)}
 	s.Events = &Events{m: m[bpf.XDPMapBermEvents]}
+	s.Captures = &Captures{set: s, w: view(bpf.XDPMapBermCaptures), ring: m[bpf.XDPMapBermPackets]}
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}
 	if errs != nil {
 		return errors.Join(errs...)

@@ -36,6 +36,7 @@ type root struct {
 	FEC    fecCmd    `cmd:"" name:"fec" group:"see" help:"Forward error correction: relays, and what parity is worth."`
 	Steer  steerCmd  `cmd:"" group:"see" help:"Explain which edge a flow goes to."`
 	Why    whyCmd    `cmd:"" group:"see" help:"Explain what becomes of a packet, stage by stage."`
+	Pcap   pcapCmd   `cmd:"" group:"see" help:"Copy packets into a file, by stage, reason and VIP."`
 	Doctor doctorCmd `cmd:"" group:"see" help:"Find known causes of trouble on this host, and the command that mends each."`
 
 	VIP     vipCmd     `cmd:"" name:"vip" group:"change" help:"Services: address, port, protocol, and the policies of each."`
