@@ -88,10 +88,9 @@ int test_make_cookie(struct xdp_md *ctx)
 	}
 	if (!sk)
 		return XDP_ABORTED;
-	test_cookie = facts ? bpf_tcp_gen_syncookie(sk, h.ip, sizeof(struct ipv6hdr), tcp,
-						    sizeof(*tcp)) :
-			      bpf_tcp_gen_syncookie(sk, h.ip, sizeof(struct iphdr), tcp,
-						    sizeof(*tcp));
+	test_cookie =
+		facts ? bpf_tcp_gen_syncookie(sk, h.ip, sizeof(struct ipv6hdr), tcp, sizeof(*tcp)) :
+			bpf_tcp_gen_syncookie(sk, h.ip, sizeof(struct iphdr), tcp, sizeof(*tcp));
 	bpf_sk_release(sk);
 	return XDP_PASS;
 }

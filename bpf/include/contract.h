@@ -17,7 +17,7 @@
 #define BERM_VIP_SLOTS 16384	      /* VIP id by slot, two copies */
 #define BERM_RECORDS 32768	      /* prefix records, two copies */
 #define BERM_PREFIX4_CELLS (1 << 19)  /* the first 19 bits of an address, 4 MiB a copy */
-#define BERM_PREFIX4_LEAVES (1 << 20) /* 8 B cells of 4 leaves, two copies: 4 Mi runs of equal /24s */
+#define BERM_PREFIX4_LEAVES (1 << 20) /* 8 B cells of 4 runs of equal /24s, two copies */
 #define BERM_PREFIX4_BLOCKS 32767     /* /24s that are split further; 512 B each, two copies */
 #define BERM_PREFIX6_ROOT 65536	      /* the first 16 bits of an address */
 #define BERM_PREFIX6_NODES (3 << 19)  /* 24 B each, two copies: 500,000 random /48s need 1.4 Mi */
@@ -87,8 +87,8 @@ enum berm_exit {
 	BERM_EXIT_SHADOW = 5,	 /* would have been dropped; counted beside its real exit */
 	BERM_EXIT_FAIL_OPEN = 6, /* our own failure: a missing entry, a full table */
 	BERM_EXIT_ABORTED = 7,	 /* our own failure after the first write to the packet */
-	BERM_EXIT_CHANCE = 8,	 /* sent to the row's previous owner: this host has no socket for it */
-	BERM_EXIT_DEADMAN = 9,	 /* sent to another edge, since this one's daemon is silent */
+	BERM_EXIT_CHANCE = 8, /* sent to the row's previous owner: this host has no socket for it */
+	BERM_EXIT_DEADMAN = 9, /* sent to another edge, since this one's daemon is silent */
 	BERM_EXIT_MAX,
 };
 
@@ -121,7 +121,7 @@ struct berm_addr {
 
 enum berm_config_flags {
 	BERM_CONFIG_OBSERVE_ONLY = 1 << 0,  /* every drop becomes a shadow drop */
-	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never": spares most packets a lookup */
+	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never" */
 	BERM_CONFIG_CAPTURE = 1 << 2,	    /* somebody wants copies of packets: see berm_capture */
 };
 
@@ -285,8 +285,8 @@ _Static_assert(!(BERM_BACKENDS & BERM_ROW_BACKEND), "ids are masked");
 struct berm_heart {
 	__u32 beat;	   /* daemon: another number each 100 ms */
 	__u32 limit_ticks; /* daemon: silent for more than so many jiffies it counts as dead; 0 = never */
-	__u64 noted;	   /* XDP: the last beat seen in the high half, the jiffies of then in the low */
-	__u32 fired;	   /* XDP: 1 once a new flow went elsewhere; the daemon clears it */
+	__u64 noted; /* XDP: the last beat seen in the high half, the jiffies of then in the low */
+	__u32 fired; /* XDP: 1 once a new flow went elsewhere; the daemon clears it */
 	__u32 pad;
 };
 

@@ -42,8 +42,7 @@ static __always_inline bool begins_quic(struct xdp_md *ctx, __u64 facts)
 	} *start;
 	__u32 version, type;
 
-	if (!h.ip || !TAKE(&h.payload, struct udphdr) ||
-	    !(start = TAKE(&h.payload, struct start)))
+	if (!h.ip || !TAKE(&h.payload, struct udphdr) || !(start = TAKE(&h.payload, struct start)))
 		return false;
 	version = (__u32)start->version[0] << 24 | start->version[1] << 16 |
 		  start->version[2] << 8 | start->version[3];

@@ -69,7 +69,8 @@ enum packet_fact {
 
 	PACKET_CHANCE = 1 << 28, /* a peer's second chance: delivered here whatever happens */
 	PACKET_HANDED = 1 << 29, /* goes to another edge as its second chance */
-	PACKET_SILENT = 1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
+	PACKET_SILENT =
+		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
 };
 
 /* To be refused for this reason if it is for a VIP; only parse has such reasons. */
@@ -96,7 +97,6 @@ struct packet {
 	__u32 tos;
 	__u32 proto; /* of the payload; of fragments as the first header says */
 	__u32 len;   /* bytes of the IP packet */
-	__u64 number; /* source_number() */
 	struct berm_addr src;
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
@@ -108,9 +108,10 @@ struct packet {
 	/* As struct fate, for whoever is told of the packet (capture.h). */
 	__u32 vip_id;
 	__u32 record_id;
-	__u32 drop; /* enum berm_drop */
-	__u32 end;  /* how it ended: stage * BERM_EXIT_MAX + exit */
-	__u64 source; /* source hash */
+	__u32 drop;   /* enum berm_drop */
+	__u32 end;    /* how it ended: stage * BERM_EXIT_MAX + exit */
+	__u64 number; /* source_number() of src; parse sets it */
+	__u64 source; /* and its hash */
 	union {
 		struct berm_prefix_record record;
 		__u64 record_word;

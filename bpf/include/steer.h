@@ -59,7 +59,8 @@ __noinline int whose(struct xdp_md *ctx, const struct flow *flow, __u64 facts, _
 	if (!second || second == self)
 		return self;
 	if (silent) {
-		heart->fired = 1; /* the daemon has to know, when it wakes, that flows are elsewhere */
+		heart->fired =
+			1; /* the daemon has to know, when it wakes, that flows are elsewhere */
 		fate |= begins ? PACKET_SILENT : 0;
 	}
 	return second | self << BERM_ROW_SECOND | fate;
@@ -103,9 +104,10 @@ static __always_inline int steer(struct packet *pkt, const struct now *now)
 	if (!cell)
 		return fail_open(pkt, BERM_STAGE_STEER);
 	row = *cell >> (row & 1) * 32;
-	if (UNLIKELY(self && is_contested(pkt, now, row, &silent)))
+	if (UNLIKELY(self && is_contested(pkt, now, row, &silent))) {
 		row = whose(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts, row, silent);
-	pkt->facts |= row & (PACKET_HANDED | PACKET_SILENT);
+		pkt->facts |= row & (PACKET_HANDED | PACKET_SILENT);
+	}
 	owner = row & BERM_ROW_BACKEND;
 	second = row >> BERM_ROW_SECOND & BERM_ROW_BACKEND;
 

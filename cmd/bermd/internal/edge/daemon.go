@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"time"
 
@@ -264,6 +265,7 @@ func (e *Edge) health() observe.Health {
 	if s := e.kernel.drift.problem(); s != "" {
 		h.Problems = append(h.Problems, s)
 	}
+	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
 	h.Problems = append(h.Problems, e.certProblems()...)
 	well := map[string]bool{}
 	for _, o := range e.origins() {
@@ -275,6 +277,16 @@ func (e *Edge) health() observe.Health {
 		}
 	}
 	return h
+}
+
+// absent names interfaces of the file that this host does not have: the kernel half cannot be on them.
+func absent(names []string) (out []string) {
+	for _, name := range names {
+		if _, err := net.InterfaceByName(name); err != nil {
+			out = append(out, fmt.Sprintf("interface %s of kernel.interfaces is not there: packets through it would pass no policy (once it is back: berm kernel up)", name))
+		}
+	}
+	return out
 }
 
 // certProblems names certificates that end within a week.
