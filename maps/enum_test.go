@@ -131,7 +131,13 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s is not in the programs", name)
 		}
 	}
-	if len(names) != len(spec.Maps) {
-		t.Errorf("%d maps named here, the programs have %d", len(names), len(spec.Maps))
+	pinned := 0 // scratch maps of the programs alone have other names
+	for name := range spec.Maps {
+		if strings.HasPrefix(name, "berm_") {
+			pinned++
+		}
+	}
+	if len(names) != pinned {
+		t.Errorf("%d maps named here, the programs have %d", len(names), pinned)
 	}
 }

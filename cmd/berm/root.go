@@ -50,6 +50,7 @@ type root struct {
 	Conf   confCmd   `cmd:"" name:"config" group:"run" help:"Check the configuration file."`
 	Reload reloadCmd `cmd:"" group:"run" help:"Make bermd read its configuration again."`
 
+	Replay     replayCmd     `cmd:"" group:"more" help:"Compare what a new configuration would do with recorded packets."`
 	Bench      benchCmd      `cmd:"" group:"more" help:"Measure the kernel half on this machine."`
 	Completion completionCmd `cmd:"" group:"more" help:"Print a completion script for a shell."`
 	Man        manCmd        `cmd:"" group:"more" help:"Write the manual pages into a directory."`
