@@ -45,6 +45,7 @@ type root struct {
 	Verdict verdictCmd `cmd:"" group:"change" help:"Time-limited decisions about one source."`
 	Shadow  shadowCmd  `cmd:"" group:"change" help:"Rules that are only counted: what they would drop, and promoting them."`
 	Purge   purgeCmd   `cmd:"" group:"change" help:"Make the cache forget objects."`
+	Anycast anycastCmd `cmd:"" group:"change" help:"What routers are told of this edge."`
 
 	Kernel kernelCmd `cmd:"" group:"run" help:"Load, upgrade and remove the kernel half."`
 	Conf   confCmd   `cmd:"" name:"config" group:"run" help:"Check the configuration file."`

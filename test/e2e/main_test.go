@@ -49,6 +49,11 @@ func TestDeadman(t *testing.T) {
 	runScenario(t, "deadman", "ip", "bird", "curl", "tcpdump")
 }
 
+// TestUpgrade runs the scenario "upgrade".
+func TestUpgrade(t *testing.T) {
+	runScenario(t, "upgrade", "ip", "bird", "curl", "wrk", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

@@ -60,6 +60,14 @@ func (d *testDaemon) Top(_ context.Context, seconds int) (control.Top, error) {
 	return d.top, nil
 }
 
+func (d *testDaemon) Anycast(context.Context) (control.Anycast, error) {
+	return control.Anycast{Phase: "announced"}, nil
+}
+
+func (d *testDaemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
+	return control.Anycast{Command: o.Command}, nil
+}
+
 func (d *testDaemon) Series() control.Series {
 	return control.Series{Requests: []float64{0, 1, 2}, Packets: []float64{1, 1}, Dropped: nil}
 }
@@ -368,6 +376,12 @@ func TestDaemonCalls(t *testing.T) {
 	if s, err := c.Top(ctx, 7); err != nil || s.Seconds != 7 {
 		t.Errorf("%+v %v", s, err)
 	}
+	if s, err := c.Anycast(ctx); err != nil || s.Phase != "announced" {
+		t.Errorf("%+v %v", s, err)
+	}
+	if s, err := c.OrderAnycast(ctx, control.AnycastOrder{Command: "drain"}); err != nil || s.Command != "drain" {
+		t.Errorf("%+v %v", s, err)
+	}
 	_, err := c.Top(ctx, 61)
 	refused(t, err, http.StatusBadRequest, "not between 1 and 60")
 	done, err := c.Purge(ctx, control.Purge{URL: "http://a/"})
@@ -387,6 +401,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{"POST", "/v1/purge", `{"url": `, 400},
 		{"POST", "/v1/purge", `{"uri": "x"}`, 400},
+		{"POST", "/v1/anycast", `{"order": "x"}`, 400},
 		{"POST", "/v1/purge", strings.Repeat(" ", 2<<20), 400},
 		{"GET", "/v1/geo/test?ip=nonsense", "", 400},
 		{"GET", "/v1/steer/explain?source=a", "", 400},

@@ -267,15 +267,7 @@ func (e *Edge) health() observe.Health {
 	}
 	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
 	h.Problems = append(h.Problems, e.certProblems()...)
-	well := map[string]bool{}
-	for _, o := range e.origins() {
-		well[o.Origin] = well[o.Origin] || o.Healthy
-	}
-	for name, ok := range well {
-		if !ok {
-			h.Problems = append(h.Problems, fmt.Sprintf("no server of origin %s is healthy", name))
-		}
-	}
+	h.Problems = append(h.Problems, e.originProblems()...)
 	return h
 }
 
