@@ -40,7 +40,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermConfig:   copied, // with room for one source's cells
 	bpf.XDPMapBermVipSeeds: shared, bpf.XDPMapBermVipSlots: shared, bpf.XDPMapBermVips: shared,
 	bpf.XDPMapBermGeoRules: shared, bpf.XDPMapBermGeoPolicies: shared, bpf.XDPMapBermRateClasses: shared,
-	bpf.XDPMapBermPrefix4: shared, bpf.XDPMapBermPrefix4Blocks: shared, bpf.XDPMapBermPrefix6Root: shared,
+	bpf.XDPMapBermPrefix4: shared, bpf.XDPMapBermPrefix4Leaves: shared, bpf.XDPMapBermPrefix4Blocks: shared, bpf.XDPMapBermPrefix6Root: shared,
 	bpf.XDPMapBermPrefix6Nodes: shared, bpf.XDPMapBermPrefix6Leaves: shared, bpf.XDPMapBermPrefixRecords: shared,
 	bpf.XDPMapBermRateCells: copied, bpf.XDPMapBermVerdictBits: shared, bpf.XDPMapBermVerdicts: copied,
 	bpf.XDPMapBermRows: shared, bpf.XDPMapBermSets: shared, bpf.XDPMapBermBackends: shared, bpf.XDPMapBermPeers: shared,
