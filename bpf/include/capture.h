@@ -65,9 +65,12 @@ static __always_inline int capture(struct xdp_md *ctx, const struct fate *fate, 
 	buf->head.shadow = shadow;
 	buf->head.pad = 0;
 	bytes = buf->head.len < want->snap ? buf->head.len : want->snap;
-	OPAQUE(bytes); /* else clang-19 bounds a copy of it, and the verifier does not see that */
-	bytes &= BERM_SNAP;
-	if (!bytes || bpf_xdp_load_bytes(ctx, 0, buf->frame, bytes))
+	if (!bytes)
+		return 0;
+	/* From 1 on, as it is: 6.1 does not conclude that from "not 0". clang-19 must not either. */
+	OPAQUE(bytes);
+	bytes = ((bytes - 1) & BERM_SNAP) + 1;
+	if (bpf_xdp_load_bytes(ctx, 0, buf->frame, bytes))
 		return 0;
 	if (bpf_ringbuf_output(&berm_packets, buf, sizeof(buf->head) + bytes, 0))
 		__sync_fetch_and_add(&want->lost, 1);
