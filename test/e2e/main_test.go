@@ -39,7 +39,22 @@ func TestMainPath(t *testing.T) {
 	runScenario(t, "main", "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
 }
 
-// runScenario runs a scenario, which needs some programs; every step is a subtest and every check can
+// TestDrain runs the scenario "drain".
+func TestDrain(t *testing.T) {
+	runScenario(t, "drain", "ip", "bird", "birdc", "curl", "tcpdump")
+}
+
+// TestDeadman runs the scenario "deadman".
+func TestDeadman(t *testing.T) {
+	runScenario(t, "deadman", "ip", "bird", "curl", "tcpdump")
+}
+
+// TestUpgrade runs the scenario "upgrade".
+func TestUpgrade(t *testing.T) {
+	runScenario(t, "upgrade", "ip", "bird", "curl", "wrk", "tcpdump")
+}
+
+// runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {
 	t.Helper()

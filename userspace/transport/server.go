@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +25,10 @@ type Options struct {
 	ResetKey [32]byte
 	// Failed is told when a listener breaks after it was opened.
 	Failed func(error)
+	// Keeper keeps the sockets open while no process serves them; nil when nobody does. Held are those that it kept
+	// of the process before, by their names; they belong to Listen.
+	Keeper Keeper
+	Held   []*os.File
 }
 
 // Server is all listeners of an edge.
@@ -34,7 +39,8 @@ type Server struct {
 	mu      sync.Mutex // held while listeners are opened or closed
 	cfg     Config
 	units   map[unitKey]*unit
-	retired sync.WaitGroup // listeners that still drain
+	held    map[string]*os.File // until Listen returns
+	retired sync.WaitGroup      // listeners that still drain
 }
 
 // unitKey names a listener: the scheme and the address as written in the file.
@@ -59,8 +65,12 @@ type ProtocolStats struct {
 
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
 func Listen(cfg Config, opts Options) (*Server, error) {
-	s := &Server{opts: opts, units: map[unitKey]*unit{}}
-	return s, s.Apply(cfg)
+	s := &Server{opts: opts, units: map[unitKey]*unit{}, held: byName(opts.Held)}
+	err := s.Apply(cfg)
+	if err == nil {
+		s.dropHeld()
+	}
+	return s, err
 }
 
 // Stats returns the live counters.
@@ -97,11 +107,13 @@ func (s *Server) Apply(cfg Config) error {
 	changed := s.cfg.limits() != cfg.limits() && len(s.units) > 0 && len(opened) < len(want)
 	for _, u := range opened {
 		s.units[u.key] = u
+		s.hold(u)
 		u.serve()
 	}
 	for k, u := range s.units {
 		if !slices.Contains(want, k) {
 			delete(s.units, k)
+			s.forget(k)
 			s.retire(u, cfg.Drain)
 		}
 	}

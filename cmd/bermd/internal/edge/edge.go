@@ -38,6 +38,8 @@ type Options struct {
 	Version string
 	Log     *observe.Log
 	Notify  func(state string) // systemd's sd_notify, or nothing
+	Keeper  transport.Keeper   // who keeps the public sockets over a restart; nil for nobody
+	Held    []*os.File         // those that it kept
 }
 
 // Edge is a running daemon.
@@ -157,6 +159,7 @@ func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
 func (e *Edge) listen(cfg *config.Config) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.certs.TLS(), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
+		Keeper: e.opts.Keeper, Held: e.opts.Held,
 	})
 	if err != nil {
 		e.server = nil
