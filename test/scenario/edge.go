@@ -109,14 +109,14 @@ func (e *Edge) reload(ctx context.Context) error {
 
 // startDaemon starts bermd without privilege, as its unit would, and waits until it is ready.
 func (e *Edge) startDaemon(ctx context.Context) error {
-	if err := e.launchDaemon(); err != nil {
+	if err := e.launchDaemon(ctx); err != nil {
 		return err
 	}
 	return e.awaitReady(ctx)
 }
 
-// launchDaemon starts bermd and waits for nothing.
-func (e *Edge) launchDaemon() error {
+// launchDaemon starts bermd, and waits only for what stands in for systemd.
+func (e *Edge) launchDaemon(ctx context.Context) (err error) {
 	bin, err := rig.Binary(e.m.opts.Bin, "bermd")
 	if err != nil {
 		return err
