@@ -133,6 +133,9 @@ func (s *Set) followRow(out *Steering, set uint32, src, dst netip.AddrPort, prot
 	switch owner, second := out.Owner, out.Second; {
 	case owner != nil && owner.Self:
 		out.Exit, out.Why = ExitLocal, "this edge owns the row"
+		if second != nil && row.Moved {
+			out.Why += ", which has moved: TCP packets of flows that it has no socket for go to " + second.Name
+		}
 	case owner != nil && owner.Ready:
 		out.Exit, out.To, out.Why = ExitForward, owner.Name, fmt.Sprintf("%s owns the row", owner.Name)
 	case second != nil && second.Self:

@@ -64,7 +64,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(&stats->shadowed, pkt->len);
 	if (exit == BERM_EXIT_DROP)
 		add(&stats->dropped, pkt->len);
-	else if (exit == BERM_EXIT_FORWARD || UNLIKELY(exit >= BERM_EXIT_CHANCE))
+	else if (exit == BERM_EXIT_FORWARD ||
+		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN))
 		add(&stats->forwarded, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);

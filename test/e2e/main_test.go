@@ -34,18 +34,35 @@ func binaries(t *testing.T) string {
 	return dir
 }
 
-// TestMainPath runs the scenario "main"; every step is a subtest and every check can fail it.
-func TestMainPath(t *testing.T) { play(t, "main") }
+// TestMainPath runs the scenario "main".
+func TestMainPath(t *testing.T) {
+	runScenario(t, "main", "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
+}
+
+// TestDrain runs the scenario "drain".
+func TestDrain(t *testing.T) {
+	runScenario(t, "drain", "ip", "bird", "birdc", "curl", "tcpdump")
+}
+
+// TestDeadman runs the scenario "deadman".
+func TestDeadman(t *testing.T) {
+	runScenario(t, "deadman", "ip", "bird", "curl", "tcpdump")
+}
 
 // TestUpgrade runs the scenario "upgrade".
-func TestUpgrade(t *testing.T) { play(t, "upgrade") }
+func TestUpgrade(t *testing.T) {
+	runScenario(t, "upgrade", "ip", "bird", "curl", "wrk", "tcpdump")
+}
 
-func play(t *testing.T, id string) {
+// runScenario runs a scenario that needs these programs; every step is a subtest and every check can
+// fail it.
+func runScenario(t *testing.T, id string, programs ...string) {
+	t.Helper()
 	s, err := scenario.Find(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lab := rigtest.New(t, "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
+	lab := rigtest.New(t, programs...)
 	opts := scenario.Options{Bin: binaries(t), Log: t.Logf}
 	top, err := s.Up(t.Context(), lab, opts)
 	if err != nil {

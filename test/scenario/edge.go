@@ -98,6 +98,15 @@ func (e *Edge) start(ctx context.Context) (err error) {
 	return e.startDaemon(ctx)
 }
 
+// reload gives the edge the file that it should have now.
+func (e *Edge) reload(ctx context.Context) error {
+	if _, err := e.m.lab.WriteFile(e.Name+".yaml", 0o644, []byte(e.configFile())); err != nil {
+		return err
+	}
+	_, err := e.berm(ctx, "reload")
+	return err
+}
+
 // startDaemon starts bermd without privilege, as its unit would, and waits until it is ready.
 func (e *Edge) startDaemon(ctx context.Context) error {
 	bin, err := rig.Binary(e.m.opts.Bin, "bermd")
@@ -214,7 +223,7 @@ vips:
   edges:
 %ssteer:
   secret_file: %s
-  probe: {interval: 150ms, timeout: 100ms, failures: 3, successes: 2, port: 9191}
+  probe: {interval: 150ms, timeout: 100ms, failures: %d, successes: 2, port: 9191}
 %sgeo:
   policies:
     default: {fallback: allow, drop: [XX], shadow: [XS]}
@@ -234,7 +243,7 @@ origins:
 routes: [{host: "*", path: /, origin: lab}]
 log: {level: info, format: text}
 `, e.Name, e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
-		vips.String(), backends.String(), lab.Path("secret"), e.m.steering, greedyRate, greedyBurst, e.Name, originAddr)
+		vips.String(), backends.String(), lab.Path("secret"), e.m.failures, e.m.steering, greedyRate, greedyBurst, e.Name, originAddr)
 }
 
 // peers are the edges that the files name, whether built yet or not: every file names the same backends.

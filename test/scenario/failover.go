@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +27,7 @@ const (
 // checkFailover loses edge2 for good and all: link, daemon and announcement at once.
 func (m *Main) checkFailover(ctx context.Context, r *Recorder) error {
 	survivor, victim := m.edges[0], m.edges[1]
-	flows, err := m.openLong(ctx)
+	flows, err := m.openLong(ctx, longFlows)
 	if err != nil {
 		return err
 	}
@@ -55,6 +56,11 @@ func (m *Main) checkFailover(ctx context.Context, r *Recorder) error {
 	reportLong(r, flows, survivor.Name, lost)
 	reportFresh(r, fresh, survivor.Name, lost)
 
+	meanwhile, err := m.startCrowd(ctx, longFlows/2)
+	if err != nil {
+		return err
+	}
+	defer meanwhile.stop()
 	back := time.Now()
 	if err := victim.restore(ctx); err != nil {
 		return fmt.Errorf("bring %s back: %w", victim.Name, err)
@@ -63,6 +69,10 @@ func (m *Main) checkFailover(ctx context.Context, r *Recorder) error {
 		return fmt.Errorf("after %s came back: %w", victim.Name, err)
 	}
 	r.AtMost("loss of an edge: it serves again after its return in", 20, time.Since(back).Seconds(), "s")
+	if err := meanwhile.settle(ctx); err != nil {
+		return err
+	}
+	meanwhile.report(r, "its return")
 	return nil
 }
 
@@ -86,11 +96,19 @@ type longFlow struct {
 	mu    sync.Mutex
 	times []time.Time // of answers
 	err   error
+	left  bool // it asks no more, by its own will
 }
 
-func (m *Main) openLong(ctx context.Context) ([]*longFlow, error) {
+// leave ends the flow after the answer that it waits for.
+func (f *longFlow) leave() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left = true
+}
+
+func (m *Main) openLong(ctx context.Context, n int) ([]*longFlow, error) {
 	var flows []*longFlow
-	for i := range longFlows {
+	for i := range n {
 		vip := []string{vip4, vip6}[i%2]
 		f, err := m.openFlow(ctx, m.good, vip, flowLimit)
 		if err != nil {
@@ -126,15 +144,16 @@ func (f *longFlow) run(ctx context.Context) {
 		if f.err = err; err == nil {
 			f.times = append(f.times, time.Now())
 		}
+		left := f.left
 		f.mu.Unlock()
-		if err != nil {
+		if err != nil || left {
 			return
 		}
 	}
 }
 
 func slowest(flows []*longFlow) int {
-	least := longFlows * longFlows
+	least := math.MaxInt
 	for _, f := range flows {
 		f.mu.Lock()
 		least = min(least, len(f.times))

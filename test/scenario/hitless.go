@@ -33,8 +33,8 @@ const (
 	programRounds = 2 // on each edge
 	restartRounds = 2 // on each edge
 	// Each download takes 2 s, well below the time that a daemon gives requests in flight.
-	downloadBytes, downloadRate = 2_000_000, "1M"
-	downloads                   = 3 // at once
+	roundSize, roundRate = 2_000_000, "1M"
+	roundDownloads       = 3 // at once
 )
 
 // checkPrograms replaces both edges' programs again and again.
@@ -145,19 +145,19 @@ func (u *Upgrade) underLoad(ctx context.Context, quic bool, do func(context.Cont
 func (u *Upgrade) downloadRound(ctx context.Context, sum *loadSum) error {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for i := range downloads {
+	for i := range roundDownloads {
 		wg.Go(func() {
 			vip := []string{vip4, vip6}[i%2]
 			if strings.Contains(vip, ":") {
 				vip = "[" + vip + "]"
 			}
 			out, err := u.good.Run(ctx, "curl", "-sS", "-m", "60", "--http1.1", "--cacert", u.cert, "--resolve", edgeName+":443:"+vip,
-				"--limit-rate", downloadRate, "-o", "/dev/null", "-w", "%{http_code} %{size_download}",
-				fmt.Sprintf("https://%s/bytes/%d", edgeName, downloadBytes))
+				"--limit-rate", roundRate, "-o", "/dev/null", "-w", "%{http_code} %{size_download}",
+				fmt.Sprintf("https://%s/big/%d", edgeName, roundSize))
 			mu.Lock()
 			defer mu.Unlock()
 			sum.requests++
-			if strings.TrimSpace(out) == "200 "+strconv.Itoa(downloadBytes) {
+			if strings.TrimSpace(out) == "200 "+strconv.Itoa(roundSize) {
 				return
 			}
 			sum.lost++

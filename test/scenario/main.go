@@ -50,14 +50,15 @@ type Main struct {
 	opts Options
 
 	router, good, blocked, greedy, origin *rig.Node
-	edges                                 []*Edge
-	cert                                  string // path of the certificate clients trust
-	originCounts                          string // socket
+	edges                                 []*Edge // that serve
+	cert                                  string  // path of the certificate clients trust
+	originCounts                          string  // socket
 
-	edgeCount int    // edges that there are
-	listed    int    // of those, the first that the edges' files name
-	steering  string // more of section steer of the edges' files, by lines
-	units     bool   // bermd runs under the lab's stand-in for systemd, which can start it again
+	spares   []*Edge // edges that are connected, and take no part yet
+	listed   int     // how many edges the files name
+	steering string  // more of section steer of the edges' files, by lines
+	failures int     // probes that a peer may miss
+	units    bool    // bermd runs under the lab's stand-in for systemd, which can start it again
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
@@ -66,7 +67,7 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 }
 
 func newMain(lab *rig.Lab, opts Options) *Main {
-	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), edgeCount: 2, listed: 2}
+	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), listed: 2, failures: 3}
 }
 
 // up builds everything, and returns when the service is there.
@@ -138,7 +139,7 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 			return err
 		}
 	}
-	for i := range m.edgeCount {
+	for i := range m.listed {
 		e := newEdge(m, i+1)
 		if err := e.connect(ctx); err != nil {
 			return err
@@ -146,6 +147,13 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 		m.edges = append(m.edges, e)
 	}
 	return nil
+}
+
+// addSpare connects an edge that takes no part yet.
+func (m *Main) addSpare(ctx context.Context) error {
+	e := newEdge(m, m.listed+len(m.spares)+1)
+	m.spares = append(m.spares, e)
+	return e.connect(ctx)
 }
 
 func defaultRoutes(n *rig.Node, gw4, gw6 string) error {
@@ -210,6 +218,15 @@ func (m *Main) startRouter(ctx context.Context) error {
 		}
 	}
 	return m.awaitPaths(ctx, len(m.edges), 20*time.Second)
+}
+
+// configureRouter tells a running router of all edges that serve.
+func (m *Main) configureRouter(ctx context.Context) error {
+	if _, err := m.lab.WriteFile(m.router.Name+"-bird.conf", 0o644, []byte(birdRouter("10.77.0.254", m.edges))); err != nil {
+		return err
+	}
+	_, err := m.router.Run(ctx, "birdc", "-s", m.lab.Path(m.router.Name+"-bird.ctl"), "configure")
+	return err
 }
 
 // awaitService waits until the edges agree on the rows and new flows of both families are answered by

@@ -31,7 +31,7 @@ type originCounts struct {
 	Other   uint64 `json:"other"`   // probes
 }
 
-// actOrigin serves cacheable objects below /o/ and streams of bytes below /bytes/ at the first argument, counts at
+// actOrigin serves cacheable objects below /o/ and, of any size, below /big/ at the first argument, counts at
 // the second.
 func actOrigin(ctx context.Context, args []string) error {
 	var objects, other atomic.Uint64
@@ -40,21 +40,6 @@ func actOrigin(ctx context.Context, args []string) error {
 		other.Add(1)
 		w.Header().Set("Cache-Control", "no-store")
 		fmt.Fprintln(w, "lab origin")
-	})
-	mux.HandleFunc("/bytes/{n}", func(w http.ResponseWriter, r *http.Request) {
-		other.Add(1)
-		n, err := strconv.Atoi(r.PathValue("n"))
-		if err != nil {
-			http.NotFound(w, r)
-			return
-		}
-		w.Header().Set("Cache-Control", "no-store")
-		w.Header().Set("Content-Length", r.PathValue("n"))
-		for chunk := make([]byte, 16<<10); n > 0; n -= len(chunk) {
-			if _, err := w.Write(chunk[:min(n, len(chunk))]); err != nil {
-				return // the client is gone
-			}
-		}
 	})
 	mux.HandleFunc("/o/", func(w http.ResponseWriter, r *http.Request) {
 		objects.Add(1)

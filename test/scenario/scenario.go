@@ -80,6 +80,14 @@ func All() []Scenario {
 		Summary: "clients, an ECMP router (BIRD), two edges and an origin: from the wire to the cache and back",
 		Up:      upMain,
 	}, {
+		ID:      "drain",
+		Summary: "edges are added, drained, weighed, lost and removed under flows: none breaks, and without second chances some do",
+		Up:      upDrain,
+	}, {
+		ID:      "deadman",
+		Summary: "an edge's daemon hangs (kill -STOP): new flows go to a peer, without BGP or probes, and old ones wait for it",
+		Up:      upDeadman,
+	}, {
 		ID:      "upgrade",
 		Summary: "programs replaced and daemons started again under load: no request lost, no connection broken",
 		Up:      upUpgrade,

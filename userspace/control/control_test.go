@@ -110,6 +110,17 @@ func refused(t *testing.T, err error, status int, want string) {
 	}
 }
 
+func TestOrdersThroughTheSocket(t *testing.T) {
+	c := mustServe(t, &testDaemon{})
+	on := true
+	done, err := c.Order(t.Context(), control.Order{Backend: "edge2", Draining: &on})
+	says(t, done, err, "edge2")
+	plan, err := c.Plan(t.Context(), control.PlanRequest{Remove: []string{"edge3"}})
+	if err != nil || len(plan.Sets) != 1 || plan.Sets[0].Set != "edge3" {
+		t.Errorf("%+v, %v", plan, err)
+	}
+}
+
 func TestTablesThroughTheSocket(t *testing.T) {
 	k := mapstest.New(t)
 	c := mustServe(t, &testDaemon{tables: control.NewLocal(k.Set, nil)})

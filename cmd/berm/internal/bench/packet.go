@@ -18,6 +18,7 @@ const (
 	portGeo     = 444 // refuses all countries
 	portRate    = 445 // refuses all but the first packet of a source
 	portVerdict = 446
+	portMoved   = 447
 )
 
 var (
