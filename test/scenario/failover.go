@@ -53,8 +53,8 @@ func (m *Main) checkFailover(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	reportLong(r, flows, survivor.Name, lost)
-	reportFresh(r, fresh, survivor.Name, lost)
+	reportLong(r, "loss of an edge", flows, survivor.Name, lost)
+	reportFresh(r, "loss of an edge", fresh, survivor.Name, lost)
 
 	meanwhile, err := m.startCrowd(ctx, longFlows/2)
 	if err != nil {
@@ -162,7 +162,7 @@ func slowest(flows []*longFlow) int {
 	return least
 }
 
-func reportLong(r *Recorder, flows []*longFlow, survivor string, lost time.Time) {
+func reportLong(r *Recorder, what string, flows []*longFlow, survivor string, lost time.Time) {
 	var theirs, broken, silent uint64
 	var stall time.Duration
 	for _, f := range flows {
@@ -182,10 +182,10 @@ func reportLong(r *Recorder, flows []*longFlow, survivor string, lost time.Time)
 			silent++
 		}
 	}
-	r.AtLeast("loss of an edge: long flows of the survivor", longFlows/4, float64(theirs), "flows")
-	r.Equal("loss of an edge: flows of the survivor reset", 0, broken, "flows")
-	r.Equal("loss of an edge: flows of the survivor without an answer since", 0, silent, "flows")
-	r.AtMost("loss of an edge: longest stall of a survivor's flow", failoverWatch.Seconds(), stall.Seconds(), "s")
+	r.AtLeast(what+": long flows of the survivor", longFlows/4, float64(theirs), "flows")
+	r.Equal(what+": flows of the survivor reset", 0, broken, "flows")
+	r.Equal(what+": flows of the survivor without an answer since", 0, silent, "flows")
+	r.AtMost(what+": longest stall of a survivor's flow", failoverWatch.Seconds(), stall.Seconds(), "s")
 }
 
 // freshFlows opens a new flow every few milliseconds and notes how each went.
@@ -235,7 +235,7 @@ func (m *Main) freshFlow(ctx context.Context, vip string) (edge string, err erro
 	return a.edge, err
 }
 
-func reportFresh(r *Recorder, n *freshFlows, survivor string, lost time.Time) {
+func reportFresh(r *Recorder, what string, n *freshFlows, survivor string, lost time.Time) {
 	var early, wrong, served uint64
 	var last time.Duration // after the loss
 	for _, t := range n.tries {
@@ -250,10 +250,10 @@ func reportFresh(r *Recorder, n *freshFlows, survivor string, lost time.Time) {
 			served++
 		}
 	}
-	r.Equal("loss of an edge: new flows failed before it", 0, early, "flows")
-	r.AtMost("loss of an edge: last new flow that failed, started after it by", 1, last.Seconds(), "s")
-	r.AtLeast("loss of an edge: new flows that went to the survivor", 80, float64(served), "flows")
-	r.Equal("loss of an edge: new flows answered by the lost one", 0, wrong, "flows")
+	r.Equal(what+": new flows failed before it", 0, early, "flows")
+	r.AtMost(what+": last new flow that failed, started after it by", 1, last.Seconds(), "s")
+	r.AtLeast(what+": new flows that went to the survivor", 80, float64(served), "flows")
+	r.Equal(what+": new flows answered by the lost one", 0, wrong, "flows")
 }
 
 // lose takes the edge's link and kills its programs, as a power cut would.

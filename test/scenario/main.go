@@ -26,6 +26,7 @@ const (
 	blocked6         = "2001:db8:b::10"
 	greedy4, greedy6 = "198.51.100.140", "2001:db8:c::10"
 
+	routerID   = "10.77.0.254"
 	originHost = "10.77.9.1"
 	originAddr = originHost + ":8000"
 	edgeName   = "edge.test" // the name in URLs and in the certificate
@@ -53,6 +54,10 @@ type Main struct {
 	edges                                 []*Edge // that serve
 	cert                                  string  // path of the certificate clients trust
 	originCounts                          string  // socket
+	bird                                  *rig.Proc
+
+	routerConfig string             // "": edges announce by a BIRD of their own
+	edgeConfig   func(*Edge) string // added to an edge's file
 
 	spares   []*Edge // edges that are connected, and take no part yet
 	listed   int     // how many edges the files name
@@ -208,8 +213,14 @@ func (m *Main) startEdges(ctx context.Context) error {
 	return nil
 }
 
-func (m *Main) startRouter(ctx context.Context) error {
-	if _, err := startBIRD(m.lab, m.router, birdRouter("10.77.0.254", m.edges)); err != nil {
+func (m *Main) startRouter(ctx context.Context) (err error) {
+	if m.routerConfig != "" {
+		if m.bird, err = startBIRD(m.lab, m.router, m.routerConfig); err != nil {
+			return err
+		}
+		return m.awaitPaths(ctx, len(m.edges), 20*time.Second)
+	}
+	if m.bird, err = startBIRD(m.lab, m.router, birdRouter(birdCommon, routerID, m.edges)); err != nil {
 		return err
 	}
 	for _, e := range m.edges {
@@ -222,7 +233,7 @@ func (m *Main) startRouter(ctx context.Context) error {
 
 // configureRouter tells a running router of all edges that serve.
 func (m *Main) configureRouter(ctx context.Context) error {
-	if _, err := m.lab.WriteFile(m.router.Name+"-bird.conf", 0o644, []byte(birdRouter("10.77.0.254", m.edges))); err != nil {
+	if _, err := m.lab.WriteFile(m.router.Name+"-bird.conf", 0o644, []byte(birdRouter(birdCommon, routerID, m.edges))); err != nil {
 		return err
 	}
 	_, err := m.router.Run(ctx, "birdc", "-s", m.lab.Path(m.router.Name+"-bird.ctl"), "configure")

@@ -59,7 +59,7 @@ func actUnit(ctx context.Context, args []string) (err error) {
 }
 
 // startUnit starts bermd under an actor that keeps its sockets.
-func (e *Edge) startUnit(ctx context.Context, bermd string) (err error) {
+func (e *Edge) startUnit(bermd string) (err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -68,10 +68,7 @@ func (e *Edge) startUnit(ctx context.Context, bermd string) (err error) {
 		self, actorArg, "unit", e.m.lab.Path(e.Name + ".unit"), e.m.lab.Path(e.Name + ".notify"), strconv.Itoa(daemonUser),
 		bermd, "run", "--config", e.config,
 	}})
-	if err != nil {
-		return err
-	}
-	return e.awaitReady(ctx)
+	return err
 }
 
 // restart does what systemctl restart does, and waits until the new daemon is ready.

@@ -60,6 +60,14 @@ func (d *testDaemon) Top(_ context.Context, seconds int) (control.Top, error) {
 	return d.top, nil
 }
 
+func (d *testDaemon) Anycast(context.Context) (control.Anycast, error) {
+	return control.Anycast{Phase: "announced"}, nil
+}
+
+func (d *testDaemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
+	return control.Anycast{Command: o.Command}, nil
+}
+
 func (d *testDaemon) Series() control.Series {
 	return control.Series{Requests: []float64{0, 1, 2}, Packets: []float64{1, 1}, Dropped: nil}
 }
@@ -247,9 +255,9 @@ func TestExplainAgreesWithTheKernel(t *testing.T) {
 	must(nil, k.Backends.SetNextHop(you, maps.NextHop{Ready: true, MAC: maps.MAC{2, 0, 0, 0, 0, 2}, SourceMAC: maps.MAC{2, 0, 0, 0, 0, 1}}))
 	must(nil, k.Config.SetSelf(maps.Self{Backend: me, Address4: netip.MustParseAddr("10.0.0.1")}))
 	rows := make([]maps.Row, maps.RowCount)
-	for i := range rows { // every combination of owner and previous owner
+	for i := range rows { // every combination of owner, second and whether it moved
 		pick := []uint32{me, you, lost, 0}
-		rows[i] = maps.Row{Owner: uint16(pick[i%4]), Second: uint16(pick[i/4%4])}
+		rows[i] = maps.Row{Owner: uint16(pick[i%4]), Second: uint16(pick[i/4%4]), Moved: i/16%2 == 1}
 	}
 	must(nil, k.Rows.Write(set, rows))
 	must(k.VIPs.Put(maps.VIP{Name: "web", Address: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: maps.ProtocolTCP, Backends: "edges"}))
@@ -264,6 +272,12 @@ func TestExplainAgreesWithTheKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen[s.Delivery] = true
+		if s.Set != "" && s.Row >= 0 {
+			row := rows[s.Row]
+			if named := s.Previous != ""; row.Moved != named && row.Second != 0 && s.Owner == "lost" {
+				t.Errorf("row %+v: previous %q, heir %q", row, s.Previous, s.Heir)
+			}
+		}
 		before, _ := k.Stats.Stages()
 		k.Run(t, mapstest.TCP(src, dst, mapstest.SYN))
 		after, err := k.Stats.Stages()
@@ -368,6 +382,12 @@ func TestDaemonCalls(t *testing.T) {
 	if s, err := c.Top(ctx, 7); err != nil || s.Seconds != 7 {
 		t.Errorf("%+v %v", s, err)
 	}
+	if s, err := c.Anycast(ctx); err != nil || s.Phase != "announced" {
+		t.Errorf("%+v %v", s, err)
+	}
+	if s, err := c.OrderAnycast(ctx, control.AnycastOrder{Command: "drain"}); err != nil || s.Command != "drain" {
+		t.Errorf("%+v %v", s, err)
+	}
 	_, err := c.Top(ctx, 61)
 	refused(t, err, http.StatusBadRequest, "not between 1 and 60")
 	done, err := c.Purge(ctx, control.Purge{URL: "http://a/"})
@@ -387,6 +407,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{"POST", "/v1/purge", `{"url": `, 400},
 		{"POST", "/v1/purge", `{"uri": "x"}`, 400},
+		{"POST", "/v1/anycast", `{"order": "x"}`, 400},
 		{"POST", "/v1/purge", strings.Repeat(" ", 2<<20), 400},
 		{"GET", "/v1/geo/test?ip=nonsense", "", 400},
 		{"GET", "/v1/steer/explain?source=a", "", 400},

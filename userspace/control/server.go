@@ -25,6 +25,8 @@ type Daemon interface {
 	Relays(ctx context.Context) ([]Relay, error)
 	Order(ctx context.Context, o Order) (Changes, error)
 	Plan(ctx context.Context, p PlanRequest) (Plan, error)
+	Anycast(ctx context.Context) (Anycast, error)
+	OrderAnycast(ctx context.Context, o AnycastOrder) (Anycast, error)
 	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
 	// returns why it is not there.
 	Tables(f func(Tables) error) error
@@ -50,6 +52,8 @@ func Handler(d Daemon) http.Handler {
 	handle("POST /v1/steer/plan", with(d.Plan))
 	handle("GET /v1/cache", func(r *http.Request) (any, error) { return d.Cache(r.Context()) })
 	handle("GET /v1/fec/relays", func(r *http.Request) (any, error) { return d.Relays(r.Context()) })
+	handle("GET /v1/anycast", func(r *http.Request) (any, error) { return d.Anycast(r.Context()) })
+	handle("POST /v1/anycast", with(d.OrderAnycast))
 	handle("GET /v1/top", func(r *http.Request) (any, error) {
 		seconds, err := intParam(r, "seconds", 5, 1, 60)
 		if err != nil {
@@ -112,7 +116,10 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 }
 
 func explainSteer(t Tables, r *http.Request) (any, error) {
-	f := Flow{Protocol: r.FormValue("protocol")}
+	f := Flow{Protocol: r.FormValue("protocol"), CID: r.FormValue("cid"), Long: r.FormValue("long") == "true"}
+	if f.CID != "" && r.FormValue("source") == "" && r.FormValue("destination") == "" {
+		return t.ExplainSteer(r.Context(), f)
+	}
 	var err1, err2 error
 	f.Source, err1 = netip.ParseAddrPort(r.FormValue("source"))
 	f.Destination, err2 = netip.ParseAddrPort(r.FormValue("destination"))

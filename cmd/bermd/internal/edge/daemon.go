@@ -17,7 +17,7 @@ import (
 
 // Tables calls f with the operations on the kernel half.
 func (e *Edge) Tables(f func(control.Tables) error) error {
-	return e.kernel.use(func(set *maps.Set) error { return f(control.NewLocal(set, e.kernel.compileGeo(set))) })
+	return e.kernel.use(func(set *maps.Set) error { return f(control.NewLocal(set, e.kernel.compileGeo(set)).WithCIDs(readCID)) })
 }
 
 // Purge makes the cache forget an object.
@@ -264,15 +264,7 @@ func (e *Edge) health() observe.Health {
 	}
 	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
 	h.Problems = append(h.Problems, e.certProblems()...)
-	well := map[string]bool{}
-	for _, o := range e.origins() {
-		well[o.Origin] = well[o.Origin] || o.Healthy
-	}
-	for name, ok := range well {
-		if !ok {
-			h.Problems = append(h.Problems, fmt.Sprintf("no server of origin %s is healthy", name))
-		}
-	}
+	h.Problems = append(h.Problems, e.originProblems()...)
 	return h
 }
 

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
@@ -54,12 +55,15 @@ type Edge struct {
 	history *observe.History
 
 	certs    *certs.Store
+	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
 	server   *transport.Server
 	kernel   *kernelLink
 	probes   *probes
 	relays   *fec.Relays
+	anycast  *anycast.Announcer
+	heart    heart
 	admin    *http.Server
 	socket   net.Listener
 
@@ -88,6 +92,8 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		opts: opts, log: opts.Log, started: time.Now(), metrics: observe.NewMetrics(), history: &observe.History{},
 		token: rand.Text(), fatal: make(chan error, 8),
 	}
+	e.heart.e = e
+	e.anycast = e.newAnycast()
 	e.busy = observe.NewBusy(e.clock)
 	e.access = observe.NewAccess(e.log.Logger, e.metrics)
 	e.access.Sample(cfg.Log.Access)
@@ -106,12 +112,18 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	if err = e.buildPipeline(); err != nil {
 		return nil, err
 	}
+	if e.cids, err = newCIDs(cfg); err != nil {
+		return nil, err
+	}
 	e.accept(cfg)
 	e.kernel = newKernelLink(e, cfg)
 	if err = e.listen(cfg); err != nil {
 		return nil, err
 	}
 	e.kernel.connect(cfg)
+	if err = e.applyAnycast(ctx, cfg); err != nil {
+		return nil, err
+	}
 	e.registerMetrics()
 	return e, nil
 }
@@ -151,7 +163,7 @@ func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
 func (e *Edge) listen(cfg *config.Config) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.certs.TLS(), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
-		Keeper: e.opts.Keeper, Held: e.opts.Held,
+		ConnectionIDs: e.cids.generator(), Keeper: e.opts.Keeper, Held: e.opts.Held,
 	})
 	if err != nil {
 		e.server = nil
@@ -227,6 +239,8 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.tasks.Go(func() { e.kernel.live(work) })
 	e.tasks.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
 	e.tasks.Go(func() { e.watchdog(work) })
+	e.tasks.Go(func() { e.heart.run(work) })
+	e.tasks.Go(func() { e.anycast.Run(work) })
 	e.ready.Store(true)
 	e.notify("READY=1\nSTATUS=" + e.summary())
 	var broken error
@@ -236,8 +250,9 @@ func (e *Edge) Run(ctx context.Context) error {
 	case broken = <-e.fatal:
 		e.log.Error("stopping: a part broke", "error", broken)
 	}
-	e.ready.Store(false)
 	e.notify("STOPPING=1")
+	e.stopAnycast(context.WithoutCancel(ctx)) // while requests are still served: routers first
+	e.ready.Store(false)
 	e.probes.say(steer.Says{Draining: true}) // new flows that reach other edges stay there
 	keeps := e.cfg.Load().Steer.SecondChance > 0
 	if keeps { // new flows that come here go to the others, and those that are here stay to their end
@@ -261,6 +276,7 @@ func (e *Edge) close(ctx context.Context) error {
 			e.log.Warn("some requests were cut: raise listen.drain if they need longer", "error", err)
 		}
 	}
+	errs = append(errs, e.anycast.Close())
 	if e.content != nil {
 		errs = append(errs, e.content.close())
 	}

@@ -16,12 +16,12 @@ import (
 
 // Reload reads the file again and switches to it. A file that is wrong, or that cannot be put in
 // force, is refused: what ran before goes on, and the error says why.
-func (e *Edge) Reload(context.Context) (control.Changes, error) {
+func (e *Edge) Reload(ctx context.Context) (control.Changes, error) {
 	e.reloading.Lock()
 	defer e.reloading.Unlock()
 	e.notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", monotonicMicros()))
 	defer func() { e.notify("READY=1\nSTATUS=" + e.summary()) }()
-	done, err := e.reload()
+	done, err := e.reload(context.WithoutCancel(ctx)) // half of it would be nothing in force
 	if err != nil {
 		text := err.Error()
 		e.refused.Store(&text)
@@ -34,7 +34,7 @@ func (e *Edge) Reload(context.Context) (control.Changes, error) {
 	return control.Changes{Changed: done}, nil
 }
 
-func (e *Edge) reload() (done []string, err error) {
+func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	cfg, err := e.opts.Load()
 	if err != nil {
 		return nil, err
@@ -61,6 +61,11 @@ func (e *Edge) reload() (done []string, err error) {
 	if err := e.kernel.apply(cfg); err != nil {
 		return nil, err
 	}
+	undo = append(undo, func() { e.restored("connection IDs", e.cids.apply(old)) })
+	cidRestart := e.cids.apply(cfg)
+	if cidRestart != nil && !errors.Is(cidRestart, transport.ErrRestart) {
+		return nil, cidRestart
+	}
 	undo = append(undo, func() { e.restored("probes", e.probes.apply(old.AnswersProbes())) })
 	if err := e.probes.apply(cfg.AnswersProbes()); err != nil {
 		return nil, err
@@ -73,6 +78,10 @@ func (e *Edge) reload() (done []string, err error) {
 	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
 		return nil, err
 	}
+	undo = append(undo, func() { e.restored("anycast", e.applyAnycast(ctx, old)) })
+	if err := e.applyAnycast(ctx, cfg); err != nil {
+		return nil, err
+	}
 	restart := e.server.Apply(cfg.Listen) // last: it is what clients notice
 	if restart != nil && !errors.Is(restart, transport.ErrRestart) {
 		return nil, restart
@@ -83,7 +92,7 @@ func (e *Edge) reload() (done []string, err error) {
 	boundHeap(cfg.Cache.HeapLimit())
 	e.accept(cfg)
 	e.kernel.tidy(cfg)
-	return e.differences(old, cfg, restart), nil
+	return e.differences(old, cfg, errors.Join(restart, cidRestart)), nil
 }
 
 func (e *Edge) restored(what string, err error) {
