@@ -228,6 +228,7 @@ listen:
   http: ["0.0.0.0:80", "[::]:80"]
   https: ["0.0.0.0:443", "[::]:443"]
   status_allow: [127.0.0.0/8, "::1/128"]
+  drain: 6s # below the 10 s that clients are patient for: new ones may wait as long as old ones take
 tls:
   certificates: [{cert: %s, key: %s}]
 admin: {socket: %s, metrics: "127.0.0.1:9190"}
