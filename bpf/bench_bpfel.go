@@ -35,6 +35,7 @@ const (
 	BenchMapBenchPackets      = "bench_packets"
 	BenchMapBenchTarget       = "bench_target"
 	BenchMapBermBackends      = "berm_backends"
+	BenchMapBermCaptures      = "berm_captures"
 	BenchMapBermCids          = "berm_cids"
 	BenchMapBermConfig        = "berm_config"
 	BenchMapBermDrops         = "berm_drops"
@@ -42,6 +43,7 @@ const (
 	BenchMapBermGeoPolicies   = "berm_geo_policies"
 	BenchMapBermGeoRules      = "berm_geo_rules"
 	BenchMapBermHeart         = "berm_heart"
+	BenchMapBermPackets       = "berm_packets"
 	BenchMapBermPaths         = "berm_paths"
 	BenchMapBermPeers         = "berm_peers"
 	BenchMapBermPrefix4       = "berm_prefix4"
@@ -137,6 +139,7 @@ type BenchMapSpecs struct {
 	BenchPackets      *ebpf.MapSpec `ebpf:"bench_packets"`
 	BenchTarget       *ebpf.MapSpec `ebpf:"bench_target"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -144,6 +147,7 @@ type BenchMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -201,6 +205,7 @@ type BenchMaps struct {
 	BenchPackets      *ebpf.Map `ebpf:"bench_packets"`
 	BenchTarget       *ebpf.Map `ebpf:"bench_target"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -208,6 +213,7 @@ type BenchMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -241,6 +247,7 @@ func (m *BenchMaps) Close() error {
 		m.BenchPackets,
 		m.BenchTarget,
 		m.BermBackends,
+		m.BermCaptures,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
@@ -248,6 +255,7 @@ func (m *BenchMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	SockOpsMapBermBackends      = "berm_backends"
+	SockOpsMapBermCaptures      = "berm_captures"
 	SockOpsMapBermCids          = "berm_cids"
 	SockOpsMapBermConfig        = "berm_config"
 	SockOpsMapBermDrops         = "berm_drops"
@@ -24,6 +25,7 @@ const (
 	SockOpsMapBermGeoPolicies   = "berm_geo_policies"
 	SockOpsMapBermGeoRules      = "berm_geo_rules"
 	SockOpsMapBermHeart         = "berm_heart"
+	SockOpsMapBermPackets       = "berm_packets"
 	SockOpsMapBermPaths         = "berm_paths"
 	SockOpsMapBermPeers         = "berm_peers"
 	SockOpsMapBermPrefix4       = "berm_prefix4"
@@ -103,6 +105,7 @@ type SockOpsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockOpsMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -110,6 +113,7 @@ type SockOpsMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -165,6 +169,7 @@ func (o *SockOpsObjects) Close() error {
 // It can be passed to LoadSockOpsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockOpsMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -172,6 +177,7 @@ type SockOpsMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -203,6 +209,7 @@ type SockOpsMaps struct {
 func (m *SockOpsMaps) Close() error {
 	return _SockOpsClose(
 		m.BermBackends,
+		m.BermCaptures,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
@@ -210,6 +217,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,

@@ -50,6 +50,32 @@ const (
 	XDPBermBackendFlagsBERM_BACKEND_READY XDPBermBackendFlags = 2
 )
 
+type XDPBermCapture struct {
+	_       structs.HostLayout
+	Left    uint64
+	Seen    uint64
+	Lost    uint64
+	Reasons uint64
+	Stages  uint32
+	Vip     uint32
+	Mask    uint32
+	Snap    uint32
+}
+
+type XDPBermCaptured struct {
+	_      structs.HostLayout
+	TimeNs uint64
+	Len    uint32
+	Vip    uint32
+	Record uint32
+	Weight uint32
+	Stage  uint8
+	Exit   uint8
+	Reason uint8
+	Shadow uint8
+	Pad    uint32
+}
+
 type XDPBermCid struct {
 	_          structs.HostLayout
 	Flags      uint32
@@ -95,6 +121,7 @@ type XDPBermConfigFlags uint32
 const (
 	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY  XDPBermConfigFlags = 1
 	XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED XDPBermConfigFlags = 2
+	XDPBermConfigFlagsBERM_CONFIG_CAPTURE       XDPBermConfigFlags = 4
 )
 
 type XDPBermCounter struct {
@@ -363,11 +390,18 @@ type XDPBermVipStats struct {
 	CidLost   XDPBermCounter
 }
 
+type XDPCaptureBuffer struct {
+	_     structs.HostLayout
+	Head  XDPBermCaptured
+	Frame [2048]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	XDPMapBermBackends      = "berm_backends"
+	XDPMapBermCaptures      = "berm_captures"
 	XDPMapBermCids          = "berm_cids"
 	XDPMapBermConfig        = "berm_config"
 	XDPMapBermDrops         = "berm_drops"
@@ -375,6 +409,7 @@ const (
 	XDPMapBermGeoPolicies   = "berm_geo_policies"
 	XDPMapBermGeoRules      = "berm_geo_rules"
 	XDPMapBermHeart         = "berm_heart"
+	XDPMapBermPackets       = "berm_packets"
 	XDPMapBermPaths         = "berm_paths"
 	XDPMapBermPeers         = "berm_peers"
 	XDPMapBermPrefix4       = "berm_prefix4"
@@ -400,6 +435,7 @@ const (
 	XDPMapBermVipSlots      = "berm_vip_slots"
 	XDPMapBermVipStats      = "berm_vip_stats"
 	XDPMapBermVips          = "berm_vips"
+	XDPMapCaptureBuffers    = "capture_buffers"
 	XDPProgXdpBerm          = "xdp_berm"
 )
 
@@ -453,6 +489,7 @@ type XDPProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -460,6 +497,7 @@ type XDPMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -485,6 +523,7 @@ type XDPMapSpecs struct {
 	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
+	CaptureBuffers    *ebpf.MapSpec `ebpf:"capture_buffers"`
 }
 
 // XDPVariableSpecs contains global variables before they are loaded into the kernel.
@@ -514,6 +553,7 @@ func (o *XDPObjects) Close() error {
 // It can be passed to LoadXDPObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -521,6 +561,7 @@ type XDPMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -546,11 +587,13 @@ type XDPMaps struct {
 	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.Map `ebpf:"berm_vips"`
+	CaptureBuffers    *ebpf.Map `ebpf:"capture_buffers"`
 }
 
 func (m *XDPMaps) Close() error {
 	return _XDPClose(
 		m.BermBackends,
+		m.BermCaptures,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
@@ -558,6 +601,7 @@ func (m *XDPMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
@@ -583,6 +627,7 @@ func (m *XDPMaps) Close() error {
 		m.BermVipSlots,
 		m.BermVipStats,
 		m.BermVips,
+		m.CaptureBuffers,
 	)
 }
 

@@ -37,6 +37,11 @@ int berm_types_fates(enum berm_drop *drop, enum berm_stage *stage, enum berm_exi
 	return *drop + *stage + *exit + event->exit + *owner;
 }
 
+int berm_types_captured(struct berm_captured *captured)
+{
+	return captured->exit;
+}
+
 /* What a peer of ours has let through, policy does not judge again; what a verdict allows, no other
  * policy does.
  */

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	XDPTestMapBermBackends      = "berm_backends"
+	XDPTestMapBermCaptures      = "berm_captures"
 	XDPTestMapBermCids          = "berm_cids"
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
@@ -24,6 +25,7 @@ const (
 	XDPTestMapBermGeoPolicies   = "berm_geo_policies"
 	XDPTestMapBermGeoRules      = "berm_geo_rules"
 	XDPTestMapBermHeart         = "berm_heart"
+	XDPTestMapBermPackets       = "berm_packets"
 	XDPTestMapBermPaths         = "berm_paths"
 	XDPTestMapBermPeers         = "berm_peers"
 	XDPTestMapBermPrefix4       = "berm_prefix4"
@@ -49,6 +51,7 @@ const (
 	XDPTestMapBermVipSlots      = "berm_vip_slots"
 	XDPTestMapBermVipStats      = "berm_vip_stats"
 	XDPTestMapBermVips          = "berm_vips"
+	XDPTestMapCaptureBuffers    = "capture_buffers"
 	XDPTestProgTestHash         = "test_hash"
 	XDPTestProgTestMakeCookie   = "test_make_cookie"
 	XDPTestProgXdpBerm          = "xdp_berm"
@@ -111,6 +114,7 @@ type XDPTestProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -118,6 +122,7 @@ type XDPTestMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -143,6 +148,7 @@ type XDPTestMapSpecs struct {
 	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
+	CaptureBuffers    *ebpf.MapSpec `ebpf:"capture_buffers"`
 }
 
 // XDPTestVariableSpecs contains global variables before they are loaded into the kernel.
@@ -175,6 +181,7 @@ func (o *XDPTestObjects) Close() error {
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -182,6 +189,7 @@ type XDPTestMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -207,11 +215,13 @@ type XDPTestMaps struct {
 	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.Map `ebpf:"berm_vips"`
+	CaptureBuffers    *ebpf.Map `ebpf:"capture_buffers"`
 }
 
 func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
 		m.BermBackends,
+		m.BermCaptures,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
@@ -219,6 +229,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
@@ -244,6 +255,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermVipSlots,
 		m.BermVipStats,
 		m.BermVips,
+		m.CaptureBuffers,
 	)
 }
 

@@ -36,6 +36,7 @@ type Set struct {
 	Stats    *Stats
 	Samples  *Samples
 	Events   *Events
+	Captures *Captures
 	Paths    *Paths
 
 	lock    *lock
@@ -57,6 +58,7 @@ var names = []string{
 	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
+	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 }
 
 // Open opens the pinned maps of a contract directory (see PinDir).
@@ -162,6 +164,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	}
 	s.Samples = &Samples{set: s, w: view(bpf.XDPMapBermSample)}
 	s.Events = &Events{m: m[bpf.XDPMapBermEvents]}
+	s.Captures = &Captures{set: s, w: view(bpf.XDPMapBermCaptures), ring: m[bpf.XDPMapBermPackets]}
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}
 	if errs != nil {
 		return errors.Join(errs...)

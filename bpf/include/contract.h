@@ -2,7 +2,7 @@
 /* The contract: every type, enum and limit that the kernel half and userspace both see.
  * A change of layout or of sense bumps BERM_CONTRACT, which names the pin directory.
  * Enums are append-only; padding is explicit and zero; times are CLOCK_MONOTONIC ns.
- * Longer than 400 lines: what both sides see is to be in one place.
+ * Longer than 400 lines: a diff here is a change of the contract, and nowhere else is one.
  */
 #ifndef BERM_CONTRACT_H
 #define BERM_CONTRACT_H
@@ -125,6 +125,7 @@ struct berm_addr {
 enum berm_config_flags {
 	BERM_CONFIG_OBSERVE_ONLY = 1 << 0,  /* every drop becomes a shadow drop */
 	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never" */
+	BERM_CONFIG_CAPTURE = 1 << 2,	    /* somebody wants copies of packets: see berm_capture */
 };
 
 /* The one entry of berm_config. Index writes (vip_active, prefix_active) are single
@@ -359,6 +360,35 @@ struct berm_event {
 	__u32 vip;
 	__u32 record;
 	__u32 weight; /* packets that this event stands for */
+};
+
+/* The one entry of berm_captures: which packets are copied to the ring berm_packets. Whoever wants
+ * them writes all of it before setting BERM_CONFIG_CAPTURE; left, seen and lost are the kernel's then.
+ */
+struct berm_capture {
+	__u64 left;    /* packets still wanted, signed: CPUs may race below 0 */
+	__u64 seen;    /* that fitted */
+	__u64 lost;    /* that found the ring full */
+	__u64 reasons; /* bit n: refused, or in shadow, for reason n; bit 0: neither */
+	__u32 stages;  /* bit n: stage n had the last word */
+	__u32 vip;     /* 0 = every */
+	__u32 mask;    /* 2^n - 1: every 2^n-th that fits */
+	__u32 snap;    /* bytes of the frame that are copied, at most BERM_SNAP */
+};
+
+/* What precedes the frame's bytes in the ring. */
+#define BERM_SNAP 2047
+struct berm_captured {
+	__u64 time_ns;
+	__u32 len; /* of the frame */
+	__u32 vip;
+	__u32 record;
+	__u32 weight; /* packets that this one stands for */
+	__u8 stage;   /* enum berm_stage */
+	__u8 exit;    /* enum berm_exit */
+	__u8 reason;  /* enum berm_drop */
+	__u8 shadow;  /* enum berm_drop that would have dropped it */
+	__u32 pad;
 };
 
 /* Network facts of a prefix: IPv4 /24, IPv6 /48. */

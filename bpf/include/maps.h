@@ -94,6 +94,13 @@ struct {
 	__uint(max_entries, 1 << 20);
 } berm_events SEC(".maps");
 
+/* whoever captures (left, seen, lost: XDP); XDP writes packets; whoever captures reads them */
+ARRAY(berm_captures, struct berm_capture, 1, BPF_F_MMAPABLE);
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} berm_packets SEC(".maps");
+
 /* sock_ops (TCP), daemon (QUIC) */
 LRU(berm_paths, struct berm_path_key, struct berm_path, BERM_PATHS);
 

@@ -111,8 +111,11 @@ struct packet {
 
 	/* vip and policy */
 	struct berm_vip *vip; /* NULL until found */
+	/* As struct fate, for whoever is told of the packet (capture.h). */
 	__u32 vip_id;
 	__u32 record_id;
+	__u32 drop;   /* enum berm_drop */
+	__u32 end;    /* how it ended: stage * BERM_EXIT_MAX + exit */
 	__u64 number; /* source_number() of src; parse sets it */
 	__u64 source; /* and its hash */
 	union {
@@ -123,10 +126,6 @@ struct packet {
 	/* steer */
 	__u64 flow;		      /* flow hash */
 	struct berm_backend *backend; /* NULL = this host */
-
-	/* how it ended, for finish() */
-	__u32 drop; /* enum berm_drop */
-	__u32 end;  /* stage * BERM_EXIT_MAX + exit */
 };
 
 static __always_inline bool is(const struct packet *pkt, __u64 facts)

@@ -111,6 +111,8 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 		}
 		return t.RemoveVerdict(r.Context(), source, r.FormValue("vip"))
 	},
+	"GET /v1/shadow":        func(t Tables, r *http.Request) (any, error) { return t.ShadowRules(r.Context()) },
+	"PUT /v1/shadow":        func(t Tables, r *http.Request) (any, error) { return with(t.SetShadow)(r) },
 	"GET /v1/steer/explain": explainSteer,
 	"GET /v1/drops":         func(t Tables, r *http.Request) (any, error) { return t.Drops(r.Context()) },
 }

@@ -299,6 +299,23 @@ type Steering struct {
 	Steps    []string     `json:"steps"`    // the reasoning, a sentence each
 }
 
+// ShadowRule is a rule that is counted and not enforced.
+type ShadowRule struct {
+	Rule      string      `json:"rule"` // what berm shadow promote calls it
+	What      string      `json:"what"`
+	Owner     string      `json:"owner"`
+	Reasons   []string    `json:"reasons,omitempty"`
+	WouldDrop Counter     `json:"would_drop"`
+	Shared    bool        `json:"shared,omitempty"`  // the count is that of all rules with these reasons
+	Sources   []TopSource `json:"sources,omitempty"` // evidence: sampled sources of the last minute
+}
+
+// ShadowChange promotes a rule to being enforced, or puts it in shadow.
+type ShadowChange struct {
+	Rule   string `json:"rule"`
+	Shadow bool   `json:"shadow"`
+}
+
 // Drops are the packets refused since the kernel half was loaded.
 type Drops struct {
 	Drops  []Drop  `json:"drops"`

@@ -20,6 +20,7 @@ var (
 
 	KernelUp      = gauge("berm_kernel_up", "1 while the kernel half's pinned maps are open.")
 	KernelObserve = gauge("berm_kernel_observe_only", "1 while the kernel half counts drops without enforcing them.")
+	KernelDrift   = counter("berm_kernel_drift_total", "Entries of the kernel half's tables that somebody changed behind the daemon, by table.", "table")
 	Drops         = counter("berm_drops_total", "Packets dropped by the kernel half, by reason.", "reason")
 	DropBytes     = counter("berm_drop_bytes_total", "IP bytes dropped by the kernel half, by reason.", "reason")
 	Shadows       = counter("berm_shadow_drops_total", "Packets that a rule in shadow would have dropped, by reason.", "reason")

@@ -262,6 +262,9 @@ func (e *Edge) health() observe.Health {
 	if err := e.kernel.problem(); err != nil {
 		h.Problems = append(h.Problems, err.Error())
 	}
+	if s := e.kernel.drift.problem(); s != "" {
+		h.Problems = append(h.Problems, s)
+	}
 	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
 	h.Problems = append(h.Problems, e.certProblems()...)
 	h.Problems = append(h.Problems, e.originProblems()...)

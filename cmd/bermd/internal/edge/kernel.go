@@ -33,7 +33,8 @@ type kernelLink struct {
 	why    error  // why there is no set
 	broken error  // why the file is not in force there
 
-	geo atomic.Pointer[control.GeoInfo]
+	geo   atomic.Pointer[control.GeoInfo]
+	drift drift
 
 	stopEvents context.CancelFunc
 	events     sync.WaitGroup
@@ -73,13 +74,16 @@ func (k *kernelLink) problem() error {
 func (k *kernelLink) run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
 		k.follow()
+		if n%driftEvery == 0 {
+			k.lookForDrift()
+		}
 		k.e.snapshot()
 		if k.e.ready.Load() && k.e.sound.Load() {
 			k.beat()
@@ -173,6 +177,9 @@ func (k *kernelLink) connect(cfg *config.Config) {
 	} else {
 		k.tidy(cfg)
 	}
+	if err := set.WatchDrift(); err != nil {
+		k.e.log.Warn("changes behind the daemon will not be noticed", "error", err)
+	}
 	k.readEvents()
 }
 
@@ -223,6 +230,10 @@ func (k *kernelLink) apply(cfg *config.Config) error {
 	k.mu.Lock()
 	k.broken = err
 	k.mu.Unlock()
+	if err == nil {
+		k.lookForDrift() // of before
+		k.drift.settle()
+	}
 	return err
 }
 
