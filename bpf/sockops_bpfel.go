@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	SockOpsMapBermBackends      = "berm_backends"
+	SockOpsMapBermCids          = "berm_cids"
 	SockOpsMapBermConfig        = "berm_config"
 	SockOpsMapBermDrops         = "berm_drops"
 	SockOpsMapBermEvents        = "berm_events"
@@ -38,6 +39,8 @@ const (
 	SockOpsMapBermSample        = "berm_sample"
 	SockOpsMapBermSets          = "berm_sets"
 	SockOpsMapBermShadows       = "berm_shadows"
+	SockOpsMapBermSids          = "berm_sids"
+	SockOpsMapBermSidsLong      = "berm_sids_long"
 	SockOpsMapBermStageStats    = "berm_stage_stats"
 	SockOpsMapBermTenantStats   = "berm_tenant_stats"
 	SockOpsMapBermVerdictBits   = "berm_verdict_bits"
@@ -100,6 +103,7 @@ type SockOpsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockOpsMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -121,6 +125,8 @@ type SockOpsMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -159,6 +165,7 @@ func (o *SockOpsObjects) Close() error {
 // It can be passed to LoadSockOpsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockOpsMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -180,6 +187,8 @@ type SockOpsMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -194,6 +203,7 @@ type SockOpsMaps struct {
 func (m *SockOpsMaps) Close() error {
 	return _SockOpsClose(
 		m.BermBackends,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -215,6 +225,8 @@ func (m *SockOpsMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,

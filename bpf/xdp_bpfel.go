@@ -50,6 +50,26 @@ const (
 	XDPBermBackendFlagsBERM_BACKEND_READY XDPBermBackendFlags = 2
 )
 
+type XDPBermCid struct {
+	_          structs.HostLayout
+	Flags      uint32
+	ServerLen  uint8
+	ContentLen uint8
+	Pad        [2]uint8
+	Left       [2]uint64
+	Right      [2]uint64
+	Key        [16]uint8
+	Keys       [44]uint32
+}
+
+type XDPBermCidFlags uint32
+
+const (
+	XDPBermCidFlagsBERM_CID_USED    XDPBermCidFlags = 1
+	XDPBermCidFlagsBERM_CID_BLOCK   XDPBermCidFlags = 2
+	XDPBermCidFlagsBERM_CID_FEISTEL XDPBermCidFlags = 4
+)
+
 type XDPBermConfig struct {
 	_            structs.HostLayout
 	Contract     uint32
@@ -266,6 +286,13 @@ type XDPBermSet struct {
 	Pad   [6]uint8
 }
 
+type XDPBermSid struct {
+	_       structs.HostLayout
+	Sets    uint64
+	Backend uint32
+	Pad     uint32
+}
+
 type XDPBermStage uint32
 
 const (
@@ -323,6 +350,7 @@ const (
 	XDPBermVipFlagsBERM_VIP_SHADOW  XDPBermVipFlags = 2
 	XDPBermVipFlagsBERM_VIP_ADDRESS XDPBermVipFlags = 4
 	XDPBermVipFlagsBERM_VIP_STRICT  XDPBermVipFlags = 8
+	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
 )
 
 type XDPBermVipStats struct {
@@ -331,6 +359,8 @@ type XDPBermVipStats struct {
 	Dropped   XDPBermCounter
 	Shadowed  XDPBermCounter
 	Forwarded XDPBermCounter
+	Cid       XDPBermCounter
+	CidLost   XDPBermCounter
 }
 
 // Names of all BPF objects in the ELF.
@@ -338,6 +368,7 @@ type XDPBermVipStats struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	XDPMapBermBackends      = "berm_backends"
+	XDPMapBermCids          = "berm_cids"
 	XDPMapBermConfig        = "berm_config"
 	XDPMapBermDrops         = "berm_drops"
 	XDPMapBermEvents        = "berm_events"
@@ -359,6 +390,8 @@ const (
 	XDPMapBermSample        = "berm_sample"
 	XDPMapBermSets          = "berm_sets"
 	XDPMapBermShadows       = "berm_shadows"
+	XDPMapBermSids          = "berm_sids"
+	XDPMapBermSidsLong      = "berm_sids_long"
 	XDPMapBermStageStats    = "berm_stage_stats"
 	XDPMapBermTenantStats   = "berm_tenant_stats"
 	XDPMapBermVerdictBits   = "berm_verdict_bits"
@@ -420,6 +453,7 @@ type XDPProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -441,6 +475,8 @@ type XDPMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -478,6 +514,7 @@ func (o *XDPObjects) Close() error {
 // It can be passed to LoadXDPObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -499,6 +536,8 @@ type XDPMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -512,6 +551,7 @@ type XDPMaps struct {
 func (m *XDPMaps) Close() error {
 	return _XDPClose(
 		m.BermBackends,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -533,6 +573,8 @@ func (m *XDPMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,

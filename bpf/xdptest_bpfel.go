@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	XDPTestMapBermBackends      = "berm_backends"
+	XDPTestMapBermCids          = "berm_cids"
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
 	XDPTestMapBermEvents        = "berm_events"
@@ -38,6 +39,8 @@ const (
 	XDPTestMapBermSample        = "berm_sample"
 	XDPTestMapBermSets          = "berm_sets"
 	XDPTestMapBermShadows       = "berm_shadows"
+	XDPTestMapBermSids          = "berm_sids"
+	XDPTestMapBermSidsLong      = "berm_sids_long"
 	XDPTestMapBermStageStats    = "berm_stage_stats"
 	XDPTestMapBermTenantStats   = "berm_tenant_stats"
 	XDPTestMapBermVerdictBits   = "berm_verdict_bits"
@@ -108,6 +111,7 @@ type XDPTestProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -129,6 +133,8 @@ type XDPTestMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -169,6 +175,7 @@ func (o *XDPTestObjects) Close() error {
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -190,6 +197,8 @@ type XDPTestMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -203,6 +212,7 @@ type XDPTestMaps struct {
 func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
 		m.BermBackends,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -224,6 +234,8 @@ func (m *XDPTestMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,
