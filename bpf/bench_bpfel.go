@@ -22,6 +22,7 @@ type BenchBenchCase struct {
 	First      uint32
 	Ifindex    uint32
 	Sum        uint64
+	Noise      [10]uint64
 	Frame      [98]uint8
 	_          [6]byte
 }
@@ -35,6 +36,7 @@ const (
 	BenchMapBenchTarget       = "bench_target"
 	BenchMapBermBackends      = "berm_backends"
 	BenchMapBermCaptures      = "berm_captures"
+	BenchMapBermCids          = "berm_cids"
 	BenchMapBermConfig        = "berm_config"
 	BenchMapBermDrops         = "berm_drops"
 	BenchMapBermEvents        = "berm_events"
@@ -57,6 +59,8 @@ const (
 	BenchMapBermSample        = "berm_sample"
 	BenchMapBermSets          = "berm_sets"
 	BenchMapBermShadows       = "berm_shadows"
+	BenchMapBermSids          = "berm_sids"
+	BenchMapBermSidsLong      = "berm_sids_long"
 	BenchMapBermStageStats    = "berm_stage_stats"
 	BenchMapBermTenantStats   = "berm_tenant_stats"
 	BenchMapBermVerdictBits   = "berm_verdict_bits"
@@ -136,6 +140,7 @@ type BenchMapSpecs struct {
 	BenchTarget       *ebpf.MapSpec `ebpf:"bench_target"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -158,6 +163,8 @@ type BenchMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -199,6 +206,7 @@ type BenchMaps struct {
 	BenchTarget       *ebpf.Map `ebpf:"bench_target"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -221,6 +229,8 @@ type BenchMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -238,6 +248,7 @@ func (m *BenchMaps) Close() error {
 		m.BenchTarget,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -260,6 +271,8 @@ func (m *BenchMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,

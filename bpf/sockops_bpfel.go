@@ -18,6 +18,7 @@ import (
 const (
 	SockOpsMapBermBackends      = "berm_backends"
 	SockOpsMapBermCaptures      = "berm_captures"
+	SockOpsMapBermCids          = "berm_cids"
 	SockOpsMapBermConfig        = "berm_config"
 	SockOpsMapBermDrops         = "berm_drops"
 	SockOpsMapBermEvents        = "berm_events"
@@ -40,6 +41,8 @@ const (
 	SockOpsMapBermSample        = "berm_sample"
 	SockOpsMapBermSets          = "berm_sets"
 	SockOpsMapBermShadows       = "berm_shadows"
+	SockOpsMapBermSids          = "berm_sids"
+	SockOpsMapBermSidsLong      = "berm_sids_long"
 	SockOpsMapBermStageStats    = "berm_stage_stats"
 	SockOpsMapBermTenantStats   = "berm_tenant_stats"
 	SockOpsMapBermVerdictBits   = "berm_verdict_bits"
@@ -103,6 +106,7 @@ type SockOpsProgramSpecs struct {
 type SockOpsMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -125,6 +129,8 @@ type SockOpsMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -164,6 +170,7 @@ func (o *SockOpsObjects) Close() error {
 type SockOpsMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -186,6 +193,8 @@ type SockOpsMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -201,6 +210,7 @@ func (m *SockOpsMaps) Close() error {
 	return _SockOpsClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -223,6 +233,8 @@ func (m *SockOpsMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,

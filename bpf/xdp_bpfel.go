@@ -76,6 +76,26 @@ type XDPBermCaptured struct {
 	Pad    uint32
 }
 
+type XDPBermCid struct {
+	_          structs.HostLayout
+	Flags      uint32
+	ServerLen  uint8
+	ContentLen uint8
+	Pad        [2]uint8
+	Left       [2]uint64
+	Right      [2]uint64
+	Key        [16]uint8
+	Keys       [44]uint32
+}
+
+type XDPBermCidFlags uint32
+
+const (
+	XDPBermCidFlagsBERM_CID_USED    XDPBermCidFlags = 1
+	XDPBermCidFlagsBERM_CID_BLOCK   XDPBermCidFlags = 2
+	XDPBermCidFlagsBERM_CID_FEISTEL XDPBermCidFlags = 4
+)
+
 type XDPBermConfig struct {
 	_            structs.HostLayout
 	Contract     uint32
@@ -293,6 +313,13 @@ type XDPBermSet struct {
 	Pad   [6]uint8
 }
 
+type XDPBermSid struct {
+	_       structs.HostLayout
+	Sets    uint64
+	Backend uint32
+	Pad     uint32
+}
+
 type XDPBermStage uint32
 
 const (
@@ -350,6 +377,7 @@ const (
 	XDPBermVipFlagsBERM_VIP_SHADOW  XDPBermVipFlags = 2
 	XDPBermVipFlagsBERM_VIP_ADDRESS XDPBermVipFlags = 4
 	XDPBermVipFlagsBERM_VIP_STRICT  XDPBermVipFlags = 8
+	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
 )
 
 type XDPBermVipStats struct {
@@ -358,6 +386,8 @@ type XDPBermVipStats struct {
 	Dropped   XDPBermCounter
 	Shadowed  XDPBermCounter
 	Forwarded XDPBermCounter
+	Cid       XDPBermCounter
+	CidLost   XDPBermCounter
 }
 
 type XDPCaptureBuffer struct {
@@ -372,6 +402,7 @@ type XDPCaptureBuffer struct {
 const (
 	XDPMapBermBackends      = "berm_backends"
 	XDPMapBermCaptures      = "berm_captures"
+	XDPMapBermCids          = "berm_cids"
 	XDPMapBermConfig        = "berm_config"
 	XDPMapBermDrops         = "berm_drops"
 	XDPMapBermEvents        = "berm_events"
@@ -394,6 +425,8 @@ const (
 	XDPMapBermSample        = "berm_sample"
 	XDPMapBermSets          = "berm_sets"
 	XDPMapBermShadows       = "berm_shadows"
+	XDPMapBermSids          = "berm_sids"
+	XDPMapBermSidsLong      = "berm_sids_long"
 	XDPMapBermStageStats    = "berm_stage_stats"
 	XDPMapBermTenantStats   = "berm_tenant_stats"
 	XDPMapBermVerdictBits   = "berm_verdict_bits"
@@ -457,6 +490,7 @@ type XDPProgramSpecs struct {
 type XDPMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -479,6 +513,8 @@ type XDPMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -518,6 +554,7 @@ func (o *XDPObjects) Close() error {
 type XDPMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -540,6 +577,8 @@ type XDPMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -555,6 +594,7 @@ func (m *XDPMaps) Close() error {
 	return _XDPClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -577,6 +617,8 @@ func (m *XDPMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,

@@ -18,6 +18,7 @@ import (
 const (
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
+	XDPTestMapBermCids          = "berm_cids"
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
 	XDPTestMapBermEvents        = "berm_events"
@@ -40,6 +41,8 @@ const (
 	XDPTestMapBermSample        = "berm_sample"
 	XDPTestMapBermSets          = "berm_sets"
 	XDPTestMapBermShadows       = "berm_shadows"
+	XDPTestMapBermSids          = "berm_sids"
+	XDPTestMapBermSidsLong      = "berm_sids_long"
 	XDPTestMapBermStageStats    = "berm_stage_stats"
 	XDPTestMapBermTenantStats   = "berm_tenant_stats"
 	XDPTestMapBermVerdictBits   = "berm_verdict_bits"
@@ -112,6 +115,7 @@ type XDPTestProgramSpecs struct {
 type XDPTestMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -134,6 +138,8 @@ type XDPTestMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -176,6 +182,7 @@ func (o *XDPTestObjects) Close() error {
 type XDPTestMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -198,6 +205,8 @@ type XDPTestMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -213,6 +222,7 @@ func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -235,6 +245,8 @@ func (m *XDPTestMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,

@@ -32,6 +32,7 @@ type Set struct {
 	Heart    *Heart
 	Backends *Backends
 	Peers    *Peers
+	CIDs     *CIDs
 	Stats    *Stats
 	Samples  *Samples
 	Events   *Events
@@ -54,6 +55,7 @@ var names = []string{
 	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
 	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
+	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
@@ -155,6 +157,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Heart = &Heart{set: s, w: view(bpf.XDPMapBermHeart)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
+	s.CIDs = &CIDs{set: s, formats: m[bpf.XDPMapBermCids], sids: m[bpf.XDPMapBermSids], large: m[bpf.XDPMapBermSidsLong]}
 	s.Stats = &Stats{
 		set: s, drops: m[bpf.XDPMapBermDrops], shadows: m[bpf.XDPMapBermShadows],
 		stages: m[bpf.XDPMapBermStageStats], vips: m[bpf.XDPMapBermVipStats], tenants: m[bpf.XDPMapBermTenantStats],

@@ -127,6 +127,8 @@ type VIPStats struct {
 	Dropped   Counter        `json:"dropped"`
 	Shadowed  Counter        `json:"shadowed"`
 	Forwarded Counter        `json:"forwarded"`
+	CID       Counter        `json:"cid"`      // steered by QUIC connection ID
+	CIDLost   Counter        `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
 }
 
 // VIPs returns the counters of every service and every bare address.
@@ -156,6 +158,8 @@ func (s *Stats) VIPs() ([]VIPStats, error) {
 			x.Dropped.add(v.Dropped)
 			x.Shadowed.add(v.Shadowed)
 			x.Forwarded.add(v.Forwarded)
+			x.CID.add(v.Cid)
+			x.CIDLost.add(v.CidLost)
 		}
 		list = append(list, x)
 	}

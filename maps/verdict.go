@@ -176,7 +176,7 @@ func (x Verdict) encode() (e bpf.XDPBermVerdict, err error) {
 	if !x.Expires.IsZero() {
 		left := time.Until(x.Expires)
 		if left <= 0 {
-			return e, fmt.Errorf("verdict about %s: expired %s ago", x.Source, -left.Round(time.Millisecond))
+			return e, fmt.Errorf("verdict about %s: expired %s ago", x.Source, -left.Round(time.Second))
 		}
 		e.ExpiresNs = monotonic() + uint64(left)
 	}

@@ -36,7 +36,10 @@
 #define BERM_PEERS 4096
 #define BERM_TENANTS 1024
 #define BERM_PATHS 65536
-#define BERM_NAME 16 /* bytes of a name, NUL-padded */
+#define BERM_NAME 16	    /* bytes of a name, NUL-padded */
+#define BERM_CIDS 8	    /* formats of QUIC connection IDs, by the three bits that name one */
+#define BERM_SIDS 65536	    /* server IDs that fit two bytes: 16 B each */
+#define BERM_SIDS_LONG 4096 /* those that do not */
 
 /* Why a packet was refused. Numbers are for ever. */
 enum berm_drop {
@@ -154,6 +157,7 @@ enum berm_vip_flags {
 	BERM_VIP_SHADOW = 1 << 1,  /* every policy of this VIP is counted and not enforced */
 	BERM_VIP_ADDRESS = 1 << 2, /* entry for the bare address: fragments, ICMP, other ports */
 	BERM_VIP_STRICT = 1 << 3,  /* on the address entry: drop ports that have no service */
+	BERM_VIP_QUIC = 1 << 4,	   /* packets go to the server that their connection ID names */
 };
 
 /* A service, or (flag ADDRESS, port and proto 0) the bare address of services. */
@@ -326,6 +330,9 @@ struct berm_vip_stats {
 	struct berm_counter dropped;
 	struct berm_counter shadowed;
 	struct berm_counter forwarded;
+	struct berm_counter cid; /* steered by connection ID */
+	struct berm_counter
+		cid_lost; /* by row instead: the ID names no server, or one that is not ready */
 };
 
 struct berm_stage_key { /* index is stage * BERM_EXIT_MAX + exit */
@@ -405,6 +412,39 @@ struct berm_path {
 	__u32 rttvar_us;
 	__u32 rate_kbps; /* best delivery rate seen, decaying */
 	__u32 bursts[BERM_BURSTS];
+};
+
+/* A format of QUIC connection IDs, as draft-ietf-quic-load-balancers-21 has them: first byte
+ * (format in the high three bits), server ID, nonce. Server IDs are numbers, big-endian.
+ */
+enum berm_cid_flags {
+	BERM_CID_USED = 1 << 0,
+	BERM_CID_BLOCK = 1 << 1,   /* server ID and nonce are one block of AES-128 */
+	BERM_CID_FEISTEL = 1 << 2, /* or four passes of a Feistel network over AES-128 */
+};
+
+#define BERM_CID_CONTENT 19 /* bytes of server ID and nonce at most */
+#define BERM_CID_SERVER 8   /* of server ID; the draft allows 15 */
+#define BERM_CID_KEYS 44    /* words of AES-128's round keys */
+
+struct berm_cid {
+	__u32 flags;	  /* enum berm_cid_flags */
+	__u8 server_len;  /* 1 to BERM_CID_SERVER */
+	__u8 content_len; /* with the nonce, 5 to BERM_CID_CONTENT */
+	__u8 pad[2];
+	__u64 left[2]; /* FEISTEL: bits of the halves, each at the start of a block, as numbers */
+	__u64 right[2];
+	__u8 key[16];
+	__u32 keys
+		[BERM_CID_KEYS]; /* to decrypt a BLOCK (the equivalent inverse cipher's), to encrypt for FEISTEL */
+};
+_Static_assert(sizeof(struct berm_cid) == 232, "berm_cid is a map value");
+
+/* Who has a server ID. */
+struct berm_sid {
+	__u64 sets;    /* bit n: it is a backend of set n */
+	__u32 backend; /* 0 = nobody */
+	__u32 pad;
 };
 
 #endif

@@ -70,6 +70,16 @@ struct {
 	__type(value, __u64);	       /* backend id */
 } berm_peers SEC(".maps");
 
+/* steering: QUIC connection IDs */
+ARRAY(berm_cids, struct berm_cid, BERM_CIDS, 0);
+ARRAY(berm_sids, struct berm_sid, BERM_SIDS, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, BERM_SIDS_LONG);
+	__type(key, __u64); /* server ID */
+	__type(value, struct berm_sid);
+} berm_sids_long SEC(".maps");
+
 /* XDP; metrics and top read */
 PERCPU(berm_drops, struct berm_counter, BERM_DROP_MAX);
 PERCPU(berm_shadows, struct berm_counter, BERM_DROP_MAX);

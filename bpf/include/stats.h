@@ -68,6 +68,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 	else if (exit == BERM_EXIT_FORWARD ||
 		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN))
 		add(&stats->forwarded, pkt->len);
+	if (UNLIKELY(is(pkt, PACKET_CID | PACKET_CID_LOST)))
+		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }

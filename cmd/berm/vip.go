@@ -35,6 +35,7 @@ type vipAdd struct {
 	Rate     string  `complete:"rate" placeholder:"CLASS" help:"Rate class of sources that have none of their own; without it, no limit."`
 	Shadow   bool    `help:"Count what the policies would refuse, and refuse nothing."`
 	Strict   bool    `help:"Drop packets to other ports of this address."`
+	QUIC     bool    `name:"quic" help:"Send packets to the backend that their QUIC connection ID names."`
 }
 
 // Help is what berm vip add --help adds.
@@ -44,14 +45,14 @@ func (vipAdd) Help() string {
 Examples:
 
   berm vip add web 192.0.2.10:443 --backends edges --geo default --rate default
-  berm vip add quic '[2001:db8::10]:443/udp' --backends edges
+  berm vip add quic '[2001:db8::10]:443/udp' --backends edges --quic
   berm vip add trial 192.0.2.11:80 --geo default --shadow`
 }
 
 func (c *vipAdd) Run(a *app) error {
 	v := control.VIP{
 		Name: c.Name, Address: c.Address.Addr(), Port: c.Address.Port(), Protocol: c.Address.protocol,
-		Backends: c.Backends, Geo: c.Geo, Rate: c.Rate, Shadow: c.Shadow, Strict: c.Strict,
+		Backends: c.Backends, Geo: c.Geo, Rate: c.Rate, Shadow: c.Shadow, Strict: c.Strict, QUIC: c.QUIC,
 	}
 	return a.change(func(ctx context.Context, t control.Tables) (control.Changes, error) { return t.AddVIP(ctx, v) })
 }
@@ -126,6 +127,9 @@ func flags(v control.VIP) string {
 	}
 	if v.Strict {
 		f = append(f, "strict")
+	}
+	if v.QUIC {
+		f = append(f, "quic")
 	}
 	return strings.Join(f, ",")
 }

@@ -173,7 +173,11 @@ func (c *Client) SetShadow(ctx context.Context, change ShadowChange) (out Change
 
 // ExplainSteer tells where a flow's packets go, and why.
 func (c *Client) ExplainSteer(ctx context.Context, f Flow) (out Steering, err error) {
-	q := url.Values{"protocol": {f.Protocol}, "source": {f.Source.String()}, "destination": {f.Destination.String()}}
+	q := url.Values{"protocol": {f.Protocol}, "cid": {f.CID}, "long": {strconv.FormatBool(f.Long)}}
+	if f.Source.IsValid() || f.Destination.IsValid() {
+		q.Set("source", f.Source.String())
+		q.Set("destination", f.Destination.String())
+	}
 	return out, c.call(ctx, http.MethodGet, "/v1/steer/explain?"+q.Encode(), nil, &out)
 }
 

@@ -118,7 +118,10 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 }
 
 func explainSteer(t Tables, r *http.Request) (any, error) {
-	f := Flow{Protocol: r.FormValue("protocol")}
+	f := Flow{Protocol: r.FormValue("protocol"), CID: r.FormValue("cid"), Long: r.FormValue("long") == "true"}
+	if f.CID != "" && r.FormValue("source") == "" && r.FormValue("destination") == "" {
+		return t.ExplainSteer(r.Context(), f)
+	}
 	var err1, err2 error
 	f.Source, err1 = netip.ParseAddrPort(r.FormValue("source"))
 	f.Destination, err2 = netip.ParseAddrPort(r.FormValue("destination"))

@@ -138,6 +138,9 @@ func (c *Controller) write(cfg Config, secret Secret) error {
 	if err := c.identify(cfg.Node, secret, backends); err != nil {
 		return err
 	}
+	if err := c.nameServers(cfg, backends, sets); err != nil {
+		return err
+	}
 	first := c.sets == nil
 	c.backends, c.sets, c.self = backends, sets, cfg.Node.Name
 	c.secondChance, c.deadman = cfg.SecondChance, cfg.Deadman

@@ -19,6 +19,7 @@ const (
 	portRate    = 445 // refuses all but the first packet of a source
 	portVerdict = 446
 	portMoved   = 447
+	portQUIC    = 448
 )
 
 var (
@@ -37,6 +38,7 @@ type kind struct {
 	port    uint16
 	proto   maps.Protocol
 	flags   byte
+	cid     *maps.CIDFormat // of a QUIC packet with a short header; nil = none
 }
 
 // payloadLen makes every frame longer than what the harness restores.
@@ -74,12 +76,31 @@ func (k kind) segment() []byte {
 		udp := make([]byte, 8+payloadLen)
 		binary.BigEndian.PutUint16(udp[2:], k.port)
 		binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
+		if k.cid != nil {
+			udp[8], udp[9] = 0x40, k.cid.ID<<5
+		}
 		return udp
 	}
 	tcp := make([]byte, 20+payloadLen)
 	binary.BigEndian.PutUint16(tcp[2:], k.port)
 	tcp[12], tcp[13] = 5<<4, k.flags
 	return tcp
+}
+
+// noise says which bits of a frame's words behind the Ethernet header vary with the flow: a connection
+// ID's, but for its first byte. All server IDs are somebody's, so each such ID is a valid one.
+func (k kind) noise(family int) (words [10]uint64) {
+	if k.cid == nil {
+		return words
+	}
+	at := 20 + 8 + 2 // IP, UDP, and the first bytes of header and ID
+	if family == 6 {
+		at += 20
+	}
+	for i := range k.cid.ServerIDLen + k.cid.NonceLen {
+		words[(at+i)/8] |= 0xff << ((at + i) % 8 * 8)
+	}
+	return words
 }
 
 // headerSum is the checksum's sum over an IPv4 header without its source, in the harness's words.

@@ -250,7 +250,11 @@ func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
 		return err
 	}
 	k.compiled(cfg.Geo.Databases, rep)
-	key, err := k.steer.Apply(context.Background(), cfg.Steering())
+	steering, err := cfg.ReadSteering()
+	if err != nil {
+		return err
+	}
+	key, err := k.steer.Apply(context.Background(), steering)
 	if err != nil {
 		return err
 	}
