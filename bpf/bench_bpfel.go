@@ -37,6 +37,8 @@ const (
 	BenchMapBermConfig        = "berm_config"
 	BenchMapBermDrops         = "berm_drops"
 	BenchMapBermEvents        = "berm_events"
+	BenchMapBermGateStates    = "berm_gate_states"
+	BenchMapBermGates         = "berm_gates"
 	BenchMapBermGeoPolicies   = "berm_geo_policies"
 	BenchMapBermGeoRules      = "berm_geo_rules"
 	BenchMapBermPaths         = "berm_paths"
@@ -49,6 +51,7 @@ const (
 	BenchMapBermPrefixRecords = "berm_prefix_records"
 	BenchMapBermRateCells     = "berm_rate_cells"
 	BenchMapBermRateClasses   = "berm_rate_classes"
+	BenchMapBermReply         = "berm_reply"
 	BenchMapBermRows          = "berm_rows"
 	BenchMapBermSample        = "berm_sample"
 	BenchMapBermSets          = "berm_sets"
@@ -130,6 +133,8 @@ type BenchMapSpecs struct {
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
@@ -142,6 +147,7 @@ type BenchMapSpecs struct {
 	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
 	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
@@ -189,6 +195,8 @@ type BenchMaps struct {
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
@@ -201,6 +209,7 @@ type BenchMaps struct {
 	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.Map `ebpf:"berm_reply"`
 	BermRows          *ebpf.Map `ebpf:"berm_rows"`
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
@@ -224,6 +233,8 @@ func (m *BenchMaps) Close() error {
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
+		m.BermGateStates,
+		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermPaths,
@@ -236,6 +247,7 @@ func (m *BenchMaps) Close() error {
 		m.BermPrefixRecords,
 		m.BermRateCells,
 		m.BermRateClasses,
+		m.BermReply,
 		m.BermRows,
 		m.BermSample,
 		m.BermSets,

@@ -7,6 +7,7 @@
 
 #include "decap.h"
 #include "deliver.h"
+#include "gate.h"
 #include "geo.h"
 #include "maps.h"
 #include "packet.h"
@@ -32,6 +33,11 @@ int berm_types_fates(enum berm_drop *drop, enum berm_stage *stage, enum berm_exi
 	return *drop + *stage + *exit + event->exit + *owner;
 }
 
+int berm_types_gate(enum berm_gate_mode *mode, enum berm_reply_flags *reply)
+{
+	return *mode + *reply;
+}
+
 /* What a peer of ours has let through, policy does not judge again. */
 static __always_inline int run_policy(struct packet *pkt, const struct now *now)
 {
@@ -40,6 +46,7 @@ static __always_inline int run_policy(struct packet *pkt, const struct now *now)
 	STAGE(verdict_check(pkt, now));
 	STAGE(prefix_check(pkt));
 	STAGE(geo_check(pkt));
+	STAGE(gate_amplified(pkt));
 	return rate_check(pkt, now);
 }
 
@@ -50,6 +57,7 @@ static __always_inline int run_stages(struct packet *pkt, const struct now *now)
 	STAGE(vip_find(pkt));
 	STAGE(run_policy(pkt, now));
 	STAGE(steer(pkt));
+	STAGE(gate(pkt, now));
 	return deliver(pkt);
 }
 

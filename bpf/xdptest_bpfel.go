@@ -20,6 +20,8 @@ const (
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
 	XDPTestMapBermEvents        = "berm_events"
+	XDPTestMapBermGateStates    = "berm_gate_states"
+	XDPTestMapBermGates         = "berm_gates"
 	XDPTestMapBermGeoPolicies   = "berm_geo_policies"
 	XDPTestMapBermGeoRules      = "berm_geo_rules"
 	XDPTestMapBermPaths         = "berm_paths"
@@ -32,6 +34,7 @@ const (
 	XDPTestMapBermPrefixRecords = "berm_prefix_records"
 	XDPTestMapBermRateCells     = "berm_rate_cells"
 	XDPTestMapBermRateClasses   = "berm_rate_classes"
+	XDPTestMapBermReply         = "berm_reply"
 	XDPTestMapBermRows          = "berm_rows"
 	XDPTestMapBermSample        = "berm_sample"
 	XDPTestMapBermSets          = "berm_sets"
@@ -44,6 +47,7 @@ const (
 	XDPTestMapBermVipSlots      = "berm_vip_slots"
 	XDPTestMapBermVipStats      = "berm_vip_stats"
 	XDPTestMapBermVips          = "berm_vips"
+	XDPTestMapGatePackets       = "gate_packets"
 	XDPTestProgTestHash         = "test_hash"
 	XDPTestProgXdpBerm          = "xdp_berm"
 	XDPTestProgXdpBermAt        = "xdp_berm_at"
@@ -106,6 +110,8 @@ type XDPTestMapSpecs struct {
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
@@ -118,6 +124,7 @@ type XDPTestMapSpecs struct {
 	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
 	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
@@ -130,6 +137,7 @@ type XDPTestMapSpecs struct {
 	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
+	GatePackets       *ebpf.MapSpec `ebpf:"gate_packets"`
 }
 
 // XDPTestVariableSpecs contains global variables before they are loaded into the kernel.
@@ -164,6 +172,8 @@ type XDPTestMaps struct {
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
@@ -176,6 +186,7 @@ type XDPTestMaps struct {
 	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.Map `ebpf:"berm_reply"`
 	BermRows          *ebpf.Map `ebpf:"berm_rows"`
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
@@ -188,6 +199,7 @@ type XDPTestMaps struct {
 	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.Map `ebpf:"berm_vips"`
+	GatePackets       *ebpf.Map `ebpf:"gate_packets"`
 }
 
 func (m *XDPTestMaps) Close() error {
@@ -196,6 +208,8 @@ func (m *XDPTestMaps) Close() error {
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
+		m.BermGateStates,
+		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermPaths,
@@ -208,6 +222,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermPrefixRecords,
 		m.BermRateCells,
 		m.BermRateClasses,
+		m.BermReply,
 		m.BermRows,
 		m.BermSample,
 		m.BermSets,
@@ -220,6 +235,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermVipSlots,
 		m.BermVipStats,
 		m.BermVips,
+		m.GatePackets,
 	)
 }
 

@@ -127,6 +127,7 @@ type VIPStats struct {
 	Dropped   Counter        `json:"dropped"`
 	Shadowed  Counter        `json:"shadowed"`
 	Forwarded Counter        `json:"forwarded"`
+	Answered  Counter        `json:"answered"` // from here, in place: SYN cookies
 }
 
 // VIPs returns the counters of every service and every bare address.
@@ -156,6 +157,7 @@ func (s *Stats) VIPs() ([]VIPStats, error) {
 			x.Dropped.add(v.Dropped)
 			x.Shadowed.add(v.Shadowed)
 			x.Forwarded.add(v.Forwarded)
+			x.Answered.add(v.Answered)
 		}
 		list = append(list, x)
 	}

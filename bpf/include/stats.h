@@ -46,6 +46,9 @@ static __always_inline enum berm_stage stage_of(__u32 why)
 		return BERM_STAGE_STEER;
 	case BERM_DROP_TOO_BIG:
 		return BERM_STAGE_DELIVER;
+	case BERM_DROP_AMPLIFIED:
+	case BERM_DROP_BAD_INITIAL:
+		return BERM_STAGE_GATE;
 	default:
 		return BERM_STAGE_RATE;
 	}
@@ -66,6 +69,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(&stats->dropped, pkt->len);
 	else if (exit == BERM_EXIT_FORWARD)
 		add(&stats->forwarded, pkt->len);
+	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
+		add(&stats->answered, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }

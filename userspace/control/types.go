@@ -6,6 +6,8 @@ package control
 import (
 	"net/netip"
 	"time"
+
+	"github.com/bermedge/berm/maps"
 )
 
 // DefaultSocket is where bermd listens unless admin.socket says otherwise.
@@ -78,7 +80,9 @@ type VIP struct {
 	Rate     string      `json:"rate,omitempty"`     // class
 	Shadow   bool        `json:"shadow,omitempty"`
 	Strict   bool        `json:"strict,omitempty"` // on the address: drop ports that have no service
-	Owner    string      `json:"owner,omitempty"`  // operator, file or guard; set by Berm
+	Gate     maps.Gate   `json:"gate"`
+	Shut     maps.Shut   `json:"shut"`            // which gates are shut now; set by Berm
+	Owner    string      `json:"owner,omitempty"` // operator, file or guard; set by Berm
 	Counters VIPCounters `json:"counters"`
 }
 
@@ -88,6 +92,7 @@ type VIPCounters struct {
 	Dropped   Counter `json:"dropped"`
 	Shadowed  Counter `json:"shadowed"`
 	Forwarded Counter `json:"forwarded"`
+	Answered  Counter `json:"answered"`
 }
 
 // Counter counts packets and their IP bytes.
