@@ -22,6 +22,9 @@ type Options struct {
 	// ResetKey lets a restarted daemon tell QUIC clients of the one before that it is gone. It is
 	// kept over restarts; zero sends no such packets.
 	ResetKey [32]byte
+	// VerifyClients reports whether QUIC clients have to show first that they receive at their
+	// address. It is asked for each new one; nil: never, beyond what the listener itself counts.
+	VerifyClients func() bool
 	// Failed is told when a listener breaks after it was opened.
 	Failed func(error)
 }
@@ -34,6 +37,7 @@ type Server struct {
 	mu      sync.Mutex // held while listeners are opened or closed
 	cfg     Config
 	units   map[unitKey]*unit
+	mss     [2]uint16      // largest segments of IPv4 and IPv6 clients; 0 = no bound
 	retired sync.WaitGroup // listeners that still drain
 }
 
@@ -97,6 +101,7 @@ func (s *Server) Apply(cfg Config) error {
 	changed := s.cfg.limits() != cfg.limits() && len(s.units) > 0 && len(opened) < len(want)
 	for _, u := range opened {
 		s.units[u.key] = u
+		u.boundSegments(s.mss)
 		u.serve()
 	}
 	for k, u := range s.units {
@@ -110,6 +115,20 @@ func (s *Server) Apply(cfg Config) error {
 		return fmt.Errorf("listen: a changed timeout or limit of open listeners %w", ErrRestart)
 	}
 	return nil
+}
+
+// BoundSegments sets the largest TCP segments that new connections announce, by family: what goes
+// through a tunnel on its way here has to fit that. What other links bring needs no bound.
+func (s *Server) BoundSegments(four, six uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mss == [2]uint16{four, six} {
+		return
+	}
+	s.mss = [2]uint16{four, six}
+	for _, u := range s.units {
+		u.boundSegments(s.mss)
+	}
 }
 
 func wanted(cfg Config) []unitKey {

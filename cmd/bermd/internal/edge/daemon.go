@@ -246,6 +246,7 @@ func (e *Edge) health() observe.Health {
 	if err := e.kernel.problem(); err != nil {
 		h.Problems = append(h.Problems, err.Error())
 	}
+	h.Problems = append(h.Problems, e.kernel.gateProblems()...)
 	h.Problems = append(h.Problems, e.certProblems()...)
 	well := map[string]bool{}
 	for _, o := range e.origins() {
