@@ -35,13 +35,14 @@ func TestVerifyClients(t *testing.T) {
 	}
 	must.Store(true)
 	get()
-	if n := s.Stats().Retries.Load(); n != 1 {
-		t.Errorf("%d Retries while clients have to show their address, want 1", n)
+	n := s.Stats().Retries.Load() // a client's first flight may be two datagrams
+	if n == 0 {
+		t.Error("no Retry while clients have to show their address")
 	}
 	must.Store(false)
 	get()
-	if n := s.Stats().Retries.Load(); n != 1 {
-		t.Errorf("%d Retries afterwards, want 1", n)
+	if now := s.Stats().Retries.Load(); now != n {
+		t.Errorf("%d Retries afterwards", now-n)
 	}
 }
 
