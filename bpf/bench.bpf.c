@@ -26,8 +26,8 @@ struct bench_case {
 	__u32 flow_mask;   /* flows - 1 */
 	__u32 source_mask; /* different sources - 1: as many as flows or fewer */
 	__u32 first;	   /* number of the first source */
-	__u32 pad;
-	__u64 sum; /* of the IPv4 header without source and checksum */
+	__u32 ifindex;	   /* bench_send: out through */
+	__u64 sum;	   /* of the IPv4 header without source and checksum */
 	__u8 frame[BENCH_FRAME + 2];
 };
 
@@ -154,6 +154,24 @@ SEC("xdp.frags")
 int bench_pass(struct xdp_md *ctx __attribute__((unused)))
 {
 	return XDP_PASS;
+}
+
+/* The floor of anything that drops. */
+SEC("xdp.frags")
+int bench_drop(struct xdp_md *ctx __attribute__((unused)))
+{
+	return XDP_DROP;
+}
+
+/* Onto a wire, for live frames. */
+SEC("xdp.frags")
+int bench_send(struct xdp_md *ctx __attribute__((unused)))
+{
+	struct bench_case *now;
+	__u32 key = 0;
+
+	now = bpf_map_lookup_elem(&bench_cases, &key);
+	return now ? bpf_redirect(now->ifindex, 0) : XDP_ABORTED;
 }
 
 /* The floor of anything that encapsulates: move the head, and write the Ethernet and the outer

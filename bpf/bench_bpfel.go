@@ -20,7 +20,7 @@ type BenchBenchCase struct {
 	FlowMask   uint32
 	SourceMask uint32
 	First      uint32
-	Pad        uint32
+	Ifindex    uint32
 	Sum        uint64
 	Frame      [98]uint8
 	_          [6]byte
@@ -64,12 +64,14 @@ const (
 	BenchMapBermVipSlots      = "berm_vip_slots"
 	BenchMapBermVipStats      = "berm_vip_stats"
 	BenchMapBermVips          = "berm_vips"
+	BenchProgBenchDrop        = "bench_drop"
 	BenchProgBenchFloor4      = "bench_floor4"
 	BenchProgBenchFloor6      = "bench_floor6"
 	BenchProgBenchHarness     = "bench_harness"
 	BenchProgBenchPass        = "bench_pass"
 	BenchProgBenchPrefix4     = "bench_prefix4"
 	BenchProgBenchPrefix6     = "bench_prefix6"
+	BenchProgBenchSend        = "bench_send"
 )
 
 // LoadBench returns the embedded CollectionSpec for Bench.
@@ -114,12 +116,14 @@ type BenchSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BenchProgramSpecs struct {
+	BenchDrop    *ebpf.ProgramSpec `ebpf:"bench_drop"`
 	BenchFloor4  *ebpf.ProgramSpec `ebpf:"bench_floor4"`
 	BenchFloor6  *ebpf.ProgramSpec `ebpf:"bench_floor6"`
 	BenchHarness *ebpf.ProgramSpec `ebpf:"bench_harness"`
 	BenchPass    *ebpf.ProgramSpec `ebpf:"bench_pass"`
 	BenchPrefix4 *ebpf.ProgramSpec `ebpf:"bench_prefix4"`
 	BenchPrefix6 *ebpf.ProgramSpec `ebpf:"bench_prefix6"`
+	BenchSend    *ebpf.ProgramSpec `ebpf:"bench_send"`
 }
 
 // BenchMapSpecs contains maps before they are loaded into the kernel.
@@ -273,22 +277,26 @@ type BenchVariables struct {
 //
 // It can be passed to LoadBenchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BenchPrograms struct {
+	BenchDrop    *ebpf.Program `ebpf:"bench_drop"`
 	BenchFloor4  *ebpf.Program `ebpf:"bench_floor4"`
 	BenchFloor6  *ebpf.Program `ebpf:"bench_floor6"`
 	BenchHarness *ebpf.Program `ebpf:"bench_harness"`
 	BenchPass    *ebpf.Program `ebpf:"bench_pass"`
 	BenchPrefix4 *ebpf.Program `ebpf:"bench_prefix4"`
 	BenchPrefix6 *ebpf.Program `ebpf:"bench_prefix6"`
+	BenchSend    *ebpf.Program `ebpf:"bench_send"`
 }
 
 func (p *BenchPrograms) Close() error {
 	return _BenchClose(
+		p.BenchDrop,
 		p.BenchFloor4,
 		p.BenchFloor6,
 		p.BenchHarness,
 		p.BenchPass,
 		p.BenchPrefix4,
 		p.BenchPrefix6,
+		p.BenchSend,
 	)
 }
 

@@ -53,10 +53,22 @@ type Main struct {
 	edges                                 []*Edge
 	cert                                  string // path of the certificate clients trust
 	originCounts                          string // socket
+
+	vipSettings map[string]string // more of the edges' files, by VIP: ", key: value"
+	edgeSysctls map[string]string
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
-	m := &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts")}
+	m := newMain(lab, opts)
+	return m, m.up(ctx)
+}
+
+func newMain(lab *rig.Lab, opts Options) *Main {
+	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts")}
+}
+
+// up builds everything, and returns when the service is there.
+func (m *Main) up(ctx context.Context) error {
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) error
@@ -70,11 +82,11 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 	} {
 		start := time.Now()
 		if err := step.run(ctx); err != nil {
-			return nil, fmt.Errorf("%s: %w", step.name, err)
+			return fmt.Errorf("%s: %w", step.name, err)
 		}
-		opts.logf("up: %s (%s)", step.name, time.Since(start).Round(time.Millisecond))
+		m.opts.logf("up: %s (%s)", step.name, time.Since(start).Round(time.Millisecond))
 	}
-	return m, nil
+	return nil
 }
 
 // Guide tells a person what is where.

@@ -79,6 +79,10 @@ func All() []Scenario {
 		ID:      "main",
 		Summary: "clients, an ECMP router (BIRD), two edges and an origin: from the wire to the cache and back",
 		Up:      upMain,
+	}, {
+		ID:      "flood",
+		Summary: "the same: SYNs and QUIC Initials of made-up sources at one service, good clients at it and at its neighbour",
+		Up:      upFlood,
 	}}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -42,6 +43,25 @@ func TestCases(t *testing.T) {
 		if seen[name] != 4 {
 			t.Errorf("case %s ran %d times, want once for each of two families and numbers of flows", name, seen[name])
 		}
+	}
+}
+
+// Every way to drop drops what is sent to it. Figures are not looked at.
+func TestLive(t *testing.T) {
+	requireRoot(t)
+	var seen []string
+	err := RunLive(t.Context(), LiveOptions{Flows: 64, Runs: 1}, func(r LiveResult) error {
+		seen = append(seen, r.Case)
+		if r.Flows != 64 || r.Runs != 1 || r.Spread != 0 {
+			t.Errorf("%+v", r)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"xdp_floor", "drop_geo", "drop_rate", "nft_ingress", "nft_raw", "nft_input"}; !slices.Equal(seen, want) {
+		t.Errorf("cases %v, want %v", seen, want)
 	}
 }
 

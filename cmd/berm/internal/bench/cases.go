@@ -106,18 +106,13 @@ var errOther = errors.New("the packets did not take the way that is measured")
 
 // time runs every flow once to warm up, and then times at least as many packets.
 func (w *world) time(c benchCase, family, flows int) (time.Duration, error) {
-	frame := c.packet.frame(family)
 	sources := flows
 	if c.sources != 0 {
 		sources = min(sources, c.sources)
 	}
-	setting := bpf.BenchBenchCase{
-		Len: uint32(len(frame)), Family: uint32(family), FlowMask: uint32(flows - 1),
-		SourceMask: uint32(sources - 1), First: uint32(c.first), Sum: headerSum(frame, family),
-	}
-	copy(setting.Frame[:], frame)
-	if err := w.harness.BenchCases.Put(uint32(0), &setting); err != nil {
-		return 0, fmt.Errorf("set up the harness: %w", err)
+	frame, err := w.set(c.packet, family, flows, sources, c.first, 0)
+	if err != nil {
+		return 0, err
 	}
 	if err := w.harness.BenchTarget.Put(uint32(0), c.program(w, family)); err != nil {
 		return 0, fmt.Errorf("set the program to measure: %w", err)
@@ -148,4 +143,18 @@ func (w *world) time(c benchCase, family, flows int) (time.Duration, error) {
 		return 0, fmt.Errorf("%d of %d packets left at stage %s as %s: %w", n, repeat, c.exit.Stage, c.exit.Exit, errOther)
 	}
 	return each, nil
+}
+
+// set tells the harness what to send, and returns a frame to begin with. ifindex is for live frames.
+func (w *world) set(packet kind, family, flows, sources, first, ifindex int) ([]byte, error) {
+	frame := packet.frame(family)
+	setting := bpf.BenchBenchCase{
+		Len: uint32(len(frame)), Family: uint32(family), FlowMask: uint32(flows - 1), SourceMask: uint32(sources - 1),
+		First: uint32(first), Ifindex: uint32(ifindex), Sum: headerSum(frame, family),
+	}
+	copy(setting.Frame[:], frame)
+	if err := w.harness.BenchCases.Put(uint32(0), &setting); err != nil {
+		return nil, fmt.Errorf("set up the harness: %w", err)
+	}
+	return frame, nil
 }

@@ -27,6 +27,9 @@ var (
 	foreign6 = netip.MustParseAddr("2001:db8::99")
 )
 
+// hostMAC is whom frames are for.
+var hostMAC = maps.MAC{2, 0, 0, 0, 0, 1}
+
 // kind is what a measured packet is, but for the flow, which the harness fills in.
 type kind struct {
 	foreign bool // to an address without services
@@ -41,7 +44,7 @@ const payloadLen = 64
 // frame is an Ethernet frame with the packet, its source left zero.
 func (k kind) frame(family int) []byte {
 	segment := k.segment()
-	eth := []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00}
+	eth := append(hostMAC[:], 2, 0, 0, 0, 0, 2, 0x08, 0x00)
 	if family == 4 {
 		ip := make([]byte, 20)
 		ip[0], ip[6], ip[8], ip[9] = 0x45, 0x40, 64, byte(k.proto)
