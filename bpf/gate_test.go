@@ -495,7 +495,7 @@ func TestBadInitials(t *testing.T) {
 			{"another version, no fixed bit", initial(six, 0x80, 0xbabababa, 8, 1200), false},
 			{"no fixed bit", initial(six, 0x80, v1, 8, 1200), true},
 			{"version negotiation", initial(six, 0xc0, 0, 8, 1200), true},
-			{"ID too short", initial(six, 0xc0, v1, 7, 1200), true},
+			{"a short ID, of the server's", initial(six, 0xc0, v1, 4, 1200), false},
 			{"ID too long", initial(six, 0xe0, v1, 21, 1200), true},
 			{"cut off in the header", initial(six, 0xc0, v1, 8, 5), true},
 			{"empty", quicTo(six, nil), true},

@@ -14,7 +14,6 @@
 #define QUIC_V2 0x6b3343cf
 #define QUIC_TYPE(first) ((first) >> 4 & 3)
 #define QUIC_DATAGRAM 1200 /* at least, of a datagram with an Initial (RFC 9000, section 14.1) */
-#define QUIC_ID_LEAST 8	   /* of the ID that a client makes up (section 7.2) */
 #define QUIC_ID_MOST 20
 
 enum quic_kind {
@@ -67,7 +66,8 @@ static __always_inline enum quic_kind quic_look(struct xdp_md *ctx, const struct
 		return QUIC_BAD;
 	if (QUIC_TYPE(quic->first) != (version == QUIC_V2))
 		return QUIC_OTHER;
-	return len < QUIC_DATAGRAM || quic->id_len < QUIC_ID_LEAST ? QUIC_BAD : QUIC_INITIAL;
+	/* A client's first ID has 8 bytes or more, but it goes on with one of the server's. */
+	return len < QUIC_DATAGRAM ? QUIC_BAD : QUIC_INITIAL;
 }
 
 #endif

@@ -34,13 +34,17 @@ func binaries(t *testing.T) string {
 	return dir
 }
 
-// TestMainPath runs the scenario "main"; every step is a subtest and every check can fail it.
-func TestMainPath(t *testing.T) {
-	s, err := scenario.Find("main")
+func TestMainPath(t *testing.T) { runScenario(t, "main", "gtlsclient", "wrk", "taskset", "chrt") }
+
+func TestFlood(t *testing.T) { runScenario(t, "flood") }
+
+// runScenario runs a scenario; every step is a subtest and every check can fail it.
+func runScenario(t *testing.T, id string, tools ...string) {
+	s, err := scenario.Find(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lab := rigtest.New(t, "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
+	lab := rigtest.New(t, append(tools, "ip", "bird", "curl", "tcpdump")...)
 	opts := scenario.Options{Bin: binaries(t), Log: t.Logf}
 	top, err := s.Up(t.Context(), lab, opts)
 	if err != nil {
