@@ -195,7 +195,7 @@ var (
 		"TUNNEL_PEER", "TUNNEL_TAG", "TUNNEL_INNER", "NO_SERVICE", "VERDICT", "ACL", "GEO", "RATE_PACKETS", "RATE_BYTES",
 		"RATE_SYN", "NO_BACKEND", "TOO_BIG", "AMPLIFIED", "BAD_INITIAL",
 	}
-	stages = []string{"PARSE", "DECAP", "VIP", "VERDICT", "PREFIX", "GEO", "RATE", "STEER", "DELIVER", "GATE"}
+	stages = []string{"PARSE", "DECAP", "VIP", "VERDICT", "PREFIX", "GEO", "RATE", "STEER", "DELIVER", "GATE", "ICMP"}
 	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED", "ANSWER"}
 )
 

@@ -338,7 +338,8 @@ const (
 	XDPBermStageBERM_STAGE_STEER   XDPBermStage = 7
 	XDPBermStageBERM_STAGE_DELIVER XDPBermStage = 8
 	XDPBermStageBERM_STAGE_GATE    XDPBermStage = 9
-	XDPBermStageBERM_STAGE_MAX     XDPBermStage = 10
+	XDPBermStageBERM_STAGE_ICMP    XDPBermStage = 10
+	XDPBermStageBERM_STAGE_MAX     XDPBermStage = 11
 )
 
 type XDPBermVerdict struct {

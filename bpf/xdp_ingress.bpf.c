@@ -9,6 +9,7 @@
 #include "deliver.h"
 #include "gate.h"
 #include "geo.h"
+#include "icmp.h"
 #include "maps.h"
 #include "packet.h"
 #include "parse.h"
@@ -47,7 +48,8 @@ static __always_inline int run_policy(struct packet *pkt, const struct now *now)
 	STAGE(prefix_check(pkt));
 	STAGE(geo_check(pkt));
 	STAGE(gate_amplified(pkt));
-	return rate_check(pkt, now);
+	STAGE(rate_check(pkt, now));
+	return icmp_echo(pkt);
 }
 
 static __always_inline int run_stages(struct packet *pkt, const struct now *now)
@@ -58,7 +60,7 @@ static __always_inline int run_stages(struct packet *pkt, const struct now *now)
 	STAGE(run_policy(pkt, now));
 	STAGE(steer(pkt));
 	STAGE(gate(pkt, now));
-	return deliver(pkt);
+	return deliver(pkt, now);
 }
 
 static __always_inline int run(struct xdp_md *ctx, const struct now *now)

@@ -109,13 +109,14 @@ const (
 	StageSteer   = Stage(bpf.XDPBermStageBERM_STAGE_STEER)
 	StageDeliver = Stage(bpf.XDPBermStageBERM_STAGE_DELIVER)
 	StageGate    = Stage(bpf.XDPBermStageBERM_STAGE_GATE) // between steer and deliver
+	StageICMP    = Stage(bpf.XDPBermStageBERM_STAGE_ICMP) // between rate and steer
 
 	stageMax = Stage(bpf.XDPBermStageBERM_STAGE_MAX)
 )
 
 var stageNames = [...]string{
 	StageParse: "parse", StageDecap: "decap", StageVIP: "vip", StageVerdict: "verdict", StagePrefix: "prefix",
-	StageGeo: "geo", StageRate: "rate", StageSteer: "steer", StageDeliver: "deliver", StageGate: "gate",
+	StageGeo: "geo", StageRate: "rate", StageSteer: "steer", StageDeliver: "deliver", StageGate: "gate", StageICMP: "icmp",
 }
 
 // String is the stage's name.

@@ -30,6 +30,9 @@ struct answer {
 	__u32 pad;
 };
 
+/* In shadow form, what should have been dropped goes on; but nobody answers it. */
+#define UNANSWERED (PACKET_BAD | PACKET_BROKEN | SHADOWED(BERM_DROP_LAND))
+
 static __always_inline bool answer_is_sane(const struct answer *to)
 {
 	return to->l3 >= sizeof(struct ethhdr) && to->l3 <= L2_MAX &&
@@ -61,14 +64,17 @@ static __always_inline const struct berm_next_hop *answer_via(const struct answe
 	return to->six ? &reply->via6 : &reply->via4;
 }
 
-/* Back to where the frame came from. */
-static __always_inline bool swap_macs(struct xdp_md *ctx)
+/* Was the frame sent to this host alone? Nobody answers from a group's address. */
+static __always_inline bool frame_is_ours(struct xdp_md *ctx)
 {
 	struct cursor cur = cur_from(ctx);
-	__u16 *mac = cur_take(&cur, sizeof(struct ethhdr));
+	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
 
-	if (!mac)
-		return false;
+	return eth && !(eth->h_dest[0] & 1);
+}
+
+static __always_inline void swap_words(__u16 *mac)
+{
 #pragma unroll
 	for (__u32 i = 0; i < ETH_ALEN / 2; i++) {
 		__u16 dst = mac[i];
@@ -76,7 +82,17 @@ static __always_inline bool swap_macs(struct xdp_md *ctx)
 		mac[i] = mac[i + ETH_ALEN / 2];
 		mac[i + ETH_ALEN / 2] = dst;
 	}
-	return true;
+}
+
+/* Back to where the frame came from. */
+static __always_inline bool swap_macs(struct xdp_md *ctx)
+{
+	struct cursor cur = cur_from(ctx);
+	__u16 *mac = cur_take(&cur, sizeof(struct ethhdr));
+
+	if (mac)
+		swap_words(mac);
+	return mac;
 }
 
 /* Takes the tunnel's header away, and addresses the frame to the next hop. */
@@ -105,6 +121,8 @@ static __always_inline int answer_frame(struct xdp_md *ctx, const struct answer 
 	const struct berm_next_hop *via = NULL;
 	int grow = (int)(to->l3 + to->outer + size) - (int)bpf_xdp_get_buff_len(ctx);
 
+	if (!frame_is_ours(ctx))
+		return XDP_PASS;
 	if (to->outer) {
 		via = answer_via(to);
 		if (!via || !via->ifindex)

@@ -74,7 +74,8 @@ enum berm_stage {
 	BERM_STAGE_RATE = 6,
 	BERM_STAGE_STEER = 7,
 	BERM_STAGE_DELIVER = 8,
-	BERM_STAGE_GATE = 9, /* between steer and deliver */
+	BERM_STAGE_GATE = 9,  /* between steer and deliver */
+	BERM_STAGE_ICMP = 10, /* between rate and steer */
 	BERM_STAGE_MAX,
 };
 

@@ -14,6 +14,7 @@
 #include "addr.h"
 #include "csum.h"
 #include "decap.h"
+#include "icmp.h"
 #include "packet.h"
 
 #define OUTER_TTL 64
@@ -116,7 +117,7 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 }
 
 /* six is constant, so that each of the two ways knows its sizes. */
-static __always_inline int encapsulate(struct packet *pkt, bool six)
+static __always_inline int encapsulate(struct packet *pkt, const struct now *now, bool six)
 {
 	const struct berm_backend *to = pkt->backend;
 	__u32 size = six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr), away = to->ifindex;
@@ -128,7 +129,7 @@ static __always_inline int encapsulate(struct packet *pkt, bool six)
 	if (!eth || addr_is_zero(six ? &pkt->cfg->self6 : &pkt->cfg->self4))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	if (UNLIKELY(most && pkt->len + size > most))
-		STAGE(refuse(pkt, BERM_DROP_TOO_BIG, false));
+		STAGE(icmp_too_big(pkt, now, most - size));
 	if (pkt->len + size > IP_TOTAL_MAX)
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 
@@ -175,15 +176,15 @@ static __always_inline int strip_outer(struct packet *pkt)
 	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_DECAP, XDP_PASS);
 }
 
-static __always_inline int deliver(struct packet *pkt)
+static __always_inline int deliver(struct packet *pkt, const struct now *now)
 {
 	if (UNLIKELY(is(pkt, PACKET_OUTER)))
 		return strip_outer(pkt);
 	if (!pkt->backend)
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
 	if (pkt->backend->family == 6)
-		return encapsulate(pkt, true);
-	return encapsulate(pkt, false);
+		return encapsulate(pkt, now, true);
+	return encapsulate(pkt, now, false);
 }
 
 #endif

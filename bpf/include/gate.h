@@ -105,7 +105,7 @@ static __always_inline int gate(struct packet *pkt, const struct now *now)
 
 	if (LIKELY(pkt->backend || !(pkt->vip->flags & BERM_VIP_GATE)))
 		return STAGE_NEXT;
-	if (is(pkt, PACKET_FRAGMENT | PACKET_BROKEN | PACKET_OPTIONS) ||
+	if (is(pkt, PACKET_FRAGMENT | PACKET_OPTIONS | UNANSWERED) ||
 	    (pkt->vip->proto == IPPROTO_TCP && !is(pkt, PACKET_SYN)))
 		return STAGE_NEXT;
 	in = bpf_map_lookup_elem(&gate_packets, &key);
