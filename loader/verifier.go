@@ -3,6 +3,7 @@ package loader
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,7 +19,7 @@ type Verified struct {
 	Processed    int    `json:"processed"`    // walked, over all paths
 	States       int    `json:"states"`       // kept, in total
 	PeakStates   int    `json:"peak_states"`  // kept at once
-	Stack        int    `json:"stack_bytes"`  // of all frames together
+	Stack        int    `json:"stack_bytes"`  // of the program's frame and the two largest others: calls nest no deeper
 }
 
 var (
@@ -68,15 +69,28 @@ func parseVerifierLog(log string) (v Verified, err error) {
 		}
 	}
 	if m := stackLine.FindStringSubmatch(log); m != nil {
+		var frames []int
 		for _, frame := range strings.Split(m[1], "+") {
 			n, err := strconv.Atoi(frame)
 			if err != nil {
 				return v, err
 			}
-			v.Stack += n
+			frames = append(frames, n)
 		}
+		v.Stack = deepest(frames)
 	}
 	return v, nil
+}
+
+// deepest is the stack of a program whose functions call one that calls another at most, its own
+// frame being the first.
+func deepest(frames []int) (bytes int) {
+	slices.Sort(frames[1:])
+	slices.Reverse(frames[1:])
+	for _, n := range frames[:min(len(frames), 3)] {
+		bytes += n
+	}
+	return bytes
 }
 
 // shrink makes the large tables small, for programs that never see traffic. A lookup

@@ -244,10 +244,13 @@ static __always_inline int syn_answer(struct xdp_md *ctx, struct gated *in)
 	in->tcp = *tcp;
 	at += (in->to.six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(*tcp);
 	size = (in->tcp.offset >> 4) * 4 - sizeof(*tcp);
-	if (size > TCP_OPTIONS_MAX)
-		return -1;
-	if (size && bpf_xdp_load_bytes(ctx, at, in->options, size))
-		return -1;
+	if (size) {
+		/* Linux 6.1 sees a bound only where the very register is compared. */
+		OPAQUE(size);
+		if (size < 4 || size > TCP_OPTIONS_MAX ||
+		    bpf_xdp_load_bytes(ctx, at, in->options, size))
+			return -1;
+	}
 	read_options(in, size);
 	cookie = syn_cookie(ctx, in, ip);
 	if (cookie < 0)
