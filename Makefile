@@ -16,6 +16,9 @@ VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo 0
 # The version comes from git describe above; stamping would fail where the tree is another user's.
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
+# Without a home (env -i, a unit) go has no place for its caches.
+export HOME ?= $(shell getent passwd "$$(id -u)" | cut -d: -f6)
+
 # Looked for once, and only by targets that need it.
 GO = $(eval GO := $$(or $$(shell scripts/find-go),$$(error no usable Go)))$(GO)
 AS := scripts/as-user

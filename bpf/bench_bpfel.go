@@ -41,10 +41,12 @@ const (
 	BenchMapBermGates         = "berm_gates"
 	BenchMapBermGeoPolicies   = "berm_geo_policies"
 	BenchMapBermGeoRules      = "berm_geo_rules"
+	BenchMapBermHeart         = "berm_heart"
 	BenchMapBermPaths         = "berm_paths"
 	BenchMapBermPeers         = "berm_peers"
 	BenchMapBermPrefix4       = "berm_prefix4"
 	BenchMapBermPrefix4Blocks = "berm_prefix4_blocks"
+	BenchMapBermPrefix4Leaves = "berm_prefix4_leaves"
 	BenchMapBermPrefix6Leaves = "berm_prefix6_leaves"
 	BenchMapBermPrefix6Nodes  = "berm_prefix6_nodes"
 	BenchMapBermPrefix6Root   = "berm_prefix6_root"
@@ -141,10 +143,12 @@ type BenchMapSpecs struct {
 	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
@@ -203,10 +207,12 @@ type BenchMaps struct {
 	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
@@ -241,10 +247,12 @@ func (m *BenchMaps) Close() error {
 		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
+		m.BermHeart,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
 		m.BermPrefix4Blocks,
+		m.BermPrefix4Leaves,
 		m.BermPrefix6Leaves,
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,

@@ -53,6 +53,9 @@ func TestEvents(t *testing.T) {
 	blocked := tcpTo(bad6, web6, 443, packet.SYN)
 	sample := func(k *kernel, reason bpf.XDPBermDrop, every uint64) {
 		k.words(t, k.BermSample, uint32(reason), every-1)
+		if reason == bpf.XDPBermDropBERM_DROP_NONE {
+			k.configure(t, func(c *bpf.XDPBermConfig) { c.Flags |= uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED) })
+		}
 	}
 	k := newKernel(t)
 	if got := k.events(t, good(false), blocked, tcpTo(good4, other4, 1, packet.ACK)); len(got) != 0 {

@@ -32,16 +32,18 @@ func sourceOf(a netip.Addr) netip.Addr {
 }
 
 func vipHash(seed [2]uint64, a netip.Addr, port uint16, proto byte) uint64 {
-	hi, lo := halves(a)
-	h := mix((hi ^ seed[0]) * hashA)
-	h = mix((h ^ lo ^ seed[1]) * hashB)
+	b := a.As16()
+	hi, lo := binary.LittleEndian.Uint64(b[:]), binary.LittleEndian.Uint64(b[8:])
+	h := mix((hi*hashB ^ lo ^ seed[0]) * hashA)
 	return mix((h ^ uint64(port)<<8 ^ uint64(proto)) * hashA)
 }
 
 func sourceHash(seed [2]uint64, a netip.Addr) uint64 {
-	hi, lo := halves(sourceOf(a))
-	s := mix((hi ^ seed[0]) * hashB)
-	return mix((s ^ lo ^ seed[1]) * hashA)
+	n, lo := halves(a)
+	if a.Is4() {
+		n = lo & 0xffffffff
+	}
+	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
 }
 
 func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {
@@ -54,7 +56,9 @@ func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {
 	return sip13(key, shi, slo, dhi, dlo, ports|37<<56)
 }
 
-func flowTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashA>>48), 1) }
+func flowTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashA>>49), 1) }
+
+func chanceTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashB>>49), 1) | 0x8000 }
 
 // sip13 wants the words as SipHash pads them: the last byte of the last is the length.
 func sip13(key [2]uint64, words ...uint64) uint64 {
@@ -88,7 +92,8 @@ type hashes struct {
 	Proto, Six        uint8
 	_                 uint16
 	VIP, Source, Flow uint64
-	Row, Tag          uint32
+	Row, Tag, Chance  uint32
+	_                 uint32
 }
 
 func TestHashes(t *testing.T) {
@@ -121,6 +126,7 @@ func TestHashes(t *testing.T) {
 		want.Flow = flowHash(baseConfig.Secret, netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), in.Proto)
 		want.Row = uint32(want.Flow & 0xffffffff * 65537 >> 32)
 		want.Tag = uint32(flowTag(want.Flow, baseConfig.TagSecrets[0]))
+		want.Chance = uint32(chanceTag(want.Flow, baseConfig.TagSecrets[0]))
 		if got != want {
 			t.Fatalf("hashes of %s and %s\n got %+v\nwant %+v", src, dst, got, want)
 		}

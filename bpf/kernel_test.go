@@ -196,7 +196,7 @@ var (
 		"RATE_SYN", "NO_BACKEND", "TOO_BIG", "AMPLIFIED", "BAD_INITIAL",
 	}
 	stages = []string{"PARSE", "DECAP", "VIP", "VERDICT", "PREFIX", "GEO", "RATE", "STEER", "DELIVER", "GATE", "ICMP"}
-	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED", "ANSWER"}
+	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED", "CHANCE", "DEADMAN", "ANSWER"}
 )
 
 // want is what becomes of a frame.

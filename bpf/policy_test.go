@@ -210,7 +210,8 @@ func TestPrefixLevels(t *testing.T) {
 	second := func(t *testing.T, k *kernel) { // the other copy holds the record
 		odd(t, k)
 		a := uint32(198<<24 | 51<<16 | 100<<8)
-		k.words(t, k.BermPrefix4, 1<<22+a>>10, recordOdd)
+		k.words(t, k.BermPrefix4, 1<<19+a>>13, 10<<32|1) // one run for the first, one for the others
+		k.words(t, k.BermPrefix4Leaves, 1<<20+2, recordOdd<<32)
 		k.words(t, k.BermPrefixRecords, 32768+recordOdd, uint64(actDrop)<<16)
 		k.words(t, k.BermPrefix6Root, 65536+0x2a00, recordOdd)
 		k.configure(t, func(c *bpf.XDPBermConfig) { c.PrefixActive = 1 })

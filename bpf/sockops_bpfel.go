@@ -24,10 +24,12 @@ const (
 	SockOpsMapBermGates         = "berm_gates"
 	SockOpsMapBermGeoPolicies   = "berm_geo_policies"
 	SockOpsMapBermGeoRules      = "berm_geo_rules"
+	SockOpsMapBermHeart         = "berm_heart"
 	SockOpsMapBermPaths         = "berm_paths"
 	SockOpsMapBermPeers         = "berm_peers"
 	SockOpsMapBermPrefix4       = "berm_prefix4"
 	SockOpsMapBermPrefix4Blocks = "berm_prefix4_blocks"
+	SockOpsMapBermPrefix4Leaves = "berm_prefix4_leaves"
 	SockOpsMapBermPrefix6Leaves = "berm_prefix6_leaves"
 	SockOpsMapBermPrefix6Nodes  = "berm_prefix6_nodes"
 	SockOpsMapBermPrefix6Root   = "berm_prefix6_root"
@@ -108,10 +110,12 @@ type SockOpsMapSpecs struct {
 	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
@@ -168,10 +172,12 @@ type SockOpsMaps struct {
 	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
@@ -204,10 +210,12 @@ func (m *SockOpsMaps) Close() error {
 		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
+		m.BermHeart,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
 		m.BermPrefix4Blocks,
+		m.BermPrefix4Leaves,
 		m.BermPrefix6Leaves,
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,

@@ -155,6 +155,13 @@ func peers(t *testing.T, k *kernel) {
 	}
 }
 
+// owner makes this edge the owner of what the tests send.
+func owner(t *testing.T, k *kernel) {
+	for _, name := range []string{"web", "web-udp", "web-addr", "web6"} {
+		inSet(name, setSelf)(t, k)
+	}
+}
+
 func TestDecap(t *testing.T) {
 	four, six := good(false)[14:], good(true)[14:]
 	secret := baseConfig.TagSecrets[0]
@@ -176,7 +183,7 @@ func TestDecap(t *testing.T) {
 
 	var cases []testCase
 	add := func(name string, setup func(*testing.T, *kernel), frame []byte, w want) {
-		cases = append(cases, testCase{name, both(peers, setup), frame, w})
+		cases = append(cases, testCase{name, both(peers, owner, setup), frame, w})
 	}
 	// accepted, in all four ways to tunnel
 	for _, c := range []struct {
@@ -278,8 +285,9 @@ func TestThereAndBack(t *testing.T) {
 			if action != xdpTX {
 				t.Fatalf("first edge: action %d", action)
 			}
+			inSet(name, setSelf)(t, k)
 			k.configure(t, func(c *bpf.XDPBermConfig) {
-				c.Self, c.Self4, c.Self6 = backend4, addrOf(peer4), addrOf(peer6)
+				c.Self4, c.Self6 = addrOf(peer4), addrOf(peer6)
 			})
 			for _, p := range []netip.Addr{self4, self6} {
 				a := addrOf(p)

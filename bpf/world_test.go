@@ -38,7 +38,9 @@ const (
 	backendLost // its next hop is not known
 )
 
-// Sets of backends: what all of their rows say, previous owner in the high half.
+const rowMoved = 1 << 31 // in a row: its second has owned it
+
+// Sets of backends: what all of their rows say, the second in the high half.
 const (
 	setNone    = iota
 	set4       // owner backend4
@@ -49,12 +51,20 @@ const (
 	setOwnLast // owner lost, previous this edge
 	setLost    // owner and previous lost
 	setNobody  // rows are empty
+	setHeir    // owner this edge, second backend4, never moved
+	setMoved4  // owner this edge, second backend4, which owned it before
+	setMoved6  // and backend6
+	setMovedX  // owner this edge, previous lost
+	setMovedI  // owner this edge, previous this edge: no table says so
+	setMine    // owner backend4, previous this edge
 	setEnd
 )
 
 var rowOf = [setEnd]uint32{
 	set4: backend4, set6: backend6, setSelf: backendSelf, setAway: backendAway,
 	setSecond: backendLost | backend4<<16, setOwnLast: backendLost | backendSelf<<16, setLost: backendLost | backendLost<<16,
+	setHeir: backendSelf | backend4<<16, setMoved4: backendSelf | backend4<<16 | rowMoved, setMoved6: backendSelf | backend6<<16 | rowMoved,
+	setMovedX: backendSelf | backendLost<<16 | rowMoved, setMovedI: backendSelf | backendSelf<<16 | rowMoved, setMine: backend4 | backendSelf<<16 | rowMoved,
 }
 
 const tenantWeb = 7
@@ -161,6 +171,7 @@ func (k *kernel) reset(t testing.TB) {
 	k.setPrefix4(t, netip.MustParsePrefix("203.0.113.0/24"), recordBad)
 	k.words(t, k.BermPrefix6Root, 0x2a00, recordGood, recordBad)
 	k.resetBackends(t)
+	put(t, k.BermHeart, uint32(0), &bpf.XDPBermHeart{})
 	put(t, k.BermReply, uint32(0), &bpf.XDPBermReply{})
 	for i, v := range vips {
 		k.setVIP(t, uint32(i+1), v)
@@ -287,18 +298,22 @@ func (k *kernel) setRecord(t testing.TB, id uint32, r bpf.XDPBermPrefixRecord) {
 	put(t, k.BermPrefixRecords, id, &r)
 }
 
-// setPrefix4 points a /24, or longer prefixes within one block, to a record.
+// setPrefix4 points a /24 to a record, or to a block. Each /24 that a cell stands for gets a leaf of
+// its own, so that setting one leaves the others alone; /19s 2^14 apart would share them.
 func (k *kernel) setPrefix4(t testing.TB, p netip.Prefix, record uint16) {
 	t.Helper()
 	a := p.Addr().As4()
 	n := binary.BigEndian.Uint32(a[:])
+	base := n >> 13 % (1 << 14) * 32
+	leaf := base + n>>8&31
+	k.words(t, k.BermPrefix4, n>>13, uint64(base+31)<<32|0x7fffffff)
 	var cell uint64
-	if err := k.BermPrefix4.Lookup(n>>10, &cell); err != nil {
+	if err := k.BermPrefix4Leaves.Lookup(leaf/4, &cell); err != nil {
 		t.Fatal(err)
 	}
-	shift := n >> 8 & 3 * 16
+	shift := leaf % 4 * 16
 	cell = cell&^(0xffff<<shift) | uint64(record)<<shift
-	k.words(t, k.BermPrefix4, n>>10, cell)
+	k.words(t, k.BermPrefix4Leaves, leaf/4, cell)
 }
 
 // at sets both clocks.

@@ -28,6 +28,8 @@ struct test_hashes {
 	__u64 flow;
 	__u32 row;
 	__u32 tag; /* with the first secret */
+	__u32 chance;
+	__u32 pad2;
 };
 
 SEC("xdp")
@@ -35,7 +37,8 @@ int test_hash(struct xdp_md *ctx)
 {
 	struct cursor cur = cur_from(ctx);
 	struct test_hashes *io = TAKE(&cur, struct test_hashes);
-	struct berm_addr src, dst, source;
+	struct berm_addr src, dst;
+	__u64 source;
 	struct berm_config *cfg;
 	__u64 ports;
 	__u32 key = 0;
@@ -45,12 +48,49 @@ int test_hash(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	src = io->src;
 	dst = io->dst;
-	source = source_of(&src, io->six);
+	source = source_number(&src, io->six);
 	ports = flow_ports(*(__be32 *)&io->sport, io->proto);
 	io->vip = vip_hash(cfg->seed, &dst, flow_service(ports));
-	io->source = source_hash(cfg->seed, &source);
+	io->source = source_hash(cfg->seed, source);
 	io->flow = flow_hash(cfg->secret, io->six, &src, &dst, ports);
 	io->row = flow_row(io->flow);
-	io->tag = flow_tag(io->flow, cfg->tag_secrets[0]);
+	io->tag = flow_tag(io->flow, cfg->tag_secrets[0], false);
+	io->chance = flow_tag(io->flow, cfg->tag_secrets[0], true);
+	return XDP_PASS;
+}
+
+/* The cookie that the listener would answer a SYN with. */
+volatile __s64 test_cookie;
+
+SEC("xdp")
+int test_make_cookie(struct xdp_md *ctx)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct cursor cur = cur_from(ctx);
+	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
+	__u64 facts = eth && eth->h_proto == bpf_htons(ETH_P_IPV6) ? PACKET_V6 : 0;
+	struct headers h = headers_from(ctx, facts, IPPROTO_TCP);
+	struct bpf_sock *sk;
+	struct tcphdr *tcp;
+
+	if (!h.ip || !(tcp = TAKE(&h.payload, struct tcphdr)))
+		return XDP_ABORTED;
+	if (facts) {
+		__builtin_memcpy(tuple.ipv6.saddr, &((struct ipv6hdr *)h.ip)->saddr, 32);
+		tuple.ipv6.sport = tcp->source;
+		tuple.ipv6.dport = tcp->dest;
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(&tuple.ipv4.saddr, &((struct iphdr *)h.ip)->saddr, 8);
+		tuple.ipv4.sport = tcp->source;
+		tuple.ipv4.dport = tcp->dest;
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!sk)
+		return XDP_ABORTED;
+	test_cookie =
+		facts ? bpf_tcp_gen_syncookie(sk, h.ip, sizeof(struct ipv6hdr), tcp, sizeof(*tcp)) :
+			bpf_tcp_gen_syncookie(sk, h.ip, sizeof(struct iphdr), tcp, sizeof(*tcp));
+	bpf_sk_release(sk);
 	return XDP_PASS;
 }

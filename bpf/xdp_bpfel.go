@@ -73,7 +73,8 @@ type XDPBermConfig struct {
 type XDPBermConfigFlags uint32
 
 const (
-	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY XDPBermConfigFlags = 1
+	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY  XDPBermConfigFlags = 1
+	XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED XDPBermConfigFlags = 2
 )
 
 type XDPBermCounter struct {
@@ -138,8 +139,10 @@ const (
 	XDPBermExitBERM_EXIT_SHADOW    XDPBermExit = 5
 	XDPBermExitBERM_EXIT_FAIL_OPEN XDPBermExit = 6
 	XDPBermExitBERM_EXIT_ABORTED   XDPBermExit = 7
-	XDPBermExitBERM_EXIT_ANSWER    XDPBermExit = 8
-	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 9
+	XDPBermExitBERM_EXIT_CHANCE    XDPBermExit = 8
+	XDPBermExitBERM_EXIT_DEADMAN   XDPBermExit = 9
+	XDPBermExitBERM_EXIT_ANSWER    XDPBermExit = 10
+	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 11
 )
 
 type XDPBermGate struct {
@@ -201,6 +204,15 @@ type XDPBermGeoRule struct {
 	Region uint8
 	Pad    uint16
 	Pad2   uint32
+}
+
+type XDPBermHeart struct {
+	_          structs.HostLayout
+	Beat       uint32
+	LimitTicks uint32
+	Noted      uint64
+	Fired      uint32
+	Pad        uint32
 }
 
 type XDPBermNextHop struct {
@@ -477,10 +489,12 @@ const (
 	XDPMapBermGates         = "berm_gates"
 	XDPMapBermGeoPolicies   = "berm_geo_policies"
 	XDPMapBermGeoRules      = "berm_geo_rules"
+	XDPMapBermHeart         = "berm_heart"
 	XDPMapBermPaths         = "berm_paths"
 	XDPMapBermPeers         = "berm_peers"
 	XDPMapBermPrefix4       = "berm_prefix4"
 	XDPMapBermPrefix4Blocks = "berm_prefix4_blocks"
+	XDPMapBermPrefix4Leaves = "berm_prefix4_leaves"
 	XDPMapBermPrefix6Leaves = "berm_prefix6_leaves"
 	XDPMapBermPrefix6Nodes  = "berm_prefix6_nodes"
 	XDPMapBermPrefix6Root   = "berm_prefix6_root"
@@ -561,10 +575,12 @@ type XDPMapSpecs struct {
 	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
@@ -621,10 +637,12 @@ type XDPMaps struct {
 	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
@@ -657,10 +675,12 @@ func (m *XDPMaps) Close() error {
 		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
+		m.BermHeart,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
 		m.BermPrefix4Blocks,
+		m.BermPrefix4Leaves,
 		m.BermPrefix6Leaves,
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,

@@ -39,12 +39,16 @@ int berm_types_gate(enum berm_gate_mode *mode, enum berm_reply_flags *reply)
 	return *mode + *reply;
 }
 
-/* What a peer of ours has let through, policy does not judge again. */
+/* What a peer of ours has let through, policy does not judge again; what a verdict allows, no other
+ * policy does.
+ */
 static __always_inline int run_policy(struct packet *pkt, const struct now *now)
 {
 	if (is(pkt, PACKET_TRUSTED))
 		return STAGE_NEXT;
 	STAGE(verdict_check(pkt, now));
+	if (UNLIKELY(is(pkt, PACKET_ALLOWED)))
+		return STAGE_NEXT;
 	STAGE(prefix_check(pkt));
 	STAGE(geo_check(pkt));
 	STAGE(gate_amplified(pkt));
@@ -58,7 +62,7 @@ static __always_inline int run_stages(struct packet *pkt, const struct now *now)
 	STAGE(decap(pkt));
 	STAGE(vip_find(pkt));
 	STAGE(run_policy(pkt, now));
-	STAGE(steer(pkt));
+	STAGE(steer(pkt, now));
 	STAGE(gate(pkt, now));
 	return deliver(pkt, now);
 }

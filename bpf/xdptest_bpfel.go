@@ -24,10 +24,12 @@ const (
 	XDPTestMapBermGates         = "berm_gates"
 	XDPTestMapBermGeoPolicies   = "berm_geo_policies"
 	XDPTestMapBermGeoRules      = "berm_geo_rules"
+	XDPTestMapBermHeart         = "berm_heart"
 	XDPTestMapBermPaths         = "berm_paths"
 	XDPTestMapBermPeers         = "berm_peers"
 	XDPTestMapBermPrefix4       = "berm_prefix4"
 	XDPTestMapBermPrefix4Blocks = "berm_prefix4_blocks"
+	XDPTestMapBermPrefix4Leaves = "berm_prefix4_leaves"
 	XDPTestMapBermPrefix6Leaves = "berm_prefix6_leaves"
 	XDPTestMapBermPrefix6Nodes  = "berm_prefix6_nodes"
 	XDPTestMapBermPrefix6Root   = "berm_prefix6_root"
@@ -49,8 +51,10 @@ const (
 	XDPTestMapBermVips          = "berm_vips"
 	XDPTestMapGatePackets       = "gate_packets"
 	XDPTestProgTestHash         = "test_hash"
+	XDPTestProgTestMakeCookie   = "test_make_cookie"
 	XDPTestProgXdpBerm          = "xdp_berm"
 	XDPTestProgXdpBermAt        = "xdp_berm_at"
+	XDPTestVarTestCookie        = "test_cookie"
 	XDPTestVarTestJiffies       = "test_jiffies"
 	XDPTestVarTestNowNs         = "test_now_ns"
 )
@@ -97,9 +101,10 @@ type XDPTestSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestProgramSpecs struct {
-	TestHash  *ebpf.ProgramSpec `ebpf:"test_hash"`
-	XdpBerm   *ebpf.ProgramSpec `ebpf:"xdp_berm"`
-	XdpBermAt *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
+	TestHash       *ebpf.ProgramSpec `ebpf:"test_hash"`
+	TestMakeCookie *ebpf.ProgramSpec `ebpf:"test_make_cookie"`
+	XdpBerm        *ebpf.ProgramSpec `ebpf:"xdp_berm"`
+	XdpBermAt      *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
 }
 
 // XDPTestMapSpecs contains maps before they are loaded into the kernel.
@@ -114,10 +119,12 @@ type XDPTestMapSpecs struct {
 	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
@@ -144,6 +151,7 @@ type XDPTestMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestVariableSpecs struct {
+	TestCookie  *ebpf.VariableSpec `ebpf:"test_cookie"`
 	TestJiffies *ebpf.VariableSpec `ebpf:"test_jiffies"`
 	TestNowNs   *ebpf.VariableSpec `ebpf:"test_now_ns"`
 }
@@ -176,10 +184,12 @@ type XDPTestMaps struct {
 	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
 	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
 	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
 	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
@@ -212,10 +222,12 @@ func (m *XDPTestMaps) Close() error {
 		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
+		m.BermHeart,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
 		m.BermPrefix4Blocks,
+		m.BermPrefix4Leaves,
 		m.BermPrefix6Leaves,
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,
@@ -243,6 +255,7 @@ func (m *XDPTestMaps) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestVariables struct {
+	TestCookie  *ebpf.Variable `ebpf:"test_cookie"`
 	TestJiffies *ebpf.Variable `ebpf:"test_jiffies"`
 	TestNowNs   *ebpf.Variable `ebpf:"test_now_ns"`
 }
@@ -251,14 +264,16 @@ type XDPTestVariables struct {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestPrograms struct {
-	TestHash  *ebpf.Program `ebpf:"test_hash"`
-	XdpBerm   *ebpf.Program `ebpf:"xdp_berm"`
-	XdpBermAt *ebpf.Program `ebpf:"xdp_berm_at"`
+	TestHash       *ebpf.Program `ebpf:"test_hash"`
+	TestMakeCookie *ebpf.Program `ebpf:"test_make_cookie"`
+	XdpBerm        *ebpf.Program `ebpf:"xdp_berm"`
+	XdpBermAt      *ebpf.Program `ebpf:"xdp_berm_at"`
 }
 
 func (p *XDPTestPrograms) Close() error {
 	return _XDPTestClose(
 		p.TestHash,
+		p.TestMakeCookie,
 		p.XdpBerm,
 		p.XdpBermAt,
 	)

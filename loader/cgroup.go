@@ -15,7 +15,7 @@ func (r *run) attachSockOps() error {
 	if r.opts.Cgroup == CgroupNone {
 		return nil
 	}
-	path, err := findCgroup(r.opts.Cgroup)
+	path, err := FindCgroup(r.opts.Cgroup)
 	if errors.Is(err, errNoCgroup) && r.opts.Cgroup == CgroupAuto {
 		r.note("%v: paths of TCP connections are not measured", err)
 		return nil
@@ -64,9 +64,9 @@ func (r *run) attachSockOps() error {
 
 var errNoCgroup = errors.New("no cgroup2 is mounted")
 
-// findCgroup returns the root of the cgroup2 hierarchy: /sys/fs/cgroup on unified hosts, a folder below it on
+// FindCgroup returns the root of the cgroup2 hierarchy: /sys/fs/cgroup on unified hosts, a folder below it on
 // hybrid ones, or elsewhere.
-func findCgroup(want string) (string, error) {
+func FindCgroup(want string) (string, error) {
 	if want != CgroupAuto {
 		var st unix.Statfs_t
 		if err := unix.Statfs(want, &st); err != nil {

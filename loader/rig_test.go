@@ -71,7 +71,7 @@ func newHost(t testing.TB, interfaces ...string) *host {
 
 func (h *host) newCgroup() string {
 	h.t.Helper()
-	root, err := findCgroup(CgroupAuto)
+	root, err := FindCgroup(CgroupAuto)
 	require(h.t, err)
 	path, err := os.MkdirTemp(root, fmt.Sprintf("berm-loader-%d-", os.Getpid()))
 	if err != nil {

@@ -44,6 +44,17 @@ func (c *Config) Update(fn func(*bpf.XDPBermConfig)) error {
 	})
 }
 
+// setFlag needs the lock.
+func (c *Config) setFlag(flag bpf.XDPBermConfigFlags, on bool) {
+	before := c.Get()
+	after := before
+	after.Flags &^= uint32(flag)
+	if on {
+		after.Flags |= uint32(flag)
+	}
+	c.store(before, after)
+}
+
 func (c *Config) store(before, after bpf.XDPBermConfig) {
 	from := (*[configWords]uint64)(unsafe.Pointer(&before))
 	to := (*[configWords]uint64)(unsafe.Pointer(&after))

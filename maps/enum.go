@@ -138,6 +138,8 @@ const (
 	ExitShadow   = Exit(bpf.XDPBermExitBERM_EXIT_SHADOW)
 	ExitFailOpen = Exit(bpf.XDPBermExitBERM_EXIT_FAIL_OPEN)
 	ExitAborted  = Exit(bpf.XDPBermExitBERM_EXIT_ABORTED)
+	ExitChance   = Exit(bpf.XDPBermExitBERM_EXIT_CHANCE)
+	ExitDeadman  = Exit(bpf.XDPBermExitBERM_EXIT_DEADMAN)
 	ExitAnswer   = Exit(bpf.XDPBermExitBERM_EXIT_ANSWER)
 
 	exitMax = Exit(bpf.XDPBermExitBERM_EXIT_MAX)
@@ -146,6 +148,7 @@ const (
 var exitNames = [...]string{
 	ExitForeign: "foreign", ExitLocal: "local", ExitDecap: "decap", ExitForward: "forward",
 	ExitDrop: "drop", ExitShadow: "shadow", ExitFailOpen: "fail_open", ExitAborted: "aborted",
+	ExitChance: "chance", ExitDeadman: "deadman",
 	ExitAnswer: "answer",
 }
 

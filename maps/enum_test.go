@@ -119,7 +119,8 @@ func TestLimits(t *testing.T) {
 	for name, want := range map[string]uint32{
 		bpf.XDPMapBermVipSeeds:      2 * vipBuckets,
 		bpf.XDPMapBermVipSlots:      2 * vipSlots,
-		bpf.XDPMapBermPrefix4:       2 * prefix4Leaves / 4,
+		bpf.XDPMapBermPrefix4:       2 * prefix4Cells,
+		bpf.XDPMapBermPrefix4Leaves: 2 * prefix4Leaves / 4,
 		bpf.XDPMapBermPrefix4Blocks: 2 * prefix4Blocks * blockSize / 4,
 		bpf.XDPMapBermPrefix6Root:   2 * prefix6Root,
 		bpf.XDPMapBermPrefix6Nodes:  2 * prefix6Nodes,

@@ -32,6 +32,9 @@ func (s *Samples) Set(d Drop, every uint64) error {
 	}
 	return s.set.lock.hold(func() error {
 		atomic.StoreUint64(&s.w.words()[d], every-1) // 0 - 1 is all ones: never
+		if d == DropNone {
+			s.set.Config.setFlag(bpf.XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED, every != 0)
+		}
 		return nil
 	})
 }

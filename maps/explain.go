@@ -15,7 +15,8 @@ type Steering struct {
 	Hash     uint64         `json:"hash,omitempty"`
 	Row      int            `json:"row"` // -1 = no table is asked
 	Owner    *BackendStatus `json:"owner,omitempty"`
-	Previous *BackendStatus `json:"previous,omitempty"`
+	Second   *BackendStatus `json:"second,omitempty"` // gets the packets when the owner cannot
+	Moved    bool           `json:"moved,omitempty"`  // the second owned the row before
 	Exit     Exit           `json:"exit"` // foreign, local, forward, fail_open or drop
 	To       string         `json:"to"`   // name of the backend; "" = this host
 	Why      string         `json:"why"`  // one sentence
@@ -124,16 +125,20 @@ func (s *Set) followRow(out *Steering, set uint32, src, dst netip.AddrPort, prot
 	out.Hash = FlowHash(c.Secret, src, dst, proto)
 	out.Row = FlowRow(out.Hash)
 	row := s.Rows.read(set)[out.Row]
-	out.Owner, out.Previous = s.status(row.Owner, c.Self), s.status(row.Previous, c.Self)
-	switch owner, previous := out.Owner, out.Previous; {
+	out.Owner, out.Second, out.Moved = s.status(row.Owner, c.Self), s.status(row.Second, c.Self), row.Moved
+	role := "is the owner's heir"
+	if row.Moved {
+		role = "owned the row before"
+	}
+	switch owner, second := out.Owner, out.Second; {
 	case owner != nil && owner.Self:
 		out.Exit, out.Why = ExitLocal, "this edge owns the row"
 	case owner != nil && owner.Ready:
 		out.Exit, out.To, out.Why = ExitForward, owner.Name, fmt.Sprintf("%s owns the row", owner.Name)
-	case previous != nil && previous.Self:
-		out.Exit, out.Why = ExitLocal, "the owner cannot be reached, and this edge owned the row before"
-	case previous != nil && previous.Ready:
-		out.Exit, out.To, out.Why = ExitForward, previous.Name, fmt.Sprintf("the owner cannot be reached, and %s owned the row before", previous.Name)
+	case second != nil && second.Self:
+		out.Exit, out.Why = ExitLocal, "the owner cannot be reached, and this edge "+role
+	case second != nil && second.Ready:
+		out.Exit, out.To, out.Why = ExitForward, second.Name, fmt.Sprintf("the owner cannot be reached, and %s %s", second.Name, role)
 	case c.Self == 0:
 		out.Exit, out.Why = ExitDrop, "no owner of the row can be reached, and this host is no backend itself"
 	default:

@@ -36,7 +36,7 @@ func steered(t *testing.T, k *mapstest.Kernel, r *rand.Rand) (names map[netip.Ad
 	}
 	rows := make([]maps.Row, maps.RowCount)
 	for i := range rows {
-		rows[i] = maps.Row{Owner: ids[r.IntN(4)], Previous: append(ids, 0)[r.IntN(5)]}
+		rows[i] = maps.Row{Owner: ids[r.IntN(4)], Second: append(ids, 0)[r.IntN(5)]}
 	}
 	if err := k.Rows.Write(set, rows); err != nil {
 		t.Fatal(err)
@@ -94,8 +94,8 @@ func TestSteerAgreesWithKernel(t *testing.T) {
 				t.Fatalf("%s → %s %s went to %s (%s), want %+v", src, dst, proto, outer, names[outer], want)
 			}
 			tag := binary.BigEndian.Uint16(out[14+4:])
-			if secrets := k.Config.Secrets(); secrets.Tags[0] != 0 && tag != maps.FlowTag(want.Hash, secrets.Tags[0]) {
-				t.Fatalf("tag %#x, want %#x", tag, maps.FlowTag(want.Hash, secrets.Tags[0]))
+			if secrets := k.Config.Secrets(); secrets.Tags[0] != 0 && tag != maps.FlowTag(want.Hash, secrets.Tags[0], false) {
+				t.Fatalf("tag %#x, want %#x", tag, maps.FlowTag(want.Hash, secrets.Tags[0], false))
 			}
 		}
 	}
@@ -125,8 +125,8 @@ func TestSteerTag(t *testing.T) {
 			continue
 		}
 		_, out := k.Run(t, mapstest.TCP(src, dst, mapstest.ACK))
-		if got := binary.BigEndian.Uint16(out[14+4:]); got != maps.FlowTag(want.Hash, 0x1234567890abcdef) {
-			t.Fatalf("tag %#x, want %#x", got, maps.FlowTag(want.Hash, 0x1234567890abcdef))
+		if got := binary.BigEndian.Uint16(out[14+4:]); got != maps.FlowTag(want.Hash, 0x1234567890abcdef, false) {
+			t.Fatalf("tag %#x, want %#x", got, maps.FlowTag(want.Hash, 0x1234567890abcdef, false))
 		}
 		checked++
 	}

@@ -17,16 +17,17 @@ func mix(h uint64) uint64 { return h ^ h>>32 }
 // VIPHash is the place of a service in the VIP table, before buckets and displacement.
 func VIPHash(seed [2]uint64, addr netip.Addr, port uint16, proto Protocol) uint64 {
 	hi, lo := halves(addr)
-	h := mix((hi ^ seed[0]) * hashA)
-	h = mix((h ^ lo ^ seed[1]) * hashB)
+	h := mix((bits.ReverseBytes64(hi)*hashB ^ bits.ReverseBytes64(lo) ^ seed[0]) * hashA)
 	return mix((h ^ (uint64(port)<<8 | uint64(proto))) * hashA)
 }
 
 // SourceHash places a source in the rate cells and the verdict bits.
 func SourceHash(seed [2]uint64, source netip.Addr) uint64 {
-	hi, lo := halves(SourceOf(source))
-	s := mix((hi ^ seed[0]) * hashB)
-	return mix((s ^ lo ^ seed[1]) * hashA)
+	n, lo := halves(source)
+	if source.Unmap().Is4() {
+		n = lo & 0xffffffff
+	}
+	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
 }
 
 // FlowHash is SipHash-1-3 of a flow. The ports of fragments and of protocols other than TCP and
@@ -44,13 +45,14 @@ func FlowHash(secret [2]uint64, src, dst netip.AddrPort, proto Protocol) uint64 
 // FlowRow is the row of a flow in its backend set's table.
 func FlowRow(flow uint64) int { return int((flow & 0xffffffff) * RowCount >> 32) }
 
-// FlowTag is the keyed mark of a tunnelled packet.
-func FlowTag(flow, secret uint64) uint16 {
-	tag := uint16((flow ^ secret) * hashA >> 48)
-	if tag == 0 {
-		return 1
+const tagChance = 0x8000
+
+// FlowTag is the keyed mark of a tunnelled packet, which may be a second chance.
+func FlowTag(flow, secret uint64, chance bool) uint16 {
+	if chance {
+		return max(uint16((flow^secret)*hashB>>49), 1) | tagChance
 	}
-	return tag
+	return max(uint16((flow^secret)*hashA>>49), 1)
 }
 
 // sipHash is SipHash-1-3 (Aumasson, Bernstein 2012) of a message in words, the last of which has

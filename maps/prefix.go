@@ -14,8 +14,8 @@ import (
 // Prefixes is the table that gives a source's record. It exists twice: Swap fills the copy not in
 // use and makes it live with one store, so that a packet sees all of one or all of the other.
 type Prefixes struct {
-	set                                        *Set
-	four, blocks, root, nodes, leaves, records *ebpf.Map
+	set                                                 *Set
+	four, leaves4, blocks, root, nodes, leaves, records *ebpf.Map
 }
 
 // Swap builds a new table through fill and makes it live. On an error the old one stays.
@@ -34,7 +34,7 @@ func (p *Prefixes) Install(t *PrefixTable) error {
 	}
 	return p.set.lock.hold(func() (err error) {
 		quiesce()
-		ws, closeAll, err := mapWindows(p.four, p.blocks, p.root, p.nodes, p.leaves, p.records)
+		ws, closeAll, err := mapWindows(p.four, p.leaves4, p.blocks, p.root, p.nodes, p.leaves, p.records)
 		if err != nil {
 			return fmt.Errorf("prefix table: %w", err)
 		}
@@ -48,7 +48,7 @@ func (p *Prefixes) Install(t *PrefixTable) error {
 				AsnClass: r.ASNClass, Region: r.Region, Rule: r.Rule,
 			}
 		}
-		for i, content := range [][]byte{bytesOf(t.four), bytesOf(t.blocks), bytesOf(t.root), bytesOf(t.nodes), bytesOf(t.leaves), bytesOf(records)} {
+		for i, content := range [][]byte{bytesOf(t.cells4), bytesOf(t.leaves4), bytesOf(t.blocks), bytesOf(t.root), bytesOf(t.nodes), bytesOf(t.leaves), bytesOf(records)} {
 			half := ws[i].b[len(ws[i].b)/2*int(to):][:len(ws[i].b)/2]
 			if copy(half, content) < len(content) {
 				return fmt.Errorf("prefix table: %d bytes do not fit a copy of %d: %w", len(content), len(half), ErrFull)
@@ -113,7 +113,11 @@ func packedLeaf(m *ebpf.Map, active, n uint32) (uint16, error) {
 
 func (p *Prefixes) leaf4(a netip.Addr, active uint32) (uint16, error) {
 	n := be32(a)
-	leaf, err := packedLeaf(p.four, active, n>>8)
+	var cell uint64
+	if err := p.four.Lookup(active*prefix4Cells+n>>13, &cell); err != nil {
+		return 0, err
+	}
+	leaf, err := packedLeaf(p.leaves4, active, leaf4(cell, n))
 	if err != nil || leaf&prefix4Block == 0 {
 		return leaf, err
 	}

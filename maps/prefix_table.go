@@ -2,6 +2,7 @@ package maps
 
 import (
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"unsafe"
 
@@ -19,7 +20,8 @@ type PrefixRecord struct {
 }
 
 const (
-	prefix4Leaves  = 1 << 24    // BERM_PREFIX4_CELLS cells of four
+	prefix4Cells   = 1 << 19    // BERM_PREFIX4_CELLS
+	prefix4Leaves  = 4 << 20    // BERM_PREFIX4_LEAVES cells of four
 	prefix4Blocks  = 32767      // BERM_PREFIX4_BLOCKS
 	prefix4Block   = 0x8000     // marks a leaf that names a block
 	prefix6Root    = 65536      // BERM_PREFIX6_ROOT
@@ -31,13 +33,16 @@ const (
 )
 
 // PrefixTable is one copy of the prefix tables in Go memory: DIR-24-8 for IPv4 (Gupta, Lin,
-// McKeown 1998), Poptrie for IPv6 (Asai, Ohara 2015). It is filled in ascending order of
-// addresses; equal blocks, nodes and leaves are stored once.
+// McKeown 1998) with runs of equal /24s stored once, Poptrie for IPv6 (Asai, Ohara 2015). It is
+// filled in ascending order of addresses; equal blocks, nodes and leaves are stored once.
 type PrefixTable struct {
 	records []PrefixRecord
 	ids     map[PrefixRecord]uint16
 
-	four      []uint16 // by the first 24 bits; little-endian cells are arrays of leaves
+	slash24   []uint16 // leaves by the first 24 bits, until they are packed
+	cells4    []uint64
+	leaves4   []uint16
+	leaves4At consed[uint16]
 	blocks    []uint16
 	blockAt   consed[uint16]
 	open      [blockSize]uint16 // of the /24 being filled
@@ -64,7 +69,8 @@ func NewPrefixTable() *PrefixTable {
 	return &PrefixTable{
 		records: []PrefixRecord{{}},
 		ids:     map[PrefixRecord]uint16{{}: 0},
-		four:    make([]uint16, prefix4Leaves),
+		slash24: make([]uint16, 1<<24),
+		cells4:  make([]uint64, prefix4Cells),
 		root:    make([]uint64, prefix6Root),
 	}
 }
@@ -122,7 +128,7 @@ func (t *PrefixTable) Add4(first, last uint32, r PrefixRecord) error {
 				return err
 			}
 			stop := (uint64(last) + 1) >> 8
-			fill(t.four[slot:stop], id)
+			fill(t.slash24[slot:stop], id)
 			a = stop << 8
 			continue
 		}
@@ -160,7 +166,7 @@ func (t *PrefixTable) closeBlock() error {
 		uniform = uniform && id == t.open[0]
 	}
 	if uniform {
-		t.four[t.openAt] = t.open[0]
+		t.slash24[t.openAt] = t.open[0]
 		return nil
 	}
 	at, ok := t.blockAt.store(&t.blocks, t.open[:], prefix4Blocks*blockSize)
@@ -168,7 +174,7 @@ func (t *PrefixTable) closeBlock() error {
 		return fmt.Errorf("prefix table: more than %d different IPv4 /24s that are split further: %w (use a database with fewer prefixes longer than /24)",
 			prefix4Blocks, ErrFull)
 	}
-	t.four[t.openAt] = prefix4Block | uint16(at/blockSize)
+	t.slash24[t.openAt] = prefix4Block | uint16(at/blockSize)
 	return nil
 }
 
@@ -198,16 +204,50 @@ func (t *PrefixTable) Finish() error {
 	if err := t.closeBlock(); err != nil {
 		return err
 	}
+	if err := t.pack4(); err != nil {
+		return err
+	}
 	if err := t.buildTrie(); err != nil {
 		return err
 	}
-	t.segments6, t.finished = nil, true
+	t.slash24, t.segments6, t.finished = nil, nil, true
 	return nil
+}
+
+// pack4 stores the leaves of each /19, equal neighbours once.
+func (t *PrefixTable) pack4() error {
+	for at := range t.cells4 {
+		var run [32]uint16
+		var ends uint64 // of runs, but the last
+		n := 0
+		for i, leaf := range t.slash24[at*32:][:32] {
+			if i > 0 && leaf == run[n-1] {
+				continue
+			}
+			if i > 0 {
+				ends |= 1 << (i - 1)
+			}
+			run[n] = leaf
+			n++
+		}
+		base, ok := t.leaves4At.store(&t.leaves4, run[:n], prefix4Leaves)
+		if !ok {
+			return fmt.Errorf("prefix table: IPv4 needs more than %d leaves: %w (use a database with fewer IPv4 prefixes)", prefix4Leaves, ErrFull)
+		}
+		t.cells4[at] = uint64(int(base)+n-1)<<32 | ends
+	}
+	return nil
+}
+
+// leaf4 is the number of the leaf of an address in its /19's cell.
+func leaf4(cell uint64, a uint32) uint32 {
+	return uint32(cell>>32) - uint32(bits.OnesCount32(uint32(cell)>>(a>>8&31)))
 }
 
 // PrefixSize says how full a table is.
 type PrefixSize struct {
 	Records int `json:"records"`
+	Leaves4 int `json:"leaves4"`
 	Blocks4 int `json:"blocks4"`
 	Nodes6  int `json:"nodes6"`
 	Leaves6 int `json:"leaves6"`
@@ -215,7 +255,7 @@ type PrefixSize struct {
 
 // Size says how full the table is.
 func (t *PrefixTable) Size() PrefixSize {
-	return PrefixSize{len(t.records), len(t.blocks) / blockSize, len(t.nodes), len(t.leaves)}
+	return PrefixSize{len(t.records), len(t.leaves4), len(t.blocks) / blockSize, len(t.nodes), len(t.leaves)}
 }
 
 // bytesOf views elements without padding as bytes.

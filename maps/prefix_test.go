@@ -230,6 +230,15 @@ func TestPrefixTableFull(t *testing.T) {
 			}
 			return nil
 		},
+		"IPv4 needs more": func(table *maps.PrefixTable) error {
+			r := rand.New(rand.NewPCG(1, 1))
+			for n := range uint32(5 << 20) {
+				if err := table.Add4(n<<8, n<<8|255, maps.PrefixRecord{Country: maps.Country(1 + r.IntN(600))}); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
 		"different records": func(table *maps.PrefixTable) error {
 			for i := range uint32(40000) {
 				if err := table.Add4(i<<8, i<<8|255, maps.PrefixRecord{Rule: uint16(i + 1)}); err != nil {

@@ -142,7 +142,7 @@ func (t *PrefixTable) Lookup(a netip.Addr) PrefixRecord {
 	a = a.Unmap()
 	if a.Is4() {
 		n := be32(a)
-		leaf := t.four[n>>8]
+		leaf := t.leaves4[leaf4(t.cells4[n>>13], n)]
 		if leaf&prefix4Block != 0 {
 			leaf = t.blocks[int(leaf&^prefix4Block)*blockSize+int(n&0xff)]
 		}

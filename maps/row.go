@@ -15,10 +15,30 @@ const RowCount = 65537
 
 const rowCells = 32769 // BERM_ROW_CELLS: two rows of 32 bits each
 
-// Row says who owns the flows that hash to it, and who did before.
+// Row says who owns the flows that hash to it, and who gets them when the owner cannot.
 type Row struct {
-	Owner    uint16 `json:"owner"` // backend id; 0 = nobody
-	Previous uint16 `json:"previous"`
+	Owner  uint16 `json:"owner"` // backend id, below 4096; 0 = nobody
+	Second uint16 `json:"second"`
+	// Moved says that the second has owned the row, and may have flows of it: the owner asks its
+	// sockets, and gives what it has none for a second chance there.
+	Moved bool `json:"moved"`
+}
+
+const (
+	rowBackend = 0xfff   // BERM_ROW_BACKEND
+	rowMoved   = 1 << 31 // BERM_ROW_MOVED
+)
+
+func (r Row) encode() uint32 {
+	v := uint32(r.Owner&rowBackend) | uint32(r.Second&rowBackend)<<16
+	if r.Moved {
+		v |= rowMoved
+	}
+	return v
+}
+
+func decodeRow(v uint32) Row {
+	return Row{Owner: uint16(v & rowBackend), Second: uint16(v >> 16 & rowBackend), Moved: v&rowMoved != 0}
 }
 
 // Rows is every backend set's table.
@@ -44,7 +64,7 @@ func (r *Rows) Write(set uint32, table []Row) error {
 	return r.set.lock.hold(func() error {
 		cells := r.cells(set)
 		for i, row := range table {
-			if v := uint32(row.Owner) | uint32(row.Previous)<<16; atomic.LoadUint32(&cells[i]) != v {
+			if v := row.encode(); atomic.LoadUint32(&cells[i]) != v {
 				atomic.StoreUint32(&cells[i], v)
 			}
 		}
@@ -65,7 +85,7 @@ func (r *Rows) read(set uint32) []Row {
 	cells := r.cells(set)
 	for i := range table {
 		v := atomic.LoadUint32(&cells[i])
-		table[i] = Row{Owner: uint16(v), Previous: uint16(v >> 16)}
+		table[i] = decodeRow(v)
 	}
 	return table
 }

@@ -30,6 +30,7 @@ type Set struct {
 	Verdicts *Verdicts
 	Sets     *Sets
 	Rows     *Rows
+	Heart    *Heart
 	Backends *Backends
 	Peers    *Peers
 	Stats    *Stats
@@ -49,10 +50,10 @@ func PinDir(root string) string { return filepath.Join(root, fmt.Sprintf("v%d", 
 var names = []string{
 	bpf.XDPMapBermConfig, bpf.XDPMapBermVipSeeds, bpf.XDPMapBermVipSlots, bpf.XDPMapBermVips,
 	bpf.XDPMapBermGeoRules, bpf.XDPMapBermGeoPolicies, bpf.XDPMapBermRateClasses,
-	bpf.XDPMapBermPrefix4, bpf.XDPMapBermPrefix4Blocks, bpf.XDPMapBermPrefix6Root,
+	bpf.XDPMapBermPrefix4, bpf.XDPMapBermPrefix4Leaves, bpf.XDPMapBermPrefix4Blocks, bpf.XDPMapBermPrefix6Root,
 	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
-	bpf.XDPMapBermRows, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
+	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
 	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
@@ -144,7 +145,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Gates = &Gates{set: s, reply: m[bpf.XDPMapBermReply], states: view(bpf.XDPMapBermGateStates)}
 	s.Geo = &Geo{set: s, rules: view(bpf.XDPMapBermGeoRules), m: m[bpf.XDPMapBermGeoPolicies]}
 	s.Prefixes = &Prefixes{
-		set: s, four: m[bpf.XDPMapBermPrefix4], blocks: m[bpf.XDPMapBermPrefix4Blocks],
+		set: s, four: m[bpf.XDPMapBermPrefix4], leaves4: m[bpf.XDPMapBermPrefix4Leaves], blocks: m[bpf.XDPMapBermPrefix4Blocks],
 		root: m[bpf.XDPMapBermPrefix6Root], nodes: m[bpf.XDPMapBermPrefix6Nodes],
 		leaves: m[bpf.XDPMapBermPrefix6Leaves], records: m[bpf.XDPMapBermPrefixRecords],
 	}
@@ -152,6 +153,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Verdicts = &Verdicts{set: s, bits: view(bpf.XDPMapBermVerdictBits), m: m[bpf.XDPMapBermVerdicts]}
 	s.Sets = &Sets{set: s, m: m[bpf.XDPMapBermSets]}
 	s.Rows = &Rows{set: s, w: view(bpf.XDPMapBermRows)}
+	s.Heart = &Heart{set: s, w: view(bpf.XDPMapBermHeart)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
 	s.Stats = &Stats{

@@ -57,20 +57,99 @@ func (v *Verdicts) Put(x Verdict) error {
 		if err != nil {
 			return err
 		}
-		var old bpf.XDPBermVerdict
-		switch err := v.m.Lookup(&key, &old); {
-		case err == nil:
-			e.Hits = old.Hits // those of the next microseconds are lost
-		case !errors.Is(err, ebpf.ErrKeyNotExist):
-			return fmt.Errorf("verdict about %s: %w", x.Source, err)
+		return v.put(key, e, x.Source)
+	})
+}
+
+func (v *Verdicts) put(key bpf.XDPBermVerdictKey, e bpf.XDPBermVerdict, source netip.Addr) error {
+	var old bpf.XDPBermVerdict
+	switch err := v.m.Lookup(&key, &old); {
+	case err == nil:
+		if standsAgainst(&old, Owner(e.Owner)) {
+			return fmt.Errorf("verdict about %s: an operator's stands there: %w", SourceOf(source), ErrOverlap)
 		}
-		bit := v.bit(v.set.Config.Get().Seed, x.Source)
-		atomic.OrUint64(&v.bits.words()[bit/64], 1<<(bit%64))
-		if err := v.m.Put(&key, &e); err != nil {
-			return fmt.Errorf("verdict about %s: %w", x.Source, err)
+		e.Hits = old.Hits // those of the next microseconds are lost
+	case !errors.Is(err, ebpf.ErrKeyNotExist):
+		return fmt.Errorf("verdict about %s: %w", source, err)
+	}
+	bit := v.bit(v.set.Config.Get().Seed, source)
+	atomic.OrUint64(&v.bits.words()[bit/64], 1<<(bit%64))
+	if err := v.m.Put(&key, &e); err != nil {
+		return fmt.Errorf("verdict about %s: %w", source, err)
+	}
+	return nil
+}
+
+// standsAgainst: what an operator decided, the guard changes only once it has run out.
+func standsAgainst(old *bpf.XDPBermVerdict, owner Owner) bool {
+	return owner == OwnerGuard && Owner(old.Owner) == OwnerOperator && (old.ExpiresNs == 0 || old.ExpiresNs > monotonic())
+}
+
+// VerdictChange adds a verdict, or takes the one about its source and VIP away.
+type VerdictChange struct {
+	Verdict
+	Remove bool
+}
+
+// Change makes many changes, in their order, as one writer; errs has one entry for each, nil where it was
+// made. The bits are rebuilt once, however many were removed.
+func (v *Verdicts) Change(list []VerdictChange) (errs []error, err error) {
+	errs = make([]error, len(list))
+	err = v.set.lock.hold(func() error {
+		vips, err := v.set.VIPs.List()
+		if err != nil {
+			return err
+		}
+		ids := map[string]uint32{"": 0}
+		for _, x := range vips {
+			ids[x.Name] = x.ID
+		}
+		removed := false
+		for i, c := range list {
+			id, ok := ids[c.VIP]
+			if !ok {
+				errs[i] = fmt.Errorf("verdict about %s: VIP %q: %w", c.Source, c.VIP, ErrNotFound)
+				continue
+			}
+			key := bpf.XDPBermVerdictKey{Source: toAddr(SourceOf(c.Source)), Vip: id}
+			errs[i] = v.change(key, c)
+			removed = removed || c.Remove && errs[i] == nil
+		}
+		if removed {
+			return v.rebuild()
 		}
 		return nil
 	})
+	return errs, err
+}
+
+func (v *Verdicts) change(key bpf.XDPBermVerdictKey, c VerdictChange) error {
+	if c.Remove {
+		return v.remove(key, c.Source, c.Owner)
+	}
+	e, err := c.encode()
+	if err != nil {
+		return err
+	}
+	return v.put(key, e, c.Source)
+}
+
+func (v *Verdicts) remove(key bpf.XDPBermVerdictKey, source netip.Addr, owner Owner) error {
+	var old bpf.XDPBermVerdict
+	err := v.m.Lookup(&key, &old)
+	if err == nil && standsAgainst(&old, owner) {
+		return fmt.Errorf("remove verdict about %s: it is an operator's: %w", SourceOf(source), ErrOverlap)
+	}
+	if err == nil {
+		err = v.m.Delete(&key)
+	}
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return fmt.Errorf("verdict about %s: %w", SourceOf(source), ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("remove verdict about %s: %w", source, err)
+	}
+	return nil
 }
 
 func (x Verdict) expired() bool { return !x.Expires.IsZero() && !x.Expires.After(time.Now()) }
@@ -178,11 +257,8 @@ func (v *Verdicts) Remove(source netip.Addr, vip string) error {
 		if err != nil {
 			return err
 		}
-		switch err := v.m.Delete(&key); {
-		case errors.Is(err, ebpf.ErrKeyNotExist):
-			return fmt.Errorf("verdict about %s: %w", SourceOf(source), ErrNotFound)
-		case err != nil:
-			return fmt.Errorf("remove verdict about %s: %w", source, err)
+		if err := v.remove(key, source, OwnerOperator); err != nil {
+			return err
 		}
 		return v.rebuild()
 	})

@@ -65,16 +65,14 @@ static __always_inline __u64 is_zero(__u64 n)
 }
 
 /* Could addr_v4_bad_source() be 1? One bit for each /6. */
-static __always_inline bool addr_v4_odd_source(__be32 v4)
+static __always_inline bool addr_v4_odd_source(__u64 addr)
 {
-	return 0x8f00000080000001 >> (bpf_ntohl(v4) >> 26) & 1;
+	return 0x8f00000080000001 >> (addr >> 26) & 1;
 }
 
 /* 1 for a source that no packet from the wire has: 0/8, 127/8, 224/4 and the broadcast address. */
-static __always_inline __u64 addr_v4_bad_source(__be32 v4)
+static __always_inline __u64 addr_v4_bad_source(__u64 addr)
 {
-	__u64 addr = bpf_ntohl(v4);
-
 	return is_zero(addr >> 24) | is_zero(addr >> 24 ^ 127) | is_zero(addr >> 28 ^ 14) |
 	       (addr + 1) >> 32;
 }

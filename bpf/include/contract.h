@@ -2,6 +2,7 @@
 /* The contract: every type, enum and limit that the kernel half and userspace both see.
  * A change of layout or of sense bumps BERM_CONTRACT, which names the pin directory.
  * Enums are append-only; padding is explicit and zero; times are CLOCK_MONOTONIC ns.
+ * Longer than 400 lines: a change of the contract is to be seen in one place.
  */
 #ifndef BERM_CONTRACT_H
 #define BERM_CONTRACT_H
@@ -11,13 +12,15 @@
 #define BERM_CONTRACT 2
 
 /* Limits. Each is the size of an array map, so each has its price in memory. */
-#define BERM_VIPS 4096		      /* 64 B each */
-#define BERM_VIP_BUCKETS 4096	      /* displacement of each bucket, two copies */
-#define BERM_VIP_SLOTS 16384	      /* VIP id by slot, two copies */
-#define BERM_RECORDS 32768	      /* prefix records, two copies */
-#define BERM_PREFIX4_CELLS (1 << 22)  /* DIR-24: 4 leaves of 16 bit a cell, 32 MiB a copy */
-#define BERM_PREFIX4_BLOCKS 32767     /* /24s that are split further; 512 B each, two copies */
-#define BERM_PREFIX6_ROOT 65536	      /* the first 16 bits of an address */
+#define BERM_VIPS 4096		     /* 64 B each */
+#define BERM_VIP_BUCKETS 4096	     /* displacement of each bucket, two copies */
+#define BERM_VIP_SLOTS 16384	     /* VIP id by slot, two copies */
+#define BERM_RECORDS 32768	     /* prefix records, two copies */
+#define BERM_PREFIX4_CELLS (1 << 19) /* the first 19 bits of an address, 4 MiB a copy */
+#define BERM_PREFIX4_LEAVES \
+	(1 << 20)		  /* 8 B cells of 4 leaves, two copies: 4 Mi runs of equal /24s */
+#define BERM_PREFIX4_BLOCKS 32767 /* /24s that are split further; 512 B each, two copies */
+#define BERM_PREFIX6_ROOT 65536	  /* the first 16 bits of an address */
 #define BERM_PREFIX6_NODES (3 << 19)  /* 24 B each, two copies: 500,000 random /48s need 1.4 Mi */
 #define BERM_PREFIX6_LEAVES (1 << 20) /* 8 B cells of 4 leaves, two copies */
 #define BERM_GEO_POLICIES 256
@@ -89,7 +92,9 @@ enum berm_exit {
 	BERM_EXIT_SHADOW = 5,	 /* would have been dropped; counted beside its real exit */
 	BERM_EXIT_FAIL_OPEN = 6, /* our own failure: a missing entry, a full table */
 	BERM_EXIT_ABORTED = 7,	 /* our own failure after the first write to the packet */
-	BERM_EXIT_ANSWER = 8,	 /* answered from here, in place */
+	BERM_EXIT_CHANCE = 8, /* sent to the row's previous owner: this host has no socket for it */
+	BERM_EXIT_DEADMAN = 9, /* sent to another edge, since this one's daemon is silent */
+	BERM_EXIT_ANSWER = 10, /* answered from here, in place */
 	BERM_EXIT_MAX,
 };
 
@@ -122,6 +127,8 @@ struct berm_addr {
 
 enum berm_config_flags {
 	BERM_CONFIG_OBSERVE_ONLY = 1 << 0, /* every drop becomes a shadow drop */
+	BERM_CONFIG_SAMPLE_PASSED =
+		1 << 1, /* sample[0] is not "never": spares most packets a lookup */
 };
 
 /* The one entry of berm_config. Index writes (vip_active, prefix_active) are single
@@ -185,8 +192,10 @@ struct berm_prefix_record {
 };
 _Static_assert(sizeof(struct berm_prefix_record) == 8, "one inlined load");
 
-/* IPv4: prefix4[active * BERM_PREFIX4_CELLS + (a >> 10)], leaf (a >> 8) & 3 of 16 bit.
- * Bit 15 set: the low 15 bits name a block; the leaf is then
+/* IPv4: prefix4[active * BERM_PREFIX4_CELLS + (a >> 13)] stands for the 32 /24s of a /19. Bit i of
+ * its low half is set where /24 number i + 1 has another leaf than number i; the leaf of number i is
+ * that of 16 bit in prefix4_leaves with the number high half - popcount(low half >> i).
+ * Bit 15 of a leaf set: the low 15 bits name a block; the leaf is then
  * prefix4_blocks[active * BERM_PREFIX4_BLOCKS * 64 + block * 64 + (a & 255) / 4], leaf a & 3.
  * Otherwise the leaf is a record id.
  *
@@ -331,7 +340,22 @@ struct berm_verdict {
 	char reason[BERM_NAME];
 };
 
-/* Row: owner in the low, previous owner in the high 16 bits; rows[set * BERM_ROW_CELLS + row / 2]. */
+/* Row: rows[set * BERM_ROW_CELLS + row / 2], 32 bits each: the owner's id in the low half, the
+ * second's in the high one. The second gets the row's packets when the owner cannot.
+ */
+#define BERM_ROW_BACKEND (BERM_BACKENDS - 1)
+#define BERM_ROW_SECOND 16
+#define BERM_ROW_MOVED (1u << 31) /* the second has owned the row, and may have flows of it */
+_Static_assert(!(BERM_BACKENDS & BERM_ROW_BACKEND), "ids are masked");
+
+/* The daemon's sign of life, and what XDP makes of it: by the tick, so that no clock is read. */
+struct berm_heart {
+	__u32 beat;	   /* daemon: another number each 100 ms */
+	__u32 limit_ticks; /* daemon: silent for more than so many jiffies it counts as dead; 0 = never */
+	__u64 noted; /* XDP: the last beat seen in the high half, the jiffies of then in the low */
+	__u32 fired; /* XDP: 1 once a new flow went elsewhere; the daemon clears it */
+	__u32 pad;
+};
 
 enum berm_backend_flags {
 	BERM_BACKEND_USED = 1 << 0,

@@ -54,11 +54,12 @@ static __always_inline bool is_peer(const struct packet *pkt)
 static __always_inline bool tag_fits(const struct berm_config *cfg, __u64 flow, __u16 tag)
 {
 	const __u64 *secrets = cfg->tag_secrets;
+	__u64 chance = tag / TAG_CHANCE;
 
 	if (!secrets[0] && !secrets[1])
 		return true; /* a site without a secret has no tags */
-	return (secrets[0] && flow_tag(flow, secrets[0]) == tag) ||
-	       (secrets[1] && flow_tag(flow, secrets[1]) == tag);
+	return (secrets[0] && flow_tag(flow, secrets[0], chance) == tag) ||
+	       (secrets[1] && flow_tag(flow, secrets[1], chance) == tag);
 }
 
 /* Takes the outer header and returns its tag. Our edges write neither options nor extension
@@ -125,6 +126,8 @@ static __always_inline int decap(struct packet *pkt)
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_TAG, false));
 		shadowed = true;
 	}
+	if (tag & TAG_CHANCE)
+		learn(pkt, PACKET_CHANCE);
 	if (!shadowed)
 		learn(pkt, PACKET_TRUSTED);
 	return STAGE_NEXT;

@@ -12,6 +12,7 @@
 #include <linux/ipv6.h>
 
 #include "addr.h"
+#include "chance.h"
 #include "csum.h"
 #include "decap.h"
 #include "icmp.h"
@@ -106,7 +107,9 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 				      const struct berm_backend *to, bool six)
 {
 	const struct berm_config *cfg = pkt->cfg;
-	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0]) : 0;
+	__u64 chance = fact(pkt, PACKET_HANDED);
+	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0], chance) :
+					  chance * TAG_CHANCE;
 	struct berm_addr src;
 
 	if (!six)
@@ -116,50 +119,65 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 	return put_ipv6(pkt, cur, &src, &to->addr, tag);
 }
 
+static __always_inline enum berm_exit exit_of(const struct packet *pkt)
+{
+	return BERM_EXIT_FORWARD +
+	       fact(pkt, PACKET_HANDED) * (BERM_EXIT_CHANCE - BERM_EXIT_FORWARD) +
+	       fact(pkt, PACKET_SILENT) * (BERM_EXIT_DEADMAN - BERM_EXIT_CHANCE);
+}
+
 /* six is constant, so that each of the two ways knows its sizes. */
 static __always_inline int encapsulate(struct packet *pkt, const struct now *now, bool six)
 {
 	const struct berm_backend *to = pkt->backend;
 	__u32 size = six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr), away = to->ifindex;
-	__u32 vlans = vlans_of(pkt), most = pkt->cfg->mtu;
+	__u32 total = pkt->len + size, most = pkt->cfg->mtu, vlans = 0;
+	int grow = size;
 	struct cursor cur = cur_from(pkt->ctx);
 	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
 	struct macs macs;
 
-	if (!eth || addr_is_zero(six ? &pkt->cfg->self6 : &pkt->cfg->self4))
+	if (!eth || (six ? addr_is_zero(&pkt->cfg->self6) : !pkt->cfg->self4.words[3]))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
-	if (UNLIKELY(most && pkt->len + size > most))
-		STAGE(icmp_too_big(pkt, now, most - size));
-	if (pkt->len + size > IP_TOTAL_MAX)
-		return fail_open(pkt, BERM_STAGE_DELIVER);
+	if (UNLIKELY(total > (most ? most : IP_TOTAL_MAX))) {
+		if (most)
+			STAGE(icmp_too_big(pkt, now, most - size));
+		if (total > IP_TOTAL_MAX)
+			return fail_open(pkt, BERM_STAGE_DELIVER);
+	}
 
 	macs.dst0 = *(__u32 *)to->mac;
 	macs.dst4 = *(__u16 *)(to->mac + 4);
-	macs.src0 = *(__u16 *)(away ? to->src_mac : eth->h_dest);
-	macs.src2 = *(__u32 *)(away ? to->src_mac + 2 : eth->h_dest + 2);
+	macs.src0 = *(__u16 *)eth->h_dest;
+	macs.src2 = *(__u32 *)(eth->h_dest + 2);
+	if (UNLIKELY(away)) {
+		macs.src0 = *(__u16 *)to->src_mac;
+		macs.src2 = *(__u32 *)(to->src_mac + 2);
+		if (away == pkt->ctx->ingress_ifindex)
+			away = 0;
+	}
 	/* Nobody answers from a group's address: what was sent to all is not ours to send on. */
 	if (UNLIKELY(macs.src0 & 1))
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
-	if (away == pkt->ctx->ingress_ifindex)
-		away = 0;
-	if (UNLIKELY(away))
-		vlans = 0;
+	if (UNLIKELY(is(pkt, PACKET_TAGGED | PACKET_OUTER))) {
+		vlans = away ? 0 : vlans_of(pkt);
+		grow -= (int)((vlans_of(pkt) - vlans) * sizeof(struct vlan_hdr) +
+			      outer_of(pkt->facts));
+	}
 
-	if (bpf_xdp_adjust_head(
-		    pkt->ctx,
-		    (int)l3_of(pkt) - (int)(sizeof(*eth) + vlans * sizeof(struct vlan_hdr) + size)))
+	if (bpf_xdp_adjust_head(pkt->ctx, -grow))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);
 	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||
 	    !put_outer(pkt, &cur, to, six))
 		return abort_packet(pkt, BERM_STAGE_DELIVER);
-	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_FORWARD,
+	return leave(pkt, BERM_STAGE_DELIVER, exit_of(pkt),
 		     UNLIKELY(away) ? bpf_redirect(away, 0) : XDP_TX);
 }
 
 static __always_inline int strip_outer(struct packet *pkt)
 {
-	int size = is(pkt, PACKET_OUTER6) ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	int size = outer_of(pkt->facts);
 	struct cursor cur = cur_from(pkt->ctx);
 	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
 	struct macs macs;
@@ -178,7 +196,7 @@ static __always_inline int strip_outer(struct packet *pkt)
 
 static __always_inline int deliver(struct packet *pkt, const struct now *now)
 {
-	if (UNLIKELY(is(pkt, PACKET_OUTER)))
+	if (UNLIKELY(is(pkt, PACKET_OUTER)) && !pkt->backend)
 		return strip_outer(pkt);
 	if (!pkt->backend)
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);

@@ -9,11 +9,11 @@
 
 #include <linux/in.h>
 
+#include "chance.h"
 #include "clock.h"
-#include "decap.h"
+#include "initial.h"
 #include "maps.h"
 #include "packet.h"
-#include "quic.h"
 #include "syn.h"
 
 #define GATE_HOLD (BERM_GATE_HOLD_NS >> 6) /* in units */
@@ -114,9 +114,7 @@ static __always_inline int gate(struct packet *pkt, const struct now *now)
 	in->to.client = pkt->src;
 	in->to.vip = pkt->dst;
 	in->to.l3 = l3_of(pkt);
-	in->to.outer = is(pkt, PACKET_OUTER6) ? sizeof(struct ipv6hdr) :
-		       is(pkt, PACKET_OUTER4) ? sizeof(struct iphdr) :
-						0;
+	in->to.outer = outer_of(pkt->facts);
 	in->to.six = !!is(pkt, PACKET_V6);
 	in->syn = !!is(pkt, PACKET_SYN);
 	in->vip_id = pkt->vip_id;

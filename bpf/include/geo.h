@@ -12,7 +12,7 @@ static __always_inline int geo_check(struct packet *pkt)
 	__u32 key = policy * BERM_COUNTRIES + (pkt->record.country & (BERM_COUNTRIES - 1));
 	struct berm_geo_rule *rule;
 
-	if (!policy || is(pkt, PACKET_ALLOWED) || pkt->record.acl == BERM_ACTION_ALLOW)
+	if (!policy || pkt->record.acl == BERM_ACTION_ALLOW)
 		return STAGE_NEXT;
 	rule = bpf_map_lookup_elem(&berm_geo_rules, &key);
 	if (rule &&

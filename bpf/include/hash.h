@@ -35,15 +35,14 @@ static __always_inline bool flow_has_port(__u64 ports)
 	return ports & 0xffff00;
 }
 
-/* Place of a service in the VIP table. The seed is this host's own secret, and userspace
- * chooses displacements without collisions, so nobody can aim for one.
+/* Place of a service in the VIP table. Userspace chooses displacements without collisions: the seed
+ * is for it to have another try, and halves are taken as they lie in memory, in no order of bytes.
  */
 static __always_inline __u64 vip_hash(const __u64 seed[2], const struct berm_addr *addr,
 				      __u32 service)
 {
-	__u64 h = mix((bpf_be64_to_cpu(addr->halves[0]) ^ seed[0]) * HASH_A);
+	__u64 h = mix((addr->halves[0] * HASH_B ^ addr->halves[1] ^ seed[0]) * HASH_A);
 
-	h = mix((h ^ bpf_be64_to_cpu(addr->halves[1]) ^ seed[1]) * HASH_B);
 	return mix((h ^ service) * HASH_A);
 }
 
@@ -55,11 +54,15 @@ static __always_inline struct berm_addr source_of(const struct berm_addr *addr, 
 	return source;
 }
 
-static __always_inline __u64 source_hash(const __u64 seed[2], const struct berm_addr *source)
+/* The same as a number. No host has an address in ::/32, where the two families would meet. */
+static __always_inline __u64 source_number(const struct berm_addr *addr, bool six)
 {
-	__u64 s = mix((bpf_be64_to_cpu(source->halves[0]) ^ seed[0]) * HASH_B);
+	return six ? bpf_be64_to_cpu(addr->halves[0]) : bpf_ntohl(addr->words[3]);
+}
 
-	return mix((s ^ bpf_be64_to_cpu(source->halves[1]) ^ seed[1]) * HASH_A);
+static __always_inline __u64 source_hash(const __u64 seed[2], __u64 source)
+{
+	return mix((mix((source ^ seed[0]) * HASH_B) ^ seed[1]) * HASH_A);
 }
 
 #define ROTL(x, b) ((x) << (b) | (x) >> (64 - (b)))
@@ -140,12 +143,19 @@ static __always_inline __u32 flow_row(__u64 flow)
 	return (flow & 0xffffffff) * BERM_ROWS >> 32;
 }
 
-/* The 16 bits that show that a tunnelled packet was encapsulated by somebody with the secret. */
-static __always_inline __u16 flow_tag(__u64 flow, __u64 secret)
-{
-	__u16 tag = (flow ^ secret) * HASH_A >> 48;
+/* Says that a tunnelled packet is a second chance. It is a bit of its own, so that no accident
+ * of the other 15 can make a packet go round.
+ */
+#define TAG_CHANCE 0x8000
 
-	return tag ? tag : 1;
+/* The 15 bits that show that a tunnelled packet was encapsulated by somebody with the secret, who
+ * meant it as a second chance (1) or did not (0).
+ */
+static __always_inline __u16 flow_tag(__u64 flow, __u64 secret, __u64 chance)
+{
+	__u16 tag = (flow ^ secret) * (HASH_A ^ chance * (HASH_A ^ HASH_B)) >> 49;
+
+	return (tag ? tag : 1) | chance * TAG_CHANCE;
 }
 
 #endif

@@ -47,6 +47,7 @@ ARRAY(berm_reply, struct berm_reply, 1, 0);
 
 /* prefix compiler */
 ARRAY(berm_prefix4, __u64, 2 * BERM_PREFIX4_CELLS, BPF_F_MMAPABLE);
+ARRAY(berm_prefix4_leaves, __u64, 2 * BERM_PREFIX4_LEAVES, BPF_F_MMAPABLE);
 ARRAY(berm_prefix4_blocks, __u64, 2 * BERM_PREFIX4_BLOCKS * 64, BPF_F_MMAPABLE);
 ARRAY(berm_prefix6_root, __u64, 2 * BERM_PREFIX6_ROOT, BPF_F_MMAPABLE);
 ARRAY(berm_prefix6_nodes, struct berm_prefix6_node, 2 * BERM_PREFIX6_NODES, BPF_F_MMAPABLE);
@@ -66,6 +67,7 @@ LRU(berm_verdicts, struct berm_verdict_key, struct berm_verdict, BERM_VERDICTS);
 ARRAY(berm_rows, __u64, BERM_SETS * BERM_ROW_CELLS, BPF_F_MMAPABLE);
 ARRAY(berm_sets, struct berm_set, BERM_SETS, 0);
 ARRAY(berm_backends, struct berm_backend, BERM_BACKENDS, 0);
+ARRAY(berm_heart, struct berm_heart, 1, BPF_F_MMAPABLE);
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, BERM_PEERS);

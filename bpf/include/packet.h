@@ -66,6 +66,11 @@ enum packet_fact {
 
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
 	PACKET_BAD = 0xff << 16, /* see BAD() */
+
+	PACKET_CHANCE = 1 << 28, /* a peer's second chance: delivered here whatever happens */
+	PACKET_HANDED = 1 << 29, /* goes to another edge as its second chance */
+	PACKET_SILENT =
+		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
 };
 
 /* To be refused for this reason if it is for a VIP; only parse has such reasons. */
@@ -90,8 +95,9 @@ struct packet {
 	__u32 tags;  /* the two VLAN tags' TCIs, the outer one's in the low half; network order */
 	__u32 tpids; /* and the EtherTypes that announce them */
 	__u32 tos;
-	__u32 proto; /* of the payload; of fragments as the first header says */
-	__u32 len;   /* bytes of the IP packet */
+	__u32 proto;  /* of the payload; of fragments as the first header says */
+	__u32 len;    /* bytes of the IP packet */
+	__u64 number; /* source_number() */
 	struct berm_addr src;
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
@@ -120,6 +126,12 @@ struct packet {
 static __always_inline bool is(const struct packet *pkt, __u64 facts)
 {
 	return pkt->facts & facts;
+}
+
+/* 1 or 0, for arithmetic instead of a branch: fact is a single bit. */
+static __always_inline __u64 fact(const struct packet *pkt, __u64 fact)
+{
+	return pkt->facts >> __builtin_ctzll(fact) & 1;
 }
 
 static __always_inline __u32 vlans_of(const struct packet *pkt)

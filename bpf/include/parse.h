@@ -25,7 +25,7 @@ static __always_inline __be16 parse_ethernet(struct packet *pkt, struct cursor *
 
 	if (!eth)
 		return 0;
-	proto = eth->h_proto;
+	proto = *(__be16 *)((void *)eth + 2 * ETH_ALEN); /* a packed field is read in bytes */
 #pragma unroll
 	for (int i = 0; i < VLANS && UNLIKELY(is_vlan(proto)); i++) {
 		struct vlan_hdr *tag = TAKE(cur, struct vlan_hdr);

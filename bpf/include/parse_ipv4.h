@@ -39,6 +39,7 @@ static __always_inline int parse_ipv4(struct packet *pkt, struct cursor *cur, __
 	pkt->src = addr_v4(ip->saddr);
 	pkt->dst = addr_v4(ip->daddr);
 	pkt->client = pkt->src;
+	pkt->number = bpf_ntohl(ip->saddr);
 	pkt->proto = ip->protocol;
 
 	if (UNLIKELY(*(__u8 *)ip != IPV4_PLAIN)) {
@@ -62,8 +63,8 @@ static __always_inline int parse_ipv4(struct packet *pkt, struct cursor *cur, __
 	}
 	if (UNLIKELY(csum_bad(sum)))
 		learn(pkt, BAD(BERM_DROP_BAD_CHECKSUM));
-	if (UNLIKELY(addr_v4_odd_source(ip->saddr)))
-		note(pkt, BERM_DROP_BAD_SOURCE, addr_v4_bad_source(ip->saddr));
+	if (UNLIKELY(addr_v4_odd_source(pkt->number)))
+		note(pkt, BERM_DROP_BAD_SOURCE, addr_v4_bad_source(pkt->number));
 	if (UNLIKELY(ip->frag_off & bpf_htons(IPV4_MF | IPV4_OFFSET)))
 		return parse_fragment4(pkt, header, (bpf_ntohs(ip->frag_off) & IPV4_OFFSET) * 8,
 				       ip->frag_off & bpf_htons(IPV4_MF), total - header);

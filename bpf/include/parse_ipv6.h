@@ -159,6 +159,7 @@ static __always_inline int parse_ipv6(struct packet *pkt, struct cursor *cur, __
 	pkt->src = addr_v6(&ip->saddr);
 	pkt->dst = addr_v6(&ip->daddr);
 	pkt->client = pkt->src;
+	pkt->number = source_number(&pkt->src, true);
 	pkt->proto = ip->nexthdr;
 
 	/* Else it would be taken for the IPv4 VIP that a v4-mapped address stands for here. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* prefix: one lookup gives what is known and decided about the source. IPv4 by DIR-24-8,
- * IPv6 by a multibit trie with compressed nodes (contract.h has both layouts); the low half of
+/* prefix: one lookup gives what is known and decided about the source. IPv4 by the
+ * first 24 bits in two steps and the rest in one, IPv6 by a multibit trie with compressed nodes (contract.h has both layouts); the low half of
  * an IPv6 address is not looked at. A hole in the table is record 0, which knows nothing.
  */
 #ifndef BERM_PREFIX_H
@@ -19,9 +19,14 @@ static __always_inline __u32 leaf_of(const __u64 *cell, __u32 n)
 
 static __always_inline __u32 prefix4_lookup(__u32 addr, __u32 active)
 {
-	__u32 key = active * BERM_PREFIX4_CELLS + (addr >> 10);
-	__u32 leaf = leaf_of(bpf_map_lookup_elem(&berm_prefix4, &key), addr >> 8);
+	__u32 key = active * BERM_PREFIX4_CELLS + (addr >> 13), leaf;
+	__u64 *cell = bpf_map_lookup_elem(&berm_prefix4, &key);
 
+	if (!cell)
+		return 0;
+	leaf = (*cell >> 32) - __builtin_popcount((__u32)*cell >> (addr >> 8 & 31));
+	key = active * BERM_PREFIX4_LEAVES + leaf / 4;
+	leaf = leaf_of(bpf_map_lookup_elem(&berm_prefix4_leaves, &key), leaf);
 	if (LIKELY(!(leaf & PREFIX4_BLOCK)))
 		return leaf;
 	key = (active * BERM_PREFIX4_BLOCKS + (leaf & (PREFIX4_BLOCK - 1))) * 64 + (addr & 255) / 4;
@@ -63,8 +68,8 @@ static __always_inline __u32 prefix6_lookup(__u64 addr, __u32 active)
 static __always_inline __u32 prefix_lookup(const struct packet *pkt, __u32 active)
 {
 	if (LIKELY(!is(pkt, PACKET_V6)))
-		return prefix4_lookup(bpf_ntohl(addr_to_v4(&pkt->src)), active);
-	return prefix6_lookup(bpf_be64_to_cpu(pkt->src.halves[0]), active);
+		return prefix4_lookup(pkt->number, active);
+	return prefix6_lookup(pkt->number, active);
 }
 
 static __always_inline int prefix_check(struct packet *pkt)
@@ -73,8 +78,6 @@ static __always_inline int prefix_check(struct packet *pkt)
 	struct berm_prefix_record *record;
 	__u32 key;
 
-	if (UNLIKELY(is(pkt, PACKET_ALLOWED)))
-		return STAGE_NEXT;
 	pkt->record_id = prefix_lookup(pkt, active) & (BERM_RECORDS - 1);
 	key = active * BERM_RECORDS + pkt->record_id;
 	record = bpf_map_lookup_elem(&berm_prefix_records, &key);

@@ -167,7 +167,7 @@ static __always_inline int rate_check(struct packet *pkt, const struct now *now)
 	__u64 time;
 	bool shadow;
 
-	if (!class || is(pkt, PACKET_ALLOWED))
+	if (!class)
 		return STAGE_NEXT;
 	set = bpf_map_lookup_elem(&berm_rate_cells, &key);
 	limits = bpf_map_lookup_elem(&berm_rate_classes, &class);
@@ -185,8 +185,7 @@ static __always_inline int rate_check(struct packet *pkt, const struct now *now)
 				pkt->len))
 		STAGE(refuse(pkt, BERM_DROP_RATE_BYTES, shadow));
 	if (is(pkt, PACKET_SYN) && limits->syns.cost &&
-	    !rate_take_anywhere(set, &limits->syns, rate_tag(pkt->source, class, RATE_SYNS), time,
-				1))
+	    !rate_take(set, &limits->syns, rate_tag(pkt->source, class, RATE_SYNS), time, 1))
 		STAGE(refuse(pkt, BERM_DROP_RATE_SYN, shadow));
 	return STAGE_NEXT;
 }

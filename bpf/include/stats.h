@@ -69,8 +69,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(&stats->dropped, pkt->len);
 	else if (exit == BERM_EXIT_FORWARD)
 		add(&stats->forwarded, pkt->len);
-	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
-		add(&stats->answered, pkt->len);
+	else if (UNLIKELY(exit >= BERM_EXIT_CHANCE))
+		add(exit == BERM_EXIT_ANSWER ? &stats->answered : &stats->forwarded, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }
@@ -97,9 +97,12 @@ static __always_inline void sample(const struct packet *pkt, const struct now *n
 				   __u32 shadow)
 {
 	__u32 why = pkt->drop ? pkt->drop : shadow;
-	struct berm_sample *sample = bpf_map_lookup_elem(&berm_sample, &why);
+	struct berm_sample *sample;
 	struct berm_event *event;
 
+	if (LIKELY(!why && !(pkt->cfg->flags & BERM_CONFIG_SAMPLE_PASSED)))
+		return;
+	sample = bpf_map_lookup_elem(&berm_sample, &why);
 	if (!sample || LIKELY(before & sample->mask) || !(sample->mask + 1))
 		return;
 	/* A full ring loses the event, never the packet. */

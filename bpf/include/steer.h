@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* steer: who owns this flow. The row of the flow's keyed hash names the owner, and the one
- * before it for when the owner cannot be reached; the same on every edge of the site,
- * without any state. If neither can, this host serves the flow if it is an edge at all.
+/* steer: who owns this flow. The row of the flow's keyed hash names the owner and a second; the same
+ * on every edge of the site, without any state. The second gets the packet while the owner cannot
+ * be reached, where the row has moved and the owner has no socket for it (chance.h), and, if it
+ * begins a flow, while the owner's daemon is silent (deadman.h). If neither can be
+ * reached, this host serves the flow if it is an edge at all.
  */
 #ifndef BERM_STEER_H
 #define BERM_STEER_H
 
+#include "chance.h"
+#include "deadman.h"
 #include "hash.h"
 #include "maps.h"
 #include "packet.h"
@@ -20,33 +24,100 @@ static __always_inline struct berm_backend *backend_ready(__u32 id)
 	return backend;
 }
 
-static __always_inline int steer(struct packet *pkt)
+/* Whose is a packet whose row alone does not tell? Answers with the row as it is for this packet:
+ * the owner that it goes to, this edge as its second, and PACKET_HANDED and PACKET_SILENT among the
+ * row's free bits. Verified by itself, and not once for each kind of packet.
+ */
+__noinline int whose(struct xdp_md *ctx, const struct flow *flow, __u64 facts, __u32 row,
+		     __u32 silent)
+{
+	__u32 owner = row & BERM_ROW_BACKEND, second = row >> BERM_ROW_SECOND & BERM_ROW_BACKEND;
+	__u32 key = 0, self, fate = PACKET_HANDED;
+	bool begins = facts & PACKET_SYN, tcp;
+	struct berm_config *cfg = bpf_map_lookup_elem(&berm_config, &key);
+	struct berm_heart *heart = bpf_map_lookup_elem(&berm_heart, &key);
+
+	if (!flow || !cfg || !heart)
+		return row;
+	self = cfg->self & BERM_ROW_BACKEND;
+	/* Fragments have no ports to ask by; but for TCP, sockets do not tell flows apart. */
+	tcp = (flow->ports & 0xff) == IPPROTO_TCP && flow_has_port(flow->ports);
+	if (owner != self && !(facts & PACKET_OUTER)) {
+		/* This edge has owned the row, and keeps what it has to the end. */
+		return tcp && !begins && holds_flow(ctx, flow, facts) ? self : row;
+	}
+	if (tcp) {
+		if ((begins && !silent) || holds_flow(ctx, flow, facts))
+			return self;
+	} else {
+		if (!silent || !begins_quic(ctx, facts))
+			return self;
+		begins = true;
+	}
+	if (owner != self) /* a peer took this edge for the owner: one of the two tables is older */
+		return begins ? self : owner | self << BERM_ROW_SECOND | fate;
+	if (!second || second == self)
+		return self;
+	if (silent) {
+		heart->fired =
+			1; /* the daemon has to know, when it wakes, that flows are elsewhere */
+		fate |= begins ? PACKET_SILENT : 0;
+	}
+	return second | self << BERM_ROW_SECOND | fate;
+}
+
+/* Is there more to ask than who owns the row? Rows that have never moved cost no more than this. */
+static __always_inline bool is_contested(const struct packet *pkt, const struct now *now, __u32 row,
+					 bool *silent)
+{
+	__u32 self = pkt->cfg->self, key = 0;
+	struct berm_heart *heart;
+
+	if ((row & BERM_ROW_BACKEND) != self)
+		return is(pkt, PACKET_OUTER) ||
+		       (row & BERM_ROW_MOVED &&
+			(row >> BERM_ROW_SECOND & BERM_ROW_BACKEND) == self);
+	heart = bpf_map_lookup_elem(&berm_heart, &key);
+	if (!heart)
+		return false;
+	*silent = deadman_silent(heart, now);
+	return row & BERM_ROW_MOVED || *silent || heart->fired;
+}
+
+static __always_inline int steer(struct packet *pkt, const struct now *now)
 {
 	__u32 set = pkt->vip->set, self = pkt->cfg->self;
-	__u32 row, key, owner, previous;
+	__u32 row, key, owner, second;
+	bool silent = false;
 	__u64 *cell;
 
-	if (!set || set >= BERM_SETS || is(pkt, PACKET_OUTER | PACKET_BROKEN))
+	if (!set || set >= BERM_SETS || is(pkt, PACKET_BROKEN | PACKET_CHANCE))
 		return STAGE_NEXT;
-	pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst,
-			      pkt->ports);
+	if (LIKELY(!is(pkt, PACKET_OUTER)))
+		pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst,
+				      pkt->ports);
+	else if (!is(pkt, PACKET_TRUSTED))
+		return STAGE_NEXT;
 	row = flow_row(pkt->flow);
 	key = set * BERM_ROW_CELLS + row / 2;
 	cell = bpf_map_lookup_elem(&berm_rows, &key);
 	if (!cell)
 		return fail_open(pkt, BERM_STAGE_STEER);
 	row = *cell >> (row & 1) * 32;
-	owner = row & 0xffff;
-	previous = row >> 16;
+	if (UNLIKELY(self && is_contested(pkt, now, row, &silent)))
+		row = whose(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts, row, silent);
+	pkt->facts |= row & (PACKET_HANDED | PACKET_SILENT);
+	owner = row & BERM_ROW_BACKEND;
+	second = row >> BERM_ROW_SECOND & BERM_ROW_BACKEND;
 
 	if (owner && owner == self)
 		return STAGE_NEXT;
 	pkt->backend = backend_ready(owner);
 	if (LIKELY(pkt->backend))
 		return STAGE_NEXT;
-	if (previous && previous == self)
+	if (second && second == self)
 		return STAGE_NEXT;
-	pkt->backend = backend_ready(previous);
+	pkt->backend = backend_ready(second);
 	if (pkt->backend)
 		return STAGE_NEXT;
 	if (!self)

@@ -36,11 +36,10 @@ static __always_inline struct berm_verdict *verdict_lookup(const struct packet *
 
 static __always_inline int verdict_check(struct packet *pkt, const struct now *now)
 {
-	struct berm_addr source = source_of(&pkt->src, is(pkt, PACKET_V6));
 	struct berm_verdict *verdict;
 	__u8 action;
 
-	pkt->source = source_hash(pkt->cfg->seed, &source);
+	pkt->source = source_hash(pkt->cfg->seed, pkt->number);
 	if (LIKELY(!verdict_possible(pkt->source)))
 		return STAGE_NEXT;
 	verdict = verdict_lookup(pkt, pkt->vip_id, now);

@@ -33,7 +33,9 @@ type root struct {
 	Status statusCmd `cmd:"" group:"see" help:"Show the state of the edge: daemon, kernel half, VIPs, backends, origins, cache."`
 	Top    topCmd    `cmd:"" group:"see" help:"Watch sources, VIPs, drops and the cache live."`
 	Drops  dropsCmd  `cmd:"" group:"see" help:"Count refused packets by reason."`
+	FEC    fecCmd    `cmd:"" name:"fec" group:"see" help:"Forward error correction: relays, and what parity is worth."`
 	Steer  steerCmd  `cmd:"" group:"see" help:"Explain which edge a flow goes to."`
+	Doctor doctorCmd `cmd:"" group:"see" help:"Find known causes of trouble on this host, and the command that mends each."`
 
 	VIP     vipCmd     `cmd:"" name:"vip" group:"change" help:"Services: address, port, protocol, and the policies of each."`
 	Geo     geoCmd     `cmd:"" group:"change" help:"Countries: databases, policies, and what is known about an address."`

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"net/http"
 	"net/netip"
@@ -60,6 +61,27 @@ func (d *daemon) Purge(_ context.Context, p control.Purge) (control.Changes, err
 }
 
 func (d *daemon) Cache(context.Context) (control.Cache, error) { return control.Cache{}, nil }
+
+func (d *daemon) Relays(context.Context) ([]control.Relay, error) {
+	return []control.Relay{
+		{Name: "before", Role: "protect", Packets: 1500, Parity: 300, Loss: 0.05, Burst: 1.2, K: 32, M: 8, Why: "enough"},
+		{Name: "behind", Role: "repair", Packets: 1499, Senders: 1, Received: 1700, Repaired: 74, Missing: 1, Residual: 1. / 1500},
+	}, nil
+}
+
+// Order answers with what it was asked.
+func (d *daemon) Order(_ context.Context, o control.Order) (control.Changes, error) {
+	b, err := json.Marshal(o)
+	return control.Changes{Changed: []string{string(b)}}, err
+}
+
+// Plan answers with what it was asked.
+func (d *daemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
+	b, err := json.Marshal(p)
+	return control.Plan{Sets: []control.SetPlan{{Set: string(b), Rows: 65537, Moved: 6600, Least: 6554, Backends: []control.BackendPlan{
+		{Name: "edge1", Before: 65537, After: 58983}, {Name: "edge2", After: 6554},
+	}}}}, err
+}
 
 func (d *daemon) Top(ctx context.Context, seconds int) (control.Top, error) {
 	t := control.Top{Seconds: float64(seconds), Requests: 1234, Cache: control.Cache{Objects: 7, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .875}}

@@ -141,6 +141,7 @@ func (a *app) kernelLine(k control.KernelInfo) {
 	}
 	a.out.Field("kernel", "loaded%s, %s, %s packets, %s dropped, %s shadowed, %s forwarded", mode, plural(k.VIPs, "VIP"),
 		count(k.Packets), count(k.Dropped), count(k.Shadowed), count(k.Forwarded))
+	a.out.Field("steering", "%s second chances, %s packets of new flows handed on; dead man's switch %s", count(k.Chances), count(k.Handed), or(k.Deadman, "off"))
 }
 
 func (a *app) backends(all []control.Backend) {
@@ -153,6 +154,8 @@ func (a *app) backends(all []control.Backend) {
 		switch {
 		case !b.Healthy:
 			state = out.Cell{Text: "silent", Style: out.Bad}
+		case b.Draining:
+			state = out.Cell{Text: "draining", Style: out.Warn}
 		case b.Self:
 			state = out.Cell{Text: "this edge", Style: out.Good}
 		case !b.Ready:
@@ -165,12 +168,19 @@ func (a *app) backends(all []control.Backend) {
 		if b.Self {
 			seen = "-"
 		}
-		row := out.Row(b.Set, b.Name, b.Address.String(), "", sprintf("%d", b.Rows), seen)
+		share := ""
+		switch {
+		case b.Share > 0:
+			share = sprintf("canary %.2f %%", float64(b.Share)/100)
+		case b.Weight > 0:
+			share = sprintf("weight %d", b.Weight)
+		}
+		row := out.Row(b.Set, b.Name, b.Address.String(), "", sprintf("%d", b.Rows), sprintf("%d", b.Moved), seen, share)
 		row[3] = state
 		rows = append(rows, row)
 	}
 	a.out.Printf("\n")
-	a.out.Table([]string{"SET", "BACKEND", "ADDRESS", "STATE", "ROWS>", "SEEN>"}, rows)
+	a.out.Table([]string{"SET", "BACKEND", "ADDRESS", "STATE", "ROWS>", "MOVED>", "SEEN>", "ORDER"}, rows)
 }
 
 func (a *app) origins(all []control.Origin) {

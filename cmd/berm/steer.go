@@ -7,13 +7,20 @@ import (
 
 type steerCmd struct {
 	Explain steerExplain `cmd:"" help:"Tell where the packets of a flow go, and why."`
+	Plan    steerPlan    `cmd:"" help:"Show how many flows a change would move, before it is made."`
+	Drain   steerDrain   `cmd:"" help:"Give a backend no new flows; it keeps those that it has."`
+	Undrain steerUndrain `cmd:"" help:"Give a backend new flows again."`
+	Weight  steerWeight  `cmd:"" help:"Change a backend's share of new flows."`
+	Canary  steerCanary  `cmd:"" help:"Give a backend an exact share of new flows."`
 }
 
 // Help is what berm steer --help adds.
 func (steerCmd) Help() string {
 	return `Examples:
 
-  berm steer explain 198.51.100.7:5000 192.0.2.10:443`
+  berm steer explain 198.51.100.7:5000 192.0.2.10:443
+  berm steer plan --drain edge2
+  berm steer drain`
 }
 
 type steerExplain struct {
@@ -52,7 +59,11 @@ func (c *steerExplain) Run(a *app) error {
 			a.out.Field("set", "%s", s.Set)
 			a.out.Field("row", "%d (hash %016x)", s.Row, s.Hash)
 			a.out.Field("owner", "%s", or(s.Owner, "nobody"))
-			a.out.Field("previous", "%s", or(s.Previous, "nobody"))
+			if s.Heir != "" {
+				a.out.Field("heir", "%s", s.Heir)
+			} else {
+				a.out.Field("previous", "%s", or(s.Previous, "nobody"))
+			}
 		}
 		st := out.Good
 		switch s.Delivery {

@@ -10,9 +10,11 @@ import (
 )
 
 type verdictCmd struct {
-	Add  verdictAdd  `cmd:"" help:"Decide about a source."`
-	Rm   verdictRm   `cmd:"" help:"Forget the decision about a source."`
-	List verdictList `cmd:"" help:"List the decisions in force."`
+	Add   verdictAdd   `cmd:"" help:"Decide about a source."`
+	Rm    verdictRm    `cmd:"" help:"Forget the decision about a source."`
+	List  verdictList  `cmd:"" help:"List the decisions in force."`
+	Feed  verdictFeed  `cmd:"" help:"Decide by lines of JSON on standard input."`
+	Watch verdictWatch `cmd:"" help:"Print what becomes of decisions, as lines of JSON."`
 }
 
 // Help is what berm verdict --help adds.

@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/template"
@@ -201,24 +203,48 @@ func (r *run) suggest(w io.Writer, cfg *config.Config, c circumstances) {
 Try, in another terminal (-k since the certificate is self-signed):
   curl -ksD - -o /dev/null https://%[1]s:8443/objects/1   # twice: Cache-Status says hit
   curl -s http://%[1]s:8080/                               # the demo origin's page
-  berm status; berm top
+  %[2]s status; %[2]s top
   the status page: http://127.0.0.1:8080/.berm/
-`, host)
+`, host, r.cli())
 	if c.Loaded == nil || len(cfg.VIPs) == 0 {
 		return
 	}
 	fmt.Fprintf(w, `
 Refuse a country, and see it counted:
-  printf '%%s,ZZ\n' %[2]s > /tmp/country.csv && berm geo load /tmp/country.csv
-  berm geo policy default --drop ZZ
-  curl -m 2 -s http://%[1]s:8080/ || berm drops            # geo
-  berm geo policy default --allow ZZ
+  printf '%%s,ZZ\n' %[2]s > /tmp/country.csv && %[3]s geo load /tmp/country.csv
+  %[3]s geo policy default --drop ZZ
+  curl -m 2 -s http://%[1]s:8080/ || %[3]s drops   # geo
+  %[3]s geo policy default --allow ZZ
 
 Hold a source to 20 packets a second:
-  berm rate set default --packets 20 --packets-burst 20
-  for i in $(seq 20); do curl -m 1 -so /dev/null http://%[1]s:8080/; done; berm drops   # rate_packets
-  berm reload                                              # back to the built-in settings
-`, host, prefixOf(cfg.VIPs[0].Address))
+  %[3]s rate set default --packets 20 --packets-burst 20
+  for i in $(seq 20); do curl -m 1 -so /dev/null http://%[1]s:8080/; done; %[3]s drops   # rate_packets
+  %[3]s reload   # back to the built-in settings
+`, host, prefixOf(cfg.VIPs[0].Address), r.cli())
+}
+
+// cli is how the one who started this calls berm from where they are: the suggestions are to be pasted.
+func (r *run) cli() string {
+	name := "berm"
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "berm")
+		found, err := exec.LookPath("berm")
+		if err != nil || found != beside {
+			name = beside
+			if wd, err := os.Getwd(); err == nil {
+				if rel, err := filepath.Rel(wd, beside); err == nil && !strings.HasPrefix(rel, "..") {
+					name = rel
+				}
+			}
+		}
+	}
+	if r.Socket != "" {
+		name += " --socket " + r.Socket
+	}
+	if os.Getenv("SUDO_UID") != "" {
+		name = "sudo " + name
+	}
+	return name
 }
 
 func prefixOf(a netip.Addr) string {

@@ -169,7 +169,7 @@ func TestAllInOne(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"on eth0 (native)", "on lo (generic)", "VIP          tls 192.0.2.1:8443/tcp", "curl -ksD", "Ctrl-C takes everything down"} {
+	for _, want := range []string{"on eth0 (native)", "on lo (generic)", "VIP          tls 192.0.2.1:8443/tcp", "curl -ksD", filepath.Join(filepath.Dir(bermd), "berm") + " --socket " + socket + " status", "Ctrl-C takes everything down"} {
 		if !strings.Contains(string(log), want) {
 			t.Errorf("it does not say %q", want)
 		}

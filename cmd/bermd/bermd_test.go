@@ -213,6 +213,48 @@ func TestRefusesToStart(t *testing.T) {
 	}
 }
 
+// Two relays of one daemon, one behind the other, hand a packet on; a reload ends them.
+func TestRelays(t *testing.T) {
+	app, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = app.Close() })
+	in, wire, parity := freeUDP(t), freeUDP(t), freeUDP(t)
+	p := mustStart(t, onLoopback, "fec:", "  relays:",
+		fmt.Sprintf("    - {name: a, role: protect, listen: %q, to: %q, parity: %q}", in, wire, parity),
+		fmt.Sprintf("    - {name: b, role: repair, listen: %q, to: %q, parity: %q}", wire, app.LocalAddr(), parity))
+	conn, err := net.Dial("udp", in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if _, err := conn.Write([]byte("through both")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	if err := app.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, err := app.ReadFrom(buf); err != nil || string(buf[:n]) != "through both" {
+		t.Fatalf("%q, %v", buf[:n], err)
+	}
+	relays, err := p.client.Relays(t.Context())
+	if err != nil || len(relays) != 2 || relays[0].Packets != 1 || relays[1].Received != 1 {
+		t.Errorf("%+v, %v", relays, err)
+	}
+}
+
+func freeUDP(t *testing.T) string {
+	t.Helper()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	return c.LocalAddr().String()
+}
+
 // The kernel half may come and go; a killed daemon leaves it in force, and the next one finds it.
 func TestKernelHalfComesAndGoes(t *testing.T) {
 	k := mapstest.New(t)

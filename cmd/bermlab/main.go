@@ -81,15 +81,35 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // output is where commands write.
 type output struct{ out, err io.Writer }
 
-type listCmd struct{}
+type listCmd struct {
+	JSON bool `help:"Print one JSON object."`
+}
 
-func (listCmd) Run(o *output) error {
-	for _, s := range scenario.All() {
-		fmt.Fprintf(o.out, "%-8s %s\n", s.ID, s.Summary)
-	}
+// listed is what list --json prints.
+type listed struct {
+	Scenarios []listedScenario `json:"scenarios"`
+	Up        []string         `json:"up"` // labs
+}
+
+type listedScenario struct {
+	ID      string `json:"id"`
+	Summary string `json:"summary"`
+}
+
+func (l listCmd) Run(o *output) error {
 	up, err := rig.Leftovers()
 	if err != nil {
 		return err
+	}
+	if l.JSON {
+		all := listed{Up: append([]string{}, up...)}
+		for _, s := range scenario.All() {
+			all.Scenarios = append(all.Scenarios, listedScenario{s.ID, s.Summary})
+		}
+		return json.NewEncoder(o.out).Encode(all)
+	}
+	for _, s := range scenario.All() {
+		fmt.Fprintf(o.out, "%-8s %s\n", s.ID, s.Summary)
 	}
 	for _, name := range up {
 		fmt.Fprintf(o.out, "up: %s\n", name)

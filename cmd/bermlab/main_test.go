@@ -27,6 +27,7 @@ func TestUsage(t *testing.T) {
 		text string // in either stream
 	}{
 		{[]string{"list"}, exitOK, "main"},
+		{[]string{"list", "--json"}, exitOK, `{"scenarios":[{"id":"`},
 		{[]string{"--help"}, exitOK, "Usage: bermlab"},
 		{nil, exitUsage, "expected one of"},
 		{[]string{"run"}, exitUsage, "expected \"<id>\""},

@@ -121,3 +121,13 @@ func goFiles(t *testing.T) []goFile {
 	}
 	return parsed
 }
+
+// Go has no place for its caches without a home, which env -i and units do not have.
+func TestMakeFindsHome(t *testing.T) {
+	cmd := exec.Command("make", "--eval", "home: ; @echo $$HOME", "home")
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	out, err := cmd.Output()
+	if home := strings.TrimSpace(string(out)); err != nil || !path.IsAbs(home) {
+		t.Errorf("make without HOME in its environment says %q, %v", home, err)
+	}
+}

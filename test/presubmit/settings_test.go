@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/origin"
 )
 
@@ -19,7 +20,8 @@ type setting struct {
 
 // entries hold what an entry of a map or list is before the file fills it.
 var entries = map[reflect.Type]reflect.Value{
-	reflect.TypeFor[origin.Config](): reflect.ValueOf(origin.DefaultConfig()),
+	reflect.TypeFor[origin.Config]():   reflect.ValueOf(origin.DefaultConfig()),
+	reflect.TypeFor[fec.RelayConfig](): reflect.ValueOf(fec.DefaultRelay()),
 }
 
 // settings walks a configuration's type by its yaml tags. value holds the defaults.

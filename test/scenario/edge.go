@@ -217,7 +217,7 @@ vips:
 %ssteer:
   secret_file: %s
   probe: {interval: 150ms, timeout: 100ms, failures: 3, successes: 2, port: 9191}
-geo:
+%sgeo:
   policies:
     default: {fallback: allow, drop: [XX], shadow: [XS]}
   overrides:
@@ -236,10 +236,14 @@ origins:
 routes: [{host: "*", path: /, origin: lab}]
 log: {level: info, format: text}
 `, e.Name, e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
-		vips.String(), backends.String(), lab.Path("secret"), greedyRate, greedyBurst, e.Name, originAddr)
+		vips.String(), backends.String(), lab.Path("secret"), e.m.steering, greedyRate, greedyBurst, e.Name, originAddr)
 }
 
-// peers are all edges, whether built yet or not: every file names the same backends.
+// peers are the edges that the files name, whether built yet or not: every file names the same backends.
 func (m *Main) peers() []*Edge {
-	return []*Edge{newEdge(m, 1), newEdge(m, 2)}
+	var all []*Edge
+	for i := range m.listed {
+		all = append(all, newEdge(m, i+1))
+	}
+	return all
 }

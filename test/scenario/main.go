@@ -54,6 +54,9 @@ type Main struct {
 	cert                                  string // path of the certificate clients trust
 	originCounts                          string // socket
 
+	edgeCount int    // edges that there are
+	listed    int    // of those, the first that the edges' files name
+	steering  string // more of section steer of the edges' files, by lines
 	vipSettings map[string]string // more of the edges' files, by VIP: ", key: value"
 	edgeSysctls map[string]string
 }
@@ -64,7 +67,7 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 }
 
 func newMain(lab *rig.Lab, opts Options) *Main {
-	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts")}
+	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), edgeCount: 2, listed: 2}
 }
 
 // up builds everything, and returns when the service is there.
@@ -136,7 +139,7 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 			return err
 		}
 	}
-	for i := range 2 {
+	for i := range m.edgeCount {
 		e := newEdge(m, i+1)
 		if err := e.connect(ctx); err != nil {
 			return err

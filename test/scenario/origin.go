@@ -22,6 +22,9 @@ func objectBody(path string) string {
 	return strings.Repeat(line, 1+(200+n*97%16000)/len(line)) // 200 bytes to 16 kB
 }
 
+// maxBig bounds the objects below /big/, whose name is their size.
+const maxBig = 16 << 20
+
 // originCounts is what the origin has been asked for.
 type originCounts struct {
 	Objects uint64 `json:"objects"` // below /o/
@@ -44,6 +47,15 @@ func actOrigin(ctx context.Context, args []string) error {
 		h.Set("Content-Type", "text/plain")
 		h.Set("ETag", strconv.Quote(r.URL.Path))
 		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(objectBody(r.URL.Path)))
+	})
+	mux.HandleFunc("/big/", func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/big/"))
+		if err != nil || n < 0 || n > maxBig {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Cache-Control", "public, max-age=3600")
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(strings.Repeat(".", n)))
 	})
 	ln, err := net.Listen("tcp", args[0])
 	if err != nil {

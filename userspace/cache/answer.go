@@ -213,8 +213,13 @@ func (c *Cache) pass(x *pipeline.Exchange, fwd string) pipeline.Action {
 	return pipeline.Next
 }
 
-// noteStatus adds our member to the Cache-Status of what came back.
+// noteStatus adds our member to the Cache-Status of what came back, with what became of the request.
 func (c *Cache) noteStatus(x *pipeline.Exchange) {
+	if x.OriginStatus != 0 {
+		x.CacheStatus += "; fwd-status=" + strconv.Itoa(x.OriginStatus)
+	} else {
+		x.CacheStatus += "; detail=" + string(x.Reason)
+	}
 	var upstream []string
 	for _, f := range x.Head {
 		if f.Name == "Cache-Status" {

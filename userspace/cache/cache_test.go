@@ -51,7 +51,7 @@ func TestKeyedBySpelling(t *testing.T) {
 
 func TestHeadFromGet(t *testing.T) {
 	r := newRig(t, page("Cache-Control: max-age=60"))
-	r.do("HEAD", "/x").want(t, "uncached", 200, "", "berm; fwd=uri-miss")
+	r.do("HEAD", "/x").want(t, "uncached", 200, "", "berm; fwd=uri-miss; fwd-status=200")
 	r.get("/x").want(t, "GET", 200, "page 2", "stored")
 	a := r.do("HEAD", "/x")
 	a.want(t, "cached", 200, "", "berm; hit; ttl=60")
@@ -241,7 +241,7 @@ func TestClientConditions(t *testing.T) {
 	// The tag has precedence over the date.
 	r.get("/x", `If-None-Match: "b"`, "If-Modified-Since: "+httpDate(0)).want(t, "both", 200, "page 1", "hit; ttl=60")
 	// Conditions about the state of the origin are the origin's.
-	r.get("/x", `If-Match: "a"`).want(t, "If-Match", 200, "page 2", "berm; fwd=bypass")
+	r.get("/x", `If-Match: "a"`).want(t, "If-Match", 200, "page 2", "berm; fwd=bypass; fwd-status=200")
 }
 
 func TestStaleWhileRevalidate(t *testing.T) {
@@ -339,7 +339,7 @@ func TestAuthorization(t *testing.T) {
 	r.get("/x", "Authorization: me").want(t, "first", 200, "page 1", "berm; fwd=uri-miss; fwd-status=200")
 	r.get("/x", "Authorization: me").want(t, "second", 200, "page 2", "berm; fwd=uri-miss; fwd-status=200")
 	r.get("/x").want(t, "anonymous", 200, "page 3", "stored")
-	r.get("/x", "Authorization: me").want(t, "not answered from what is everybody's", 200, "page 4", "berm; fwd=bypass")
+	r.get("/x", "Authorization: me").want(t, "not answered from what is everybody's", 200, "page 4", "berm; fwd=bypass; fwd-status=200")
 	r.get("/x").want(t, "which stays", 200, "page 3", "hit; ttl=60")
 
 	r = newRig(t, page("Cache-Control: max-age=60, public"))
@@ -382,7 +382,7 @@ func TestUpstreamCacheStatusIsKept(t *testing.T) {
 		}
 	}
 	a := r.do("POST", "/x")
-	if got := a.Header["Cache-Status"]; len(got) != 2 || got[1] != "berm; fwd=method" {
+	if got := a.Header["Cache-Status"]; len(got) != 2 || got[1] != "berm; fwd=method; fwd-status=200" {
 		t.Errorf("POST: Cache-Status %q", got)
 	}
 }
@@ -393,4 +393,10 @@ func TestOriginFails(t *testing.T) {
 	if s := r.cache.Stats(); s.Failed != 1 || s.Objects != 0 {
 		t.Errorf("stats %+v", s)
 	}
+}
+
+// What is passed on past the cache says what became of it, too.
+func TestPassedOnSaysWhatBecameOfIt(t *testing.T) {
+	r := newRig(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	r.do("POST", "/x").want(t, "POST", 502, "502 Bad Gateway: origin_error\n", "berm; fwd=method; detail=origin_error")
 }

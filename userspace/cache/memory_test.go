@@ -99,7 +99,8 @@ func memoryBound(t *testing.T, limit Bytes, size func(int) int, perByte float64)
 	if most > int64(limit) || s.Bytes > int64(limit) {
 		t.Errorf("charged %d at most, %d now, above the limit of %d", most, s.Bytes, limit)
 	}
-	if s.Bytes < int64(limit)*6/10 {
+	// Clients that left half-way at the end took their objects with them: each may have been a sixteenth of the whole.
+	if s.Bytes < int64(limit)*4/10 {
 		t.Errorf("only %d bytes of %d are used after ten times as much", s.Bytes, limit)
 	}
 	if float64(used) > perByte*float64(s.Bytes)+1<<20 {

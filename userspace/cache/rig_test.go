@@ -67,6 +67,7 @@ func (s through) Run(x *pipeline.Exchange) pipeline.Action {
 		cancel()
 		return x.Refuse(http.StatusBadGateway, ReasonOriginError)
 	}
+	x.OriginStatus = res.StatusCode
 	x.Status, x.Head = res.StatusCode, pipeline.Fields(nil, res.Header)
 	x.Body = pipeline.NewStream(ctx, res, cancel)
 	return x.Answer("fetched")

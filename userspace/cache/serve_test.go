@@ -118,7 +118,7 @@ func TestRangeOfTheUncacheableIsPassedOn(t *testing.T) {
 		r := newRig(t, c.origin, c.change)
 		for range 2 {
 			a := r.get("/x", "Range: bytes=10-19")
-			a.want(t, c.name, 206, string(data[10:20]), "berm; fwd=uri-miss")
+			a.want(t, c.name, 206, string(data[10:20]), "berm; fwd=uri-miss; fwd-status=206")
 			if r.seen("Range") != "bytes=10-19" {
 				t.Errorf("%s: the origin was asked for %q", c.name, r.seen("Range"))
 			}

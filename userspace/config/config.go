@@ -12,6 +12,7 @@ import (
 	"github.com/bermedge/berm/userspace/cache"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/geo"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/origin"
@@ -38,6 +39,7 @@ type Config struct {
 	Cache    cache.Config               `yaml:"cache"`
 	Origins  map[string]origin.Config   `yaml:"origins"`
 	Routes   []pipeline.RouteConfig     `yaml:"routes"`
+	FEC      fec.Config                 `yaml:"fec"`
 	Log      observe.Config             `yaml:"log"`
 }
 
@@ -109,7 +111,7 @@ func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
 		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
-		Steer: Steer{Probe: steer.DefaultProbe()}, Cache: cache.DefaultConfig(), Log: observe.Default(),
+		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman}, Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }
 
@@ -132,6 +134,7 @@ func Parse(name string, src []byte) (*Config, error) {
 	c := Default()
 	d := newDecoder(name)
 	preset(d, origin.DefaultConfig())
+	preset(d, fec.DefaultRelay())
 	d.decode(src, &c)
 	if c.Node.Name == "" {
 		c.Node.Name = hostName()

@@ -5,14 +5,17 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/bermedge/berm/userspace/steer"
 )
 
 // Steer is the section steer.
 type Steer struct {
-	SecretFile string      `yaml:"secret_file"` // the site's, the same on all its edges
-	Probe      steer.Probe `yaml:"probe"`
+	SecretFile   string        `yaml:"secret_file"` // the site's, the same on all its edges
+	Probe        steer.Probe   `yaml:"probe"`
+	SecondChance time.Duration `yaml:"second_chance"` // so long after a row moved, its former owner gets the packets of flows that the new one does not know; 0 = never
+	Deadman      time.Duration `yaml:"deadman"`       // after this silence of the daemon, new flows go to other edges; 0 = never
 }
 
 // Steering is all that the file says about steering.
@@ -20,6 +23,7 @@ func (c *Config) Steering() steer.Config {
 	return steer.Config{
 		Node: steer.Node{Name: c.Node.Name, Address4: c.Node.Address4, Address6: c.Node.Address6},
 		Sets: c.Backends, SecretFile: c.Steer.SecretFile, Probe: c.Steer.Probe,
+		SecondChance: c.Steer.SecondChance, Deadman: c.Steer.Deadman,
 	}
 }
 

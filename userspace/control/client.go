@@ -75,9 +75,24 @@ func (c *Client) Cache(ctx context.Context) (out Cache, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/cache", nil, &out)
 }
 
+// Relays asks how the relays with forward error correction are.
+func (c *Client) Relays(ctx context.Context) (out []Relay, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/fec/relays", nil, &out)
+}
+
 // Top asks for rates over the last seconds.
 func (c *Client) Top(ctx context.Context, seconds int) (out Top, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/top?seconds="+strconv.Itoa(seconds), nil, &out)
+}
+
+// Order asks something of a backend, at once.
+func (c *Client) Order(ctx context.Context, o Order) (out Changes, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/steer/order", o, &out)
+}
+
+// Plan asks what a change of rows would mean.
+func (c *Client) Plan(ctx context.Context, p PlanRequest) (out Plan, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/steer/plan", p, &out)
 }
 
 // VIPs lists the services with their counters.
@@ -139,6 +154,11 @@ func (c *Client) AddVerdict(ctx context.Context, v Verdict) (out Changes, err er
 func (c *Client) RemoveVerdict(ctx context.Context, source netip.Addr, vip string) (out Changes, err error) {
 	q := url.Values{"source": {source.String()}, "vip": {vip}}
 	return out, c.call(ctx, http.MethodDelete, "/v1/verdicts?"+q.Encode(), nil, &out)
+}
+
+// ChangeVerdicts makes many changes as the guard, whose verdicts never replace an operator's.
+func (c *Client) ChangeVerdicts(ctx context.Context, changes []VerdictChange) (out VerdictResults, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/verdicts/batch", changes, &out)
 }
 
 // ExplainSteer tells where a flow's packets go, and why.

@@ -39,8 +39,19 @@ func (d *testDaemon) Purge(_ context.Context, p control.Purge) (control.Changes,
 	return control.Changes{Changed: []string{"forgot " + p.URL}}, nil
 }
 
+func (d *testDaemon) Order(_ context.Context, o control.Order) (control.Changes, error) {
+	return control.Changes{Changed: []string{o.Backend}}, nil
+}
+
+func (d *testDaemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
+	return control.Plan{Sets: []control.SetPlan{{Set: p.Remove[0]}}}, nil
+}
 func (d *testDaemon) Cache(context.Context) (control.Cache, error) {
 	return control.Cache{Objects: 7}, nil
+}
+
+func (d *testDaemon) Relays(context.Context) ([]control.Relay, error) {
+	return []control.Relay{{Name: "behind", Role: "repair", Repaired: 3}}, nil
 }
 
 func (d *testDaemon) Top(_ context.Context, seconds int) (control.Top, error) {
@@ -226,7 +237,7 @@ func TestExplainAgreesWithTheKernel(t *testing.T) {
 	rows := make([]maps.Row, maps.RowCount)
 	for i := range rows { // every combination of owner and previous owner
 		pick := []uint32{me, you, lost, 0}
-		rows[i] = maps.Row{Owner: uint16(pick[i%4]), Previous: uint16(pick[i/4%4])}
+		rows[i] = maps.Row{Owner: uint16(pick[i%4]), Second: uint16(pick[i/4%4])}
 	}
 	must(nil, k.Rows.Write(set, rows))
 	must(k.VIPs.Put(maps.VIP{Name: "web", Address: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: maps.ProtocolTCP, Backends: "edges"}))
@@ -335,6 +346,9 @@ func TestDaemonCalls(t *testing.T) {
 	ctx := t.Context()
 	if s, err := c.Status(ctx); err != nil || s.Node != "edge1" {
 		t.Errorf("%+v %v", s, err)
+	}
+	if r, err := c.Relays(ctx); err != nil || len(r) != 1 || r[0].Repaired != 3 {
+		t.Errorf("relays %+v, %v", r, err)
 	}
 	if s, err := c.Cache(ctx); err != nil || s.Objects != 7 {
 		t.Errorf("%+v %v", s, err)
@@ -473,5 +487,17 @@ func TestPageEscapesAndConfines(t *testing.T) {
 		if w.Code != want || want == 200 && (json.Unmarshal(w.Body.Bytes(), &s) != nil || s.Node != evil) {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}
+	}
+}
+
+// An error's advice is told apart from it; of several errors each keeps its own.
+func TestHints(t *testing.T) {
+	one := errors.New("no geo policy \"eu\" (there is none yet)")
+	two := errors.New("no rate class \"slow\" (there are a, b)")
+	if e := control.AsError(one); e.Message != `no geo policy "eu"` || e.Hint != "there is none yet" {
+		t.Errorf("%+v", e)
+	}
+	if e := control.AsError(errors.Join(one, two)); e.Message != one.Error()+"\n"+two.Error() || e.Hint != "" {
+		t.Errorf("%+v", e)
 	}
 }

@@ -93,8 +93,12 @@ func (l *Local) explainRow(vip maps.VIP, f Flow, proto maps.Protocol, out *Steer
 	row := rows[out.Row]
 	self := l.set.Config.Self().Backend
 	out.step("the flow's keyed hash %016x chooses row %d of set %s", out.Hash, out.Row, vip.Backends)
-	for i, b := range []uint16{row.Owner, row.Previous} {
-		role := [...]string{"owner", "previous owner"}[i]
+	second := "heir"
+	if row.Moved {
+		second = "previous owner"
+	}
+	for i, b := range []uint16{row.Owner, row.Second} {
+		role := [...]string{"owner", second}[i]
 		done, err := l.candidate(uint32(b), self, role, out)
 		if err != nil || done {
 			return err
@@ -121,9 +125,12 @@ func (l *Local) candidate(id, self uint32, role string, out *Steering) (done boo
 		out.step("the row's %s is backend %d, which does not exist", role, id)
 		return false, nil //nolint:nilerr // a row may outlive its backend; that is an answer
 	}
-	if role == "owner" {
+	switch role {
+	case "owner":
 		out.Owner = b.Name
-	} else {
+	case "heir":
+		out.Heir = b.Name
+	default:
 		out.Previous = b.Name
 	}
 	switch {
@@ -160,7 +167,7 @@ func Backends(set *maps.Set) ([]Backend, error) {
 		var owned, previous [1 << 16]int
 		for _, r := range rows {
 			owned[r.Owner]++
-			previous[r.Previous]++
+			previous[r.Second]++
 		}
 		for _, b := range list {
 			if owned[b.ID]+previous[b.ID] == 0 {

@@ -196,32 +196,6 @@ func fromVerdict(v maps.Verdict) Verdict {
 	return x
 }
 
-// AddVerdict decides about a source.
-func (l *Local) AddVerdict(_ context.Context, v Verdict) (Changes, error) {
-	action, err := maps.ParseAction(v.Action)
-	if err != nil {
-		return Changes{}, fmt.Errorf("verdict about %s: %w", v.Source, err)
-	}
-	if v.Seconds < 0 || v.Seconds > 1e9 {
-		return Changes{}, fmt.Errorf("verdict about %s: it cannot last %g seconds (0 is for ever)", v.Source, v.Seconds)
-	}
-	want := maps.Verdict{Source: v.Source, VIP: v.VIP, Action: action, Reason: v.Reason, Rule: v.Rule, Evidence: v.Evidence, Owner: maps.OwnerOperator}
-	lasting := "until it is removed"
-	if v.Seconds > 0 {
-		d := time.Duration(v.Seconds * float64(time.Second))
-		want.Expires = time.Now().Add(d)
-		lasting = "for " + d.Round(time.Millisecond).String()
-	}
-	if err := l.set.Verdicts.Put(want); err != nil {
-		return Changes{}, err
-	}
-	source := maps.SourceOf(v.Source).String()
-	if !v.Source.Unmap().Is4() {
-		source += "/64"
-	}
-	return changed("%s %s at %s %s", verdictWords[action], source, orWord(v.VIP, "every VIP"), lasting), nil
-}
-
 var verdictWords = map[maps.Action]string{
 	maps.ActionAllow: "allow", maps.ActionDrop: "drop packets from", maps.ActionShadow: "count, and do not drop, packets from", maps.ActionMark: "mark packets from",
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/bermedge/berm/maps"
 )
@@ -21,6 +22,9 @@ type Daemon interface {
 	Purge(ctx context.Context, p Purge) (Changes, error)
 	Cache(ctx context.Context) (Cache, error)
 	Top(ctx context.Context, seconds int) (Top, error)
+	Relays(ctx context.Context) ([]Relay, error)
+	Order(ctx context.Context, o Order) (Changes, error)
+	Plan(ctx context.Context, p PlanRequest) (Plan, error)
 	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
 	// returns why it is not there.
 	Tables(f func(Tables) error) error
@@ -42,7 +46,10 @@ func Handler(d Daemon) http.Handler {
 	handle("GET /v1/status", func(r *http.Request) (any, error) { return d.Status(r.Context()) })
 	handle("POST /v1/reload", func(r *http.Request) (any, error) { return d.Reload(r.Context()) })
 	handle("POST /v1/purge", with(d.Purge))
+	handle("POST /v1/steer/order", with(d.Order))
+	handle("POST /v1/steer/plan", with(d.Plan))
 	handle("GET /v1/cache", func(r *http.Request) (any, error) { return d.Cache(r.Context()) })
+	handle("GET /v1/fec/relays", func(r *http.Request) (any, error) { return d.Relays(r.Context()) })
 	handle("GET /v1/top", func(r *http.Request) (any, error) {
 		seconds, err := intParam(r, "seconds", 5, 1, 60)
 		if err != nil {
@@ -90,6 +97,9 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 	},
 	"GET /v1/verdicts":  func(t Tables, r *http.Request) (any, error) { return t.Verdicts(r.Context()) },
 	"POST /v1/verdicts": func(t Tables, r *http.Request) (any, error) { return with(t.AddVerdict)(r) },
+	"POST /v1/verdicts/batch": func(t Tables, r *http.Request) (any, error) {
+		return with(t.ChangeVerdicts)(r)
+	},
 	"DELETE /v1/verdicts": func(t Tables, r *http.Request) (any, error) {
 		source, err := addrParam(r, "source")
 		if err != nil {
@@ -175,7 +185,8 @@ func asError(err error) *Error {
 		return &out
 	}
 	out := &Error{Status: http.StatusUnprocessableEntity, Message: err.Error()}
-	if m := hint.FindStringSubmatch(out.Message); m != nil {
+	// Of several errors, a line each, the last one's hint would stand alone: each keeps its own.
+	if m := hint.FindStringSubmatch(out.Message); m != nil && !strings.Contains(out.Message, "\n") {
 		out.Message, out.Hint = m[1], m[2]
 	}
 	switch {

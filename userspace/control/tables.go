@@ -24,6 +24,8 @@ type Tables interface {
 	AddVerdict(ctx context.Context, v Verdict) (Changes, error)
 	RemoveVerdict(ctx context.Context, source netip.Addr, vip string) (Changes, error)
 
+	ChangeVerdicts(ctx context.Context, changes []VerdictChange) (VerdictResults, error)
+
 	ExplainSteer(ctx context.Context, f Flow) (Steering, error)
 	Drops(ctx context.Context) (Drops, error)
 }

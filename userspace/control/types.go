@@ -53,6 +53,9 @@ type KernelInfo struct {
 	Pins        string `json:"pins"`
 	Contract    uint32 `json:"contract"`
 	ObserveOnly bool   `json:"observe_only"`
+	Deadman     string `json:"deadman"`        // after this silence of the daemon new flows go elsewhere; off
+	Chances     uint64 `json:"chances"`        // packets sent to a row's former owner
+	Handed      uint64 `json:"handed"`         // packets of new flows sent elsewhere while the daemon was silent
 	Self        string `json:"self,omitempty"` // this edge's backend
 	VIPs        int    `json:"vips"`
 	Packets     uint64 `json:"packets"` // through the kernel half since it was loaded
@@ -112,7 +115,12 @@ type Backend struct {
 	Healthy bool       `json:"healthy"`
 	Error   string     `json:"error,omitempty"` // why it is not healthy, or cannot be reached
 	Rows    int        `json:"rows"`            // that it owns
-	Seen    float64    `json:"seen"`            // seconds since its last sign of life; below 0: never
+	Moved   int        `json:"moved,omitempty"` // of those, whose former owner gets what it does not know
+	// What it says of itself, or an operator said of it on this edge.
+	Draining bool    `json:"draining,omitempty"`
+	Weight   int     `json:"weight,omitempty"` // instead of the file's
+	Share    int     `json:"share,omitempty"`  // as a canary, in basis points
+	Seen     float64 `json:"seen"`             // seconds since its last sign of life; below 0: never
 }
 
 // RateClass is a set of limits for one source. 0 means unlimited.
@@ -180,6 +188,93 @@ type Verdict struct {
 	Owner    string     `json:"owner,omitempty"`
 }
 
+// Relay is a UDP relay with forward error correction.
+type Relay struct {
+	Name   string         `json:"name"`
+	Role   string         `json:"role"` // protect or repair
+	Listen netip.AddrPort `json:"listen"`
+	To     netip.AddrPort `json:"to"`
+	// Packets sent on, and parity with them; dropped were neither.
+	Packets uint64 `json:"packets"`
+	Parity  uint64 `json:"parity"`
+	Dropped uint64 `json:"dropped"`
+	// Protect: the path as the receiver reports it, the shape of blocks in force, and why.
+	Loss     float64 `json:"loss"`
+	Burst    float64 `json:"burst"`
+	K        int     `json:"k,omitempty"`
+	M        int     `json:"m,omitempty"`
+	Residual float64 `json:"residual"` // expected share of packets lost in the end; of a repairing relay, measured
+	Why      string  `json:"why,omitempty"`
+	// Repair: what came, from how many senders, and what became of it.
+	Senders    int    `json:"senders,omitempty"`
+	Received   uint64 `json:"received,omitempty"`
+	Repaired   uint64 `json:"repaired,omitempty"`
+	Missing    uint64 `json:"missing,omitempty"` // packets that no repair brought back
+	Duplicates uint64 `json:"duplicates,omitempty"`
+	Refused    uint64 `json:"refused,omitempty"` // packets whose payload ID cannot be
+}
+
+// VerdictChange adds a verdict, or takes the one about its source and VIP away.
+type VerdictChange struct {
+	Verdict
+	Remove bool `json:"remove,omitempty"`
+}
+
+// VerdictResults answers a batch of changes: what was refused. All others were made.
+type VerdictResults struct {
+	Refused []VerdictRefused `json:"refused"`
+}
+
+// VerdictRefused is a change that was not made.
+type VerdictRefused struct {
+	Index  int    `json:"index"` // in the batch
+	Error  string `json:"error"`
+	Absent bool   `json:"absent,omitempty"` // there was nothing to take away
+}
+
+// Order is what an operator wants of a backend beside the file. What is left out stays as it is.
+type Order struct {
+	Backend  string `json:"backend"` // empty: this edge
+	Draining *bool  `json:"draining,omitempty"`
+	Weight   *int   `json:"weight,omitempty"` // 0: the file's
+	Share    *int   `json:"share,omitempty"`  // of the rows as a canary, in basis points; 0: none
+}
+
+// PlanRequest asks what a change of rows would mean.
+type PlanRequest struct {
+	Sets   map[string][]Member `json:"sets,omitempty"` // of a candidate file; left out: as they are
+	Add    []string            `json:"add,omitempty"`  // backends, to every set
+	Remove []string            `json:"remove,omitempty"`
+	Orders []Order             `json:"orders,omitempty"`
+}
+
+// Member is a backend of a set in a candidate file.
+type Member struct {
+	Name   string `json:"name"`
+	Weight int    `json:"weight,omitempty"`
+}
+
+// Plan is what a change would mean for the rows of each set.
+type Plan struct {
+	Sets []SetPlan `json:"sets"`
+}
+
+// SetPlan is that of one set.
+type SetPlan struct {
+	Set      string        `json:"set"`
+	Rows     int           `json:"rows"`
+	Moved    int           `json:"moved"` // change their owner
+	Least    int           `json:"least"` // any change to the new shares moves as many
+	Backends []BackendPlan `json:"backends"`
+}
+
+// BackendPlan is that of one backend, in rows.
+type BackendPlan struct {
+	Name   string `json:"name"`
+	Before int    `json:"before"`
+	After  int    `json:"after"`
+}
+
 // Flow names a connection for `berm steer explain`.
 type Flow struct {
 	Protocol    string         `json:"protocol"` // tcp or udp
@@ -195,9 +290,10 @@ type Steering struct {
 	Hash     uint64   `json:"hash"`
 	Row      int      `json:"row"`
 	Owner    string   `json:"owner,omitempty"`
-	Previous string   `json:"previous,omitempty"`
-	Delivery string   `json:"delivery"` // foreign, local, forward, drop or fail_open
-	Steps    []string `json:"steps"`    // the reasoning, a sentence each
+	Previous string   `json:"previous,omitempty"` // owned the row before: gets what the owner has no socket for
+	Heir     string   `json:"heir,omitempty"`     // where nobody did: gets the packets when the owner cannot
+	Delivery string   `json:"delivery"`           // foreign, local, forward, drop or fail_open
+	Steps    []string `json:"steps"`              // the reasoning, a sentence each
 }
 
 // Drops are the packets refused since the kernel half was loaded.

@@ -66,9 +66,9 @@ func Build(ctx context.Context, c Config, classes map[string]uint32) (*maps.Pref
 func (c Config) rules(classes map[string]uint32) (l layer, err error) {
 	var errs []error
 	for i, o := range c.Overrides {
-		e, err := o.parse()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("geo.overrides[%d]: %w", i, err))
+		e, wrong := o.parse()
+		if len(wrong) > 0 {
+			errs = append(errs, inOverride(i, wrong)...)
 			continue
 		}
 		if o.Rate != "" {

@@ -52,8 +52,8 @@ func (c Config) Validate() error {
 	}
 	seen := map[netip.Prefix]int{}
 	for i, o := range c.Overrides {
-		if _, err := o.parse(); err != nil {
-			errs = append(errs, fmt.Errorf("geo.overrides[%d]: %w", i, err))
+		if _, wrong := o.parse(); len(wrong) > 0 {
+			errs = append(errs, inOverride(i, wrong)...)
 			continue
 		}
 		prefix := netip.MustParsePrefix(o.Prefix)
@@ -129,28 +129,23 @@ func (p Policy) build(name string) (maps.GeoPolicy, error) {
 	return out, errors.Join(errs...)
 }
 
-// parse turns an override into an entry; the class is resolved when it is compiled.
-func (o Override) parse() (entry, error) {
-	prefix, err := netip.ParsePrefix(o.Prefix)
+// parse turns an override into an entry, or reports everything wrong with it; the class is resolved when it is
+// compiled.
+func (o Override) parse() (entry, []error) {
+	var wrong []error
+	e, err := o.entry()
 	if err != nil {
-		return entry{}, fmt.Errorf("prefix %q: want an address and a length, such as 198.51.100.0/24", o.Prefix)
-	}
-	e, err := prefixEntry(prefix)
-	if err != nil {
-		return entry{}, err
-	}
-	if e.tooFine {
-		return entry{}, fmt.Errorf("prefix %s: IPv6 sources are told apart by /64, so at most /64 can be decided about", prefix)
+		wrong = append(wrong, err)
 	}
 	if o.Country != "" {
 		if e.record.Country, err = maps.ParseCountry(o.Country); err != nil {
-			return entry{}, err
+			wrong = append(wrong, err)
 		}
 		e.sets |= setsCountry
 	}
 	if o.ACL != "" {
 		if e.record.ACL, err = maps.ParseAction(o.ACL); err != nil || e.record.ACL == maps.ActionNone || e.record.ACL == maps.ActionMark {
-			return entry{}, fmt.Errorf("acl %q: want allow, drop or shadow", o.ACL)
+			wrong = append(wrong, fmt.Errorf("acl %q: want allow, drop or shadow", o.ACL))
 		}
 		e.sets |= setsACL
 	}
@@ -158,7 +153,29 @@ func (o Override) parse() (entry, error) {
 		e.sets |= setsRate
 	}
 	if e.sets == 0 {
-		return entry{}, fmt.Errorf("prefix %s: nothing is set: want country, acl or rate", prefix)
+		wrong = append(wrong, fmt.Errorf("prefix %s: nothing is set: want country, acl or rate", o.Prefix))
 	}
-	return e, nil
+	return e, wrong
+}
+
+// entry is the override's prefix with nothing set.
+func (o Override) entry() (entry, error) {
+	prefix, err := netip.ParsePrefix(o.Prefix)
+	if err != nil {
+		return entry{}, fmt.Errorf("prefix %q: want an address and a length, such as 198.51.100.0/24", o.Prefix)
+	}
+	e, err := prefixEntry(prefix)
+	if err == nil && e.tooFine {
+		err = fmt.Errorf("prefix %s: IPv6 sources are told apart by /64, so at most /64 can be decided about", prefix)
+	}
+	return e, err
+}
+
+// inOverride says which override errors are about: one line for each, as the file's mistakes are listed.
+func inOverride(i int, wrong []error) []error {
+	out := make([]error, len(wrong))
+	for n, err := range wrong {
+		out[n] = fmt.Errorf("geo.overrides[%d]: %w", i, err)
+	}
+	return out
 }

@@ -224,7 +224,7 @@ func TestValidate(t *testing.T) {
 			"a name": {}, "eu": {Fallback: "explode", Drop: []string{"DEU", "FR"}, Allow: []string{"FR"}},
 		},
 		Overrides: []Override{
-			{Prefix: "nonsense", ACL: "drop"},
+			{Prefix: "nonsense", ACL: "perhaps", Country: "XYZ"}, // each of its mistakes
 			{Prefix: "192.0.2.0/24"},
 			{Prefix: "192.0.2.0/24", ACL: "mark"},
 			{Prefix: "2001:db8::/65", ACL: "drop"},
@@ -240,7 +240,7 @@ func TestValidate(t *testing.T) {
 	for _, want := range []string{
 		"geo.databases[0]: path is empty", `geo.policies.a name: name "a name"`, `geo.policies.eu.fallback: "explode"`,
 		`geo.policies.eu.drop: country "DEU"`, "geo.policies.eu.drop: country FR is also in allow",
-		`geo.overrides[0]: prefix "nonsense"`, "geo.overrides[1]: prefix 192.0.2.0/24: nothing is set", `geo.overrides[2]: acl "mark"`,
+		`geo.overrides[0]: prefix "nonsense"`, `geo.overrides[0]: acl "perhaps"`, `geo.overrides[0]: country "XYZ"`, "geo.overrides[1]: prefix 192.0.2.0/24: nothing is set", `geo.overrides[2]: acl "mark"`,
 		"geo.overrides[3]: prefix 2001:db8::/65: IPv6 sources are told apart by /64", `geo.overrides[4]: country "X"`,
 		"geo.overrides[6]: prefix 192.0.3.0/24 is also that of overrides[5]",
 	} {

@@ -65,6 +65,10 @@ var (
 	OriginRefused  = counter("berm_origin_refused_total", "Requests refused because max_pending of their origin was reached.", "origin")
 	OriginInFlight = gauge("berm_origin_in_flight", "Requests that an origin is working on.", "origin")
 
+	RelayPackets  = counter("berm_fec_packets_total", "Packets of a relay with forward error correction, by fate (sent, parity, dropped, received, repaired, missing, duplicate, refused).", "relay", "role", "fate")
+	RelayLoss     = gauge("berm_fec_loss_ratio", "Share of packets that the path of a protecting relay loses, as its receiver reports it.", "relay")
+	RelayOverhead = gauge("berm_fec_overhead_ratio", "Packets of parity for each packet of a protecting relay, as planned.", "relay")
+
 	GeoPrefixes = gauge("berm_geo_prefixes", "Prefixes compiled into the table in force.")
 	GeoRecords  = gauge("berm_geo_records", "Distinct records of the table in force.")
 	GeoLoaded   = gauge("berm_geo_loaded_seconds", "When the table in force was compiled, in Unix seconds.")

@@ -29,6 +29,7 @@ const (
 	ReasonBroken      pipeline.Reason = "origin_broken"      // the connection broke, or the answer is no HTTP: 502
 	ReasonLoop        pipeline.Reason = "loop"               // the request has been here before: 508
 	ReasonCancelled   pipeline.Reason = "client_gone"        // nobody waits any more
+	ReasonUpload      pipeline.Reason = "request_body"       // the client's, malformed or cut short: 400, or too slow: 408
 )
 
 // Client gets originals. It is a pipeline.Fetcher.
@@ -164,7 +165,9 @@ func (c *Client) Fetch(ctx context.Context, f *pipeline.Fetch) (*http.Response, 
 	res, err := p.try(ctx, f)
 	if err != nil {
 		p.pending.Add(-1)
-		p.stats.failed.Add(1)
+		if !clientsFault(err) {
+			p.stats.failed.Add(1)
+		}
 	}
 	return res, err
 }
@@ -227,10 +230,21 @@ func dialFailed(err error) bool {
 	return errors.As(err, &op) && op.Op == "dial"
 }
 
+// clientsFault reports whether a failure says nothing about the origin.
+func clientsFault(err error) bool {
+	var f *pipeline.Failure
+	return errors.As(err, &f) && (f.Reason == ReasonUpload || f.Reason == ReasonCancelled)
+}
+
 // classify turns an error of the transport into a failure with a status and a reason.
 func classify(ctx context.Context, err error) error {
 	var timeout net.Error
+	var upload *uploadError
 	switch {
+	case errors.As(err, &upload) && errors.Is(err, os.ErrDeadlineExceeded):
+		return &pipeline.Failure{Status: http.StatusRequestTimeout, Reason: ReasonUpload, Err: err}
+	case errors.As(err, &upload):
+		return &pipeline.Failure{Status: http.StatusBadRequest, Reason: ReasonUpload, Err: err}
 	case errors.Is(context.Cause(ctx), context.Canceled):
 		return &pipeline.Failure{Status: http.StatusBadGateway, Reason: ReasonCancelled, Err: err}
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded):

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/bermedge/berm/userspace/pipeline"
@@ -535,5 +536,55 @@ func TestConfigMistakes(t *testing.T) {
 	}
 	if err := quick("http://a", "https://[2001:db8::1]:8443/base").Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a client does wrong with its own body is not held against the server.
+func TestBrokenUploadIsTheClients(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err == nil {
+			w.WriteHeader(204)
+		}
+	}))
+	defer srv.Close()
+	cfg := quick(srv.URL)
+	cfg.Ejection = 1
+	c := mustClient(t, cfg)
+	for _, bad := range []struct {
+		err    error
+		status int
+	}{
+		{errors.New("invalid byte in chunk length"), 400},
+		{io.ErrUnexpectedEOF, 400},
+		{fmt.Errorf("read: %w", os.ErrDeadlineExceeded), 408},
+	} {
+		f := get("/")
+		f.Method, f.Length = "POST", -1
+		f.Body = io.NopCloser(io.MultiReader(strings.NewReader("some"), iotest.ErrReader(bad.err)))
+		_, err := c.Fetch(context.Background(), f)
+		fails(t, err, bad.status, ReasonUpload)
+		if !errors.Is(err, bad.err) {
+			t.Errorf("%v does not tell of %v", err, bad.err)
+		}
+	}
+	if s := c.Stats()[0]; !s.Servers[0].Healthy || s.Failed != 0 || s.Pending != 0 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
+// A server that breaks while it is sent a body is at fault, whatever reading on from the client then says.
+func TestServerThatBreaksDuringAnUpload(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	defer srv.Close()
+	cfg := quick(srv.URL)
+	cfg.Ejection = 1
+	c := mustClient(t, cfg)
+	f := get("/")
+	f.Method, f.Length = "POST", 5
+	f.Body = io.NopCloser(strings.NewReader("whole"))
+	_, err := c.Fetch(context.Background(), f)
+	fails(t, err, 502, ReasonBroken)
+	if s := c.Stats()[0]; s.Servers[0].Healthy || s.Failed != 1 {
+		t.Errorf("stats %+v", s)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bermedge/berm/userspace/pipeline"
@@ -38,6 +39,7 @@ func (p *pool) send(ctx context.Context, s *server, f *pipeline.Fetch) (*http.Re
 		end()
 		return nil, err
 	}
+	upload, _ := req.Body.(*upload)
 	s.pending.Add(1)
 	res, err := p.transport.RoundTrip(req)
 	if err != nil {
@@ -45,7 +47,10 @@ func (p *pool) send(ctx context.Context, s *server, f *pipeline.Fetch) (*http.Re
 		if cause := context.Cause(ctx); cause != nil && errors.Is(cause, errTotal) {
 			err = cause
 		}
-		if context.Cause(ctx) == nil || errors.Is(err, errTotal) { // else the client's end, not the server's fault
+		switch broke := upload.broke(); {
+		case broke != nil: // nothing that the server could have helped
+			err = broke
+		case context.Cause(ctx) == nil || errors.Is(err, errTotal): // else the client's end
 			s.noteFailure(p.cfg)
 		}
 		end()
@@ -80,9 +85,50 @@ func (s *server) request(ctx context.Context, cfg Config, f *pipeline.Fetch) (*h
 		req.Host = cfg.Host
 	}
 	if f.Body != nil {
-		req.Body, req.ContentLength = f.Body, f.Length
+		req.Body, req.ContentLength = &upload{ReadCloser: f.Body}, f.Length
 	}
 	return req, nil
+}
+
+// upload is the body of a request. It remembers how reading it from the client failed: malformed chunks, a client that
+// left or fell silent. The transport's error does not tell that from a server that broke, and a client must not be able
+// to have servers ejected.
+type upload struct {
+	io.ReadCloser
+	closed atomic.Bool
+	err    atomic.Pointer[uploadError]
+}
+
+// uploadError is why a request's body ended early.
+type uploadError struct{ err error }
+
+// Error tells what happened.
+func (e *uploadError) Error() string { return "the request's body: " + e.err.Error() }
+
+// Unwrap returns what is behind it.
+func (e *uploadError) Unwrap() error { return e.err }
+
+// Read reads from the client.
+func (u *upload) Read(p []byte) (int, error) {
+	n, err := u.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && !u.closed.Load() { // after Close, an error is only its echo
+		u.err.CompareAndSwap(nil, &uploadError{err})
+	}
+	return n, err
+}
+
+// Close ends the body.
+func (u *upload) Close() error {
+	u.closed.Store(true)
+	return u.ReadCloser.Close()
+}
+
+// broke returns how the client's side failed, or nil. u may be nil: no body.
+func (u *upload) broke() error {
+	if u == nil || u.err.Load() == nil {
+		return nil
+	}
+	return u.err.Load()
 }
 
 // answerBody is the body of an answer: it watches for silence, and gives back the request's place when it is closed.

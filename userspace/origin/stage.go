@@ -30,6 +30,7 @@ func (s Stage) Run(x *pipeline.Exchange) pipeline.Action {
 		}
 		return x.Refuse(status, why)
 	}
+	x.OriginStatus = res.StatusCode
 	x.Status, x.Head = res.StatusCode, pipeline.Fields(nil, res.Header)
 	x.Body = pipeline.NewStream(ctx, res, cancel)
 	return x.Answer(ReasonFetched)

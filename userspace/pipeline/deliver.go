@@ -18,6 +18,9 @@ func (x *Exchange) deliver(act Action) (int64, error) {
 	for _, f := range x.Extra {
 		h[f.Name] = f.Values
 	}
+	if _, ok := h["Content-Type"]; !ok {
+		h["Content-Type"] = nil // else net/http guesses one from the first bytes, which is the origin's to say
+	}
 	x.started = true
 	x.W.WriteHeader(x.Status)
 	if x.Body == nil || x.R.Method == http.MethodHead || !hasBody(x.Status) {

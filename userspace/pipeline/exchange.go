@@ -38,6 +38,9 @@ type Exchange struct {
 	Route  string // the route's name, for logs
 	Origin string // who has the original, by its name in the file
 
+	// OriginStatus is what the origin answered this exchange with, written by the origin stage; 0: it did not.
+	OriginStatus int
+
 	// The answer.
 	Status int
 	Head   []Field // may be shared with a stored object: read only

@@ -12,6 +12,7 @@ import (
 const (
 	ReasonBadHost   Reason = "bad_host"   // no Host, or one that cannot be a host
 	ReasonBadTarget Reason = "bad_target" // not a path: CONNECT, "*", or a path with dot segments
+	ReasonTrace     Reason = "trace"      // TRACE would show scripts what only the edge and the origin should see
 )
 
 // Identify is the first stage: who asks, and for which host.
@@ -34,6 +35,9 @@ func (Identify) Run(x *Exchange) Action {
 	}
 	x.Host = host
 	path := x.R.URL.Path
+	if x.R.Method == http.MethodTrace {
+		return x.Refuse(http.StatusMethodNotAllowed, ReasonTrace)
+	}
 	if x.R.Method == http.MethodOptions && path == "*" {
 		return Next
 	}

@@ -202,3 +202,38 @@ func TestLocal(t *testing.T) {
 		}
 	}
 }
+
+func TestTraceIsRefused(t *testing.T) {
+	p := mustNew(t, []pipeline.Stage{pipeline.Identify{}, stage{"origin", func(*pipeline.Exchange) pipeline.Action {
+		t.Error("TRACE was passed on")
+		return pipeline.Next
+	}}})
+	w := httptest.NewRecorder()
+	p.ServeHTTP(w, httptest.NewRequest(http.MethodTrace, "/", nil))
+	if w.Code != http.StatusMethodNotAllowed || w.Body.String() != "405 Method Not Allowed: trace\n" {
+		t.Errorf("%d %q", w.Code, w.Body)
+	}
+}
+
+// An answer without a Content-Type goes out without one: a guess would turn a text that begins like a page into one.
+func TestNoContentTypeIsInvented(t *testing.T) {
+	closed := 0
+	for _, secure := range []bool{false, true} {
+		srv := httptest.NewUnstartedServer(mustNew(t, []pipeline.Stage{answer(text{s: "<html>", closed: &closed})}))
+		srv.EnableHTTP2 = secure
+		if secure {
+			srv.StartTLS()
+		} else {
+			srv.Start()
+		}
+		defer srv.Close()
+		res, err := srv.Client().Get(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if got, ok := res.Header["Content-Type"]; ok {
+			t.Errorf("%s: Content-Type %q", res.Proto, got)
+		}
+	}
+}

@@ -20,7 +20,25 @@ type Config struct {
 	Sets       map[string][]Backend `yaml:"backends"`
 	SecretFile string               `yaml:"secret_file"` // the site's, the same on all its edges; see ReadSecret
 	Probe      Probe                `yaml:"probe"`
+	// SecondChance is how long after a row has moved its owner asks the one before it about flows
+	// that it does not know; 0 = never, and flows break with the row that they began on.
+	SecondChance time.Duration `yaml:"second_chance"`
+	// Deadman is after what silence of the daemon the kernel half hands new flows to other edges; 0 = never.
+	Deadman time.Duration `yaml:"deadman"`
 }
+
+// Defaults: most flows that outlive a move are over within hours, and asking costs only rows that
+// have moved; a daemon beats five times within half a second.
+const (
+	DefaultSecondChance = 6 * time.Hour
+	DefaultDeadman      = 500 * time.Millisecond
+)
+
+// minDeadman is two beats and a tick: less would be fired at a healthy daemon.
+const (
+	minDeadman = 250 * time.Millisecond
+	maxDeadman = time.Minute
+)
 
 // Node is this edge. Its name, if it is a backend's, says which one it is.
 type Node struct {
@@ -71,6 +89,12 @@ func (c Config) Validate() error {
 	addresses := map[string]netip.Addr{}
 	for _, set := range slices.Sorted(maps.Keys(c.Sets)) {
 		errs = append(errs, c.validateSet(set, addresses)...)
+	}
+	if c.SecondChance < 0 {
+		errs = append(errs, fmt.Errorf("steer.second_chance: %s is below 0", c.SecondChance))
+	}
+	if c.Deadman != 0 && (c.Deadman < minDeadman || c.Deadman > maxDeadman) {
+		errs = append(errs, fmt.Errorf("steer.deadman: %s: want 0 (off), or %s to %s", c.Deadman, minDeadman, maxDeadman))
 	}
 	return errors.Join(append(errs, c.Probe.Validate())...)
 }

@@ -26,8 +26,12 @@ type Controller struct {
 	mu       sync.Mutex
 	backends map[string]*backend
 	sets     map[string]*set
+	orders   map[string]Says // of operators, by backend
 	self     string
 	draining bool
+	beaten   time.Time // by Beat
+
+	secondChance, deadman time.Duration
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -38,6 +42,8 @@ type backend struct {
 	id      uint32
 	address netip.Addr
 	alive   bool
+	up      bool      // its host is there, so that it may have flows even if its daemon is silent
+	says    Says      // of itself
 	since   time.Time // that it is, or is not
 	why     string    // it is not
 	hop     bermmaps.NextHop
@@ -47,6 +53,9 @@ type backend struct {
 type set struct {
 	id      uint32
 	members []Backend
+	moved   []time.Time // of each row, the last change of owner
+	placed  []Member    // for whom places are
+	places  []Place
 }
 
 // New makes a controller that writes to these maps. Close it before them.
@@ -110,16 +119,29 @@ func (c *Controller) write(cfg Config, secret Secret) error {
 		if err != nil {
 			return err
 		}
-		sets[name] = &set{id: id, members: members}
+		sets[name] = &set{id: id, members: members, moved: make([]time.Time, bermmaps.RowCount)}
+		if old := c.sets[name]; old != nil && old.id == id {
+			sets[name].moved = old.moved
+		} else {
+			for i := range sets[name].moved { // nobody knows any more: a while ago, not lately
+				sets[name].moved[i] = time.Now().Add(-burst)
+			}
+		}
 	}
 	if err := c.identify(cfg.Node, secret, backends); err != nil {
 		return err
 	}
+	first := c.sets == nil
 	c.backends, c.sets, c.self = backends, sets, cfg.Node.Name
+	c.secondChance, c.deadman = cfg.SecondChance, cfg.Deadman
 	for name := range backends {
 		c.resolve(name)
 	}
-	return c.writeRows()
+	err = c.writeRows()
+	if first { // others may have had this edge's rows before it started
+		err = errors.Join(err, c.wake())
+	}
+	return err
 }
 
 // putBackends writes the backends. One that is new counts as alive until probes say otherwise; of
@@ -144,7 +166,7 @@ func (c *Controller) putBackends(cfg Config) (map[string]*backend, error) {
 			if err != nil {
 				return nil, err
 			}
-			b := &backend{id: id, address: m.Address, alive: true, since: time.Now()}
+			b := &backend{id: id, address: m.Address, alive: true, up: true, since: time.Now()}
 			if i >= 0 {
 				b.alive, b.hop = owners[uint16(id)] || !c.wasMember(m.Name) || m.Name == cfg.Node.Name, known[i].NextHop
 			}
@@ -205,40 +227,158 @@ func (c *Controller) identify(node Node, secret Secret, backends map[string]*bac
 	return c.maps.Config.SetSelf(self)
 }
 
-// writeRows brings every set's rows in line with who is alive. The caller holds mu.
+// writeRows brings every set's rows in line with who is fit. The caller holds mu.
 func (c *Controller) writeRows() error {
-	ids := map[uint16]bool{}
-	for _, b := range c.backends {
-		ids[uint16(b.id)] = true
-	}
 	var errs []error
+	peers := false
 	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
 		s := c.sets[name]
 		old, err := c.maps.Rows.Read(s.id)
 		if err != nil {
 			return err
 		}
-		fresh := Succeed(old, Owners(c.membersOf(s)), func(id uint16) bool { return !ids[id] })
-		plan := Compare(old, fresh)
+		members := c.membersOf(s)
+		fresh := Succeed(old, s.assign(members), c.pastOf(s))
+		peers = peers || c.hasPeers(members)
 		if err := c.maps.Rows.Write(s.id, fresh); err != nil {
 			errs = append(errs, err)
-		} else if plan.Moved > 0 {
+			continue
+		}
+		for i := range fresh {
+			if old[i].Owner != fresh[i].Owner {
+				s.moved[i] = time.Now()
+			}
+		}
+		if plan := Compare(old, fresh); plan.Moved > 0 {
 			c.log.Info("rows moved", "set", name, "rows", plan.Moved, "of", bermmaps.RowCount, "owners", c.shares(s, plan))
 		}
 	}
+	limit := c.deadman
+	if !peers {
+		limit = 0
+	}
+	return errors.Join(append(errs, c.maps.Heart.SetLimit(limit))...)
+}
+
+// assign gives the rows to the members, and remembers how.
+func (s *set) assign(members []Member) []Place {
+	if s.places == nil || !slices.Equal(s.placed, members) {
+		s.placed, s.places = members, Assign(members)
+	}
+	return s.places
+}
+
+// hasPeers says whether this edge has rows that another could serve.
+func (c *Controller) hasPeers(members []Member) bool {
+	self := slices.ContainsFunc(members, func(m Member) bool { return m.Name == c.self })
+	return self && slices.ContainsFunc(members, func(m Member) bool { return m.Name != c.self && m.Fit })
+}
+
+// burst is how long changes of rows may come one after the other and be one.
+const burst = 10 * time.Second
+
+// pastOf says how a set's rows are succeeded.
+func (c *Controller) pastOf(s *set) Past {
+	may := map[uint16]bool{}
+	for name, b := range c.backends {
+		may[uint16(b.id)] = name == c.self || b.alive || b.up
+	}
+	var self uint16
+	if b := c.backends[c.self]; b != nil {
+		self = uint16(b.id)
+	}
+	now := time.Now()
+	return Past{
+		Self: self, Off: c.secondChance == 0,
+		May:   func(id uint16) bool { return may[id] },
+		Fresh: func(row int) bool { return now.Sub(s.moved[row]) < burst },
+		Old:   func(row int) bool { return now.Sub(s.moved[row]) >= c.secondChance },
+	}
+}
+
+// wake is for when this edge may have been away without knowing: others had its rows meanwhile, so
+// that they may have flows of them. The caller holds mu.
+func (c *Controller) wake() error {
+	b := c.backends[c.self]
+	if b == nil || c.secondChance == 0 {
+		return nil
+	}
+	var errs []error
+	for _, s := range c.sets {
+		rows, err := c.maps.Rows.Read(s.id)
+		if err != nil {
+			return err
+		}
+		for i := range rows {
+			if r := &rows[i]; uint32(r.Owner) == b.id && r.Second != 0 && !r.Moved {
+				r.Moved, s.moved[i] = true, time.Now()
+			}
+		}
+		errs = append(errs, c.maps.Rows.Write(s.id, rows))
+	}
 	return errors.Join(errs...)
+}
+
+// missed is a pause between beats in which other edges may have taken this one for dead: fewer
+// than three probes a second find nobody dead sooner.
+const missed = 400 * time.Millisecond
+
+// Beat tells the kernel half that the daemon serves: it is to be called every 100 ms or so while it
+// does. After a pause, flows of this edge's rows may be elsewhere, and the rows say so.
+func (c *Controller) Beat() error {
+	c.maps.Heart.Beat()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pause := time.Since(c.beaten)
+	c.beaten = time.Now()
+	fired := c.maps.Heart.Fired()
+	if c.sets == nil || pause < missed && !fired {
+		return nil
+	}
+	if err := c.wake(); err != nil {
+		return err
+	}
+	if fired {
+		c.log.Warn("this daemon was silent: new flows went to other edges meanwhile", "pause", pause.Round(time.Millisecond))
+		c.maps.Heart.Clear()
+	}
+	return nil
 }
 
 func (c *Controller) membersOf(s *set) []Member {
 	var members []Member
 	for _, m := range s.members {
-		b := c.backends[m.Name]
-		members = append(members, Member{
-			ID: uint16(b.id), Name: m.Name, Weight: cmp.Or(m.Weight, 1),
-			Alive: b.alive && !(c.draining && m.Name == c.self),
-		})
+		members = append(members, c.memberOf(m))
 	}
 	return members
+}
+
+func (c *Controller) memberOf(m Backend) Member { return c.memberWith(m, c.saysOf(m.Name)) }
+
+// memberWith is a backend's part with what is said of it. One that is not known is taken for fit.
+func (c *Controller) memberWith(m Backend, says Says) Member {
+	out := Member{Name: m.Name, Weight: cmp.Or(says.Weight, m.Weight, 1), Share: says.Share, Fit: !says.Draining}
+	if b := c.backends[m.Name]; b != nil {
+		out.ID, out.Fit = uint16(b.id), b.alive && out.Fit
+	}
+	return out
+}
+
+// saysOf is what a backend says of itself, or what an operator said here, which goes before it.
+func (c *Controller) saysOf(name string) Says {
+	said, ok := c.orders[name]
+	if !ok && c.backends[name] != nil {
+		said = c.backends[name].says
+	}
+	said.Draining = said.Draining || c.draining && name == c.self
+	return said
+}
+
+// Own is what this edge says of itself.
+func (c *Controller) Own() Says {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.saysOf(c.self)
 }
 
 func (c *Controller) shares(s *set, p Plan) string {
@@ -250,8 +390,8 @@ func (c *Controller) shares(s *set, p Plan) string {
 	return out
 }
 
-// SetDraining gives this edge's rows to its peers, or takes them back. Flows that it has go with
-// their rows, so this is for when they may.
+// SetDraining gives this edge's rows to its peers, or takes them back. Flows that it has stay to their
+// end, unless second chances are off: then they go with their rows.
 func (c *Controller) SetDraining(on bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -303,6 +443,9 @@ type Status struct {
 	NextHop bermmaps.NextHop `json:"next_hop"`
 	Trouble string           `json:"trouble,omitempty"` // with its next hop
 	Rows    int              `json:"rows"`
+	Moved   int              `json:"moved"`   // of those, whose former owner may still have flows
+	HostUp  bool             `json:"host_up"` // its stack answers, even if its daemon does not
+	Says    Says             `json:"says"`    // of itself, or what an operator said of it here
 }
 
 // Status lists the backends of all sets.
@@ -316,15 +459,19 @@ func (c *Controller) Status() ([]Status, error) {
 		if err != nil {
 			return nil, err
 		}
-		count := map[uint16]int{}
+		count, moved := map[uint16]int{}, map[uint16]int{}
 		for _, r := range rows {
 			count[r.Owner]++
+			if r.Moved {
+				moved[r.Owner]++
+			}
 		}
 		for _, m := range s.members {
 			b := c.backends[m.Name]
 			out = append(out, Status{
 				Set: name, Name: m.Name, Address: b.address, Self: m.Name == c.self, Alive: b.alive,
 				Since: b.since, Why: b.why, NextHop: b.hop, Trouble: b.told, Rows: count[uint16(b.id)],
+				Moved: moved[uint16(b.id)], HostUp: b.up || m.Name == c.self, Says: c.saysOf(m.Name),
 			})
 		}
 	}

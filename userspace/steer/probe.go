@@ -6,12 +6,14 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -21,7 +23,7 @@ const (
 	kindLen, nonceLen, macLen = 8, 16, 16
 	messageLen                = kindLen + nonceLen + macLen
 	kindAsk                   = "bermask1"
-	kindAnswer                = "bermans1"
+	kindAnswer                = "bermst" // and what the edge says of itself
 )
 
 func message(key [32]byte, kind string, nonce []byte) []byte {
@@ -29,6 +31,50 @@ func message(key [32]byte, kind string, nonce []byte) []byte {
 	h := hmac.New(sha256.New, key[:])
 	h.Write(m)
 	return h.Sum(m)[:messageLen]
+}
+
+// Says is what an edge tells of itself with its answers, so that all edges of the site come to the same
+// rows: what an operator asked of it goes before the file.
+type Says struct {
+	Draining bool `json:"draining,omitempty"` // it takes no new flows
+	Weight   int  `json:"weight,omitempty"`   // 0 = as in the file
+	Share    int  `json:"share,omitempty"`    // as a canary: basis points of the rows; 0 = it is none
+}
+
+// The 16 bits of an answer: draining, whether the number is a share, and the number.
+const (
+	saysDraining = 1 << 15
+	saysShare    = 1 << 14
+	saysNumber   = saysShare - 1
+)
+
+func (s Says) kind() string {
+	n := uint16(min(s.Weight, maxWeight))
+	if s.Share > 0 {
+		n = saysShare | uint16(min(s.Share, whole))
+	}
+	if s.Draining {
+		n |= saysDraining
+	}
+	return string(binary.BigEndian.AppendUint16([]byte(kindAnswer), n))
+}
+
+// saysOf reads an authentic answer to this nonce.
+func saysOf(key [32]byte, nonce [nonceLen]byte, m []byte) (Says, bool) {
+	if len(m) != messageLen || string(m[:len(kindAnswer)]) != kindAnswer {
+		return Says{}, false
+	}
+	if got, ok := nonceOf(key, string(m[:kindLen]), m); !ok || [nonceLen]byte(got) != nonce {
+		return Says{}, false
+	}
+	n := binary.BigEndian.Uint16(m[len(kindAnswer):])
+	s := Says{Draining: n&saysDraining != 0}
+	if number := int(n & saysNumber); n&saysShare != 0 {
+		s.Share = min(number, whole)
+	} else {
+		s.Weight = min(number, maxWeight)
+	}
+	return s, true
 }
 
 // nonceOf returns the nonce of a message of this kind that is whole and authentic.
@@ -42,9 +88,9 @@ func nonceOf(key [32]byte, kind string, m []byte) ([]byte, bool) {
 
 // Responder answers other edges' probes while this one is fit to serve.
 type Responder struct {
-	conn     net.PacketConn
-	key      atomic.Pointer[[32]byte]
-	draining atomic.Bool
+	conn net.PacketConn
+	key  atomic.Pointer[[32]byte]
+	says atomic.Pointer[Says]
 }
 
 // NewResponder answers on a socket, which it closes in the end.
@@ -53,8 +99,8 @@ func NewResponder(conn net.PacketConn) *Responder { return &Responder{conn: conn
 // SetKey says with what probes are authenticated; before, none is answered.
 func (r *Responder) SetKey(key [32]byte) { r.key.Store(&key) }
 
-// SetDraining stops answering, so that other edges take over this one's rows, or starts again.
-func (r *Responder) SetDraining(on bool) { r.draining.Store(on) }
+// Say is what the answers say from now on.
+func (r *Responder) Say(s Says) { r.says.Store(&s) }
 
 // Serve answers until the context ends, which is no error, or the socket breaks.
 func (r *Responder) Serve(ctx context.Context) error {
@@ -74,17 +120,21 @@ func (r *Responder) Serve(ctx context.Context) error {
 			return fmt.Errorf("answer probes: %w", err)
 		}
 		key := r.key.Load()
-		if key == nil || r.draining.Load() {
+		if key == nil {
 			continue
 		}
 		if nonce, ok := nonceOf(*key, kindAsk, buf[:n]); ok {
-			_, _ = r.conn.WriteTo(message(*key, kindAnswer, nonce), from) // lost answers are what probes are for
+			var says Says
+			if p := r.says.Load(); p != nil {
+				says = *p
+			}
+			_, _ = r.conn.WriteTo(message(*key, says.kind(), nonce), from) // lost answers are what probes are for
 		}
 	}
 }
 
-// ask probes a backend once.
-func (p Probe) ask(ctx context.Context, addr netip.Addr, key [32]byte) error {
+// ask probes a backend once. Only edges say something of themselves.
+func (p Probe) ask(ctx context.Context, addr netip.Addr, key [32]byte) (Says, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
 	to := netip.AddrPortFrom(addr, p.Port).String()
@@ -92,40 +142,55 @@ func (p Probe) ask(ctx context.Context, addr netip.Addr, key [32]byte) error {
 	case "tcp":
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", to)
 		if err != nil {
-			return err
+			return Says{}, err
 		}
-		return conn.Close()
+		return Says{}, conn.Close()
 	case "http":
-		return askHTTP(ctx, "http://"+to+p.Path)
+		return Says{}, askHTTP(ctx, "http://"+to+p.Path)
 	}
 	return askUDP(ctx, to, key)
 }
 
-func askUDP(ctx context.Context, to string, key [32]byte) (err error) {
+func askUDP(ctx context.Context, to string, key [32]byte) (says Says, err error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "udp", to)
 	if err != nil {
-		return err
+		return says, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	var nonce [nonceLen]byte
 	rand.Read(nonce[:]) // never fails
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {
-		return err
+		return says, err
 	}
 	if _, err := conn.Write(message(key, kindAsk, nonce[:])); err != nil {
-		return err
+		return says, err
 	}
 	buf := make([]byte, messageLen+1)
 	for {
 		n, err := conn.Read(buf)
 		if err != nil {
-			return err
+			return says, err
 		}
-		if got, ok := nonceOf(key, kindAnswer, buf[:n]); ok && [nonceLen]byte(got) == nonce {
-			return nil
+		if says, ok := saysOf(key, nonce, buf[:n]); ok {
+			return says, nil
 		}
 	}
+}
+
+// hostUp says whether a host is there whose daemon did not answer with err: its stack refuses, or
+// accepts, a TCP connection. Such a host may still have flows.
+func (p Probe) hostUp(ctx context.Context, addr netip.Addr, err error) bool {
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", netip.AddrPortFrom(addr, p.Port).String())
+	if err == nil {
+		_ = conn.Close() // it has said what it was for
+	}
+	return err == nil || errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // probeClient keeps no connection: what is asked is whether a new one can be made.
@@ -170,22 +235,26 @@ func (h *health) note(ok bool, p Probe) (changed bool) {
 	return true
 }
 
-// watch probes a backend until the context ends and tells each result that changes its state. After a
-// result that speaks against the state the next probe comes twice as soon.
-func (p Probe) watch(ctx context.Context, ask func(context.Context) error, start bool, changed func(alive bool, why error), beat func()) {
+// result is what a probe has shown.
+type result struct {
+	alive   bool // after it
+	changed bool // by it
+	says    Says // if err is nil
+	err     error
+}
+
+// watch probes a backend until the context ends and tells what each probe has shown. After one
+// that speaks against the state the next comes twice as soon.
+func (p Probe) watch(ctx context.Context, ask func(context.Context) (Says, error), start bool, tell func(result)) {
 	h := health{alive: start}
 	for {
 		asked := time.Now()
-		err := ask(ctx)
+		says, err := ask(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if err == nil {
-			beat()
-		}
-		if h.note(err == nil, p) {
-			changed(h.alive, err)
-		}
+		changed := h.note(err == nil, p)
+		tell(result{h.alive, changed, says, err})
 		pause := p.Interval
 		if h.run > 0 {
 			pause /= 2

@@ -11,6 +11,8 @@ const (
 	resolveAgain = time.Second            // next hops change rarely
 	resolveSoon  = 100 * time.Millisecond // while one is being asked for
 	beatEvery    = time.Second            // a sign of life is written at most this often
+	hostAgain    = time.Second            // while its daemon is silent, a host is asked for this often
+	forgetEvery  = time.Minute            // rows whose second chances are over are looked for
 )
 
 // start runs a prober for each backend but this edge, and the resolver. The caller holds mu.
@@ -25,34 +27,66 @@ func (c *Controller) start(p Probe, key [32]byte) {
 		if name == c.self {
 			continue
 		}
-		id, addr, alive, beaten := b.id, b.address, b.alive, time.Time{}
+		addr, alive := b.address, b.alive
+		f := follower{c: c, name: name, id: b.id, up: b.up, hostUp: func(err error) bool { return p.hostUp(ctx, addr, err) }}
 		c.wg.Go(func() {
-			p.watch(ctx, func(ctx context.Context) error { return p.ask(ctx, addr, key) }, alive,
-				func(alive bool, why error) { c.turned(name, alive, why) },
-				func() {
-					if time.Since(beaten) < beatEvery {
-						return
-					}
-					beaten = time.Now()
-					if err := c.maps.Backends.Beat(id); err != nil {
-						c.log.Warn("record a backend's sign of life", "backend", name, "error", err)
-					}
-				})
+			p.watch(ctx, func(ctx context.Context) (Says, error) { return p.ask(ctx, addr, key) }, alive, f.follow)
 		})
 	}
 }
 
-// turned moves rows when a backend went away or returned.
-func (c *Controller) turned(name string, alive bool, why error) {
+// follower makes of a backend's probes what the controller has to know.
+type follower struct {
+	c      *Controller
+	name   string
+	id     uint32
+	hostUp func(error) bool
+
+	says          Says
+	up            bool
+	beaten, asked time.Time // its sign of life was written; its host was asked for
+}
+
+func (f *follower) follow(r result) {
+	up := true
+	if r.err != nil {
+		up = f.up
+		if !r.alive && (r.changed || time.Since(f.asked) >= hostAgain) {
+			up, f.asked = f.hostUp(r.err), time.Now()
+		}
+	} else if time.Since(f.beaten) >= beatEvery {
+		f.beaten = time.Now()
+		if err := f.c.maps.Backends.Beat(f.id); err != nil {
+			f.c.log.Warn("record a backend's sign of life", "backend", f.name, "error", err)
+		}
+	}
+	if r.err != nil {
+		r.says = f.says
+	}
+	if r.changed || up != f.up || r.says != f.says {
+		f.up, f.says = up, r.says
+		f.c.turned(f.name, r, up)
+	}
+}
+
+// turned moves rows when a backend went away, returned, or says something else of itself.
+func (c *Controller) turned(name string, r result, up bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := c.backends[name]
-	b.alive, b.since, b.why = alive, time.Now(), ""
-	if alive {
+	if b.says != r.says {
+		c.log.Info("backend says of itself", "backend", name, "draining", r.says.Draining, "weight", r.says.Weight, "share", r.says.Share)
+	}
+	b.says, b.up = r.says, up
+	if r.changed {
+		b.alive, b.since, b.why = r.alive, time.Now(), ""
+	}
+	switch {
+	case r.changed && r.alive:
 		c.log.Info("backend answers again", "backend", name)
-	} else {
-		b.why = why.Error()
-		c.log.Warn("backend does not answer: its rows go to the others", "backend", name, "error", why)
+	case r.changed:
+		b.why = r.err.Error()
+		c.log.Warn("backend does not answer: its rows go to the others", "backend", name, "host_up", up, "error", r.err)
 	}
 	if err := c.writeRows(); err != nil {
 		c.log.Error("rows are not as they should be", "error", err)
@@ -61,8 +95,15 @@ func (c *Controller) turned(name string, alive bool, why error) {
 
 // keepResolved keeps the next hops of all backends known and right.
 func (c *Controller) keepResolved(ctx context.Context) {
+	forgot := time.Now()
 	for {
 		c.mu.Lock()
+		if time.Since(forgot) >= forgetEvery {
+			forgot = time.Now()
+			if err := c.writeRows(); err != nil {
+				c.log.Error("rows are not as they should be", "error", err)
+			}
+		}
 		wait := resolveAgain
 		for name := range c.backends {
 			if !c.resolve(name) {

@@ -69,19 +69,21 @@ func TestProbes(t *testing.T) {
 	p := DefaultProbe()
 	p.Port = freePort(t)
 	at := netip.AddrPortFrom(addr("127.0.0.1"), p.Port).String()
-	if err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
+	if _, err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
 		t.Error("nobody is there, and the probe succeeds")
 	}
 	r := respond(t, at, key)
-	if err := p.ask(t.Context(), addr("127.0.0.1"), key); err != nil {
+	if _, err := p.ask(t.Context(), addr("127.0.0.1"), key); err != nil {
 		t.Error("udp:", err)
 	}
-	if err := p.ask(t.Context(), addr("127.0.0.1"), [32]byte{2}); err == nil {
+	if _, err := p.ask(t.Context(), addr("127.0.0.1"), [32]byte{2}); err == nil {
 		t.Error("a probe of another site was answered")
 	}
-	r.SetDraining(true)
-	if err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
-		t.Error("a draining edge answers")
+	for _, want := range []Says{{Draining: true}, {Weight: 7}, {Share: 250, Draining: true}, {Weight: maxWeight}, {Share: whole}, {}} {
+		r.Say(want)
+		if got, err := p.ask(t.Context(), addr("127.0.0.1"), key); err != nil || got != want {
+			t.Errorf("says %+v: got %+v, %v", want, got, err)
+		}
 	}
 
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -94,14 +96,14 @@ func TestProbes(t *testing.T) {
 	for proto, paths := range map[string]map[string]bool{"http": {"/healthy": true, "/": false}, "tcp": {"": true}} {
 		for path, want := range paths {
 			p.Protocol, p.Path = proto, path
-			if err := p.ask(t.Context(), addr("127.0.0.1"), key); (err == nil) != want {
+			if _, err := p.ask(t.Context(), addr("127.0.0.1"), key); (err == nil) != want {
 				t.Errorf("%s %s: %v", proto, path, err)
 			}
 		}
 	}
 	web.Close()
 	p.Protocol = "tcp"
-	if err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
+	if _, err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
 		t.Error("tcp to a closed port succeeds")
 	}
 }
@@ -119,7 +121,7 @@ func TestResponderIgnoresOthers(t *testing.T) {
 	defer func() { _ = conn.Close() }()
 	nonce := make([]byte, nonceLen)
 	good := message(key, kindAsk, nonce)
-	bad := [][]byte{nil, good[:10], append(good[:messageLen:messageLen], 0), message(key, kindAnswer, nonce), message([32]byte{2}, kindAsk, nonce)}
+	bad := [][]byte{nil, good[:10], append(good[:messageLen:messageLen], 0), message(key, Says{}.kind(), nonce), message([32]byte{2}, kindAsk, nonce)}
 	for _, m := range append(bad, good) {
 		if _, err := conn.Write(m); err != nil {
 			t.Fatal(err)
@@ -130,7 +132,7 @@ func TestResponderIgnoresOthers(t *testing.T) {
 	}
 	buf := make([]byte, 100)
 	n, err := conn.Read(buf)
-	if err != nil || n != messageLen || string(buf[:kindLen]) != kindAnswer {
+	if err != nil || n != messageLen || string(buf[:kindLen]) != (Says{}).kind() {
 		t.Fatalf("answer %q, %v", buf[:n], err)
 	}
 	if err := conn.SetReadDeadline(time.Now()); err != nil { // answers come in order: another would be there
@@ -169,20 +171,24 @@ func TestDetectionTime(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			start := time.Now()
 			dead := func() bool { at := time.Since(start); return at >= time.Second+tt.died && at < 5*time.Second }
-			ask := func(ctx context.Context) error {
+			ask := func(ctx context.Context) (Says, error) {
 				if dead() && !tt.refused {
 					time.Sleep(p.Timeout) // sleep: a timeout, in synctest's time
 				}
 				if dead() {
-					return errors.New("dead")
+					return Says{}, errors.New("dead")
 				}
-				return nil
+				return Says{}, nil
 			}
 			var turned []time.Duration
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				p.watch(ctx, ask, true, func(bool, error) { turned = append(turned, time.Since(start)) }, func() {})
+				p.watch(ctx, ask, true, func(r result) {
+					if r.changed {
+						turned = append(turned, time.Since(start))
+					}
+				})
 			}()
 			time.Sleep(10 * time.Second) // sleep: in synctest's time
 			cancel()
@@ -208,7 +214,7 @@ func site(t *testing.T, port uint16) Config {
 	probe := DefaultProbe()
 	probe.Port = port
 	return Config{
-		Node: Node{Name: "edge1"}, SecretFile: secretFile(t), Probe: probe,
+		Node: Node{Name: "edge1"}, SecretFile: secretFile(t), Probe: probe, SecondChance: time.Hour, Deadman: DefaultDeadman,
 		Sets: map[string][]Backend{"edges": {
 			{Name: "edge1", Address: addr("127.0.0.1")}, {Name: "edge2", Address: addr("127.0.0.2")}, {Name: "edge3", Address: addr("127.0.0.3")},
 		}},
@@ -252,7 +258,7 @@ func TestControllerFollowsHealth(t *testing.T) {
 	if _, err := c.Apply(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	third := maps.RowCount / 3
+	third := maps.RowCount/3 - 500
 	if got := rowsOf(t, c); got["edge1"] < third || got["edge2"] < third || got["edge3"] < third {
 		t.Fatalf("rows %v", got)
 	}
@@ -266,15 +272,15 @@ func TestControllerFollowsHealth(t *testing.T) {
 		t.Error("the secrets are not those of the file")
 	}
 
-	two.SetDraining(true)
+	two.Say(Says{Draining: true})
 	took := within(t, 30*time.Second, "rows leave edge2", func() bool { return rowsOf(t, c)["edge2"] == 0 })
-	t.Logf("rows moved %s after edge2 stopped answering", took)
+	t.Logf("rows moved %s after edge2 said that it drains", took)
 	set, _ := k.Sets.List()
 	edge2, _ := k.Backends.Get("edge2")
 	rows, _ := k.Rows.Read(set[0].ID)
 	previous := 0
 	for _, r := range rows {
-		if uint32(r.Previous) == edge2.ID {
+		if uint32(r.Second) == edge2.ID && r.Moved {
 			previous++
 		}
 	}
@@ -292,7 +298,7 @@ func TestControllerFollowsHealth(t *testing.T) {
 		t.Errorf("rows after a restart: %v", got)
 	}
 
-	two.SetDraining(false)
+	two.Say(Says{})
 	within(t, 30*time.Second, "rows return", func() bool { return rowsOf(t, c)["edge2"] >= third })
 	if err := c.SetDraining(true); err != nil {
 		t.Fatal(err)
@@ -440,5 +446,208 @@ func TestValidate(t *testing.T) {
 	}
 	if err := (Config{Probe: DefaultProbe()}).Validate(); err != nil {
 		t.Error("the empty file:", err)
+	}
+}
+
+// rowsIn counts rows of the first set that are as asked.
+func rowsIn(t *testing.T, k *mapstest.Kernel, is func(maps.Row) bool) (n int) {
+	t.Helper()
+	sets, err := k.Sets.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, err := k.Rows.Read(sets[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		if is(r) {
+			n++
+		}
+	}
+	return n
+}
+
+// A backend whose daemon is silent may have flows while its host is there, and none when that is gone.
+func TestControllerForgetsTheGone(t *testing.T) {
+	k := mapstest.New(t)
+	c := newController(t, k)
+	cfg := site(t, freePort(t))
+	cfg.Probe.Interval, cfg.Probe.Timeout, cfg.Probe.Failures = time.Hour, time.Second, 100 // the test says what they show
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	edge2, err := k.Backends.Get("edge2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	had := rowsOf(t, c)["edge2"]
+	second := func(r maps.Row) bool { return r.Moved && uint32(r.Second) == edge2.ID }
+	start := rowsIn(t, k, second) // of edge1's own, which may have been there before edge1 started
+	up := true
+	f := follower{c: c, name: "edge2", id: edge2.ID, up: true, hostUp: func(error) bool { return up }}
+	f.follow(result{alive: true, err: errors.New("one lost")})
+	if got := rowsOf(t, c)["edge2"]; got != had {
+		t.Errorf("after one lost probe it has %d rows of %d", got, had)
+	}
+	f.follow(result{changed: true, err: errors.New("silent")})
+	if got := rowsIn(t, k, second); got != start+had || rowsOf(t, c)["edge2"] != 0 {
+		t.Errorf("silent, its host there: it is asked for %d rows of %d", got, start+had)
+	}
+	up, f.asked = false, time.Time{}
+	f.follow(result{err: errors.New("silent")})
+	if got := rowsIn(t, k, second); got != 0 {
+		t.Errorf("its host gone: it is asked for %d rows", got)
+	}
+	f.follow(result{alive: true, changed: true})
+	if got := rowsOf(t, c)["edge2"]; got != had {
+		t.Errorf("after its return it has %d rows of %d", got, had)
+	}
+	if got := rowsIn(t, k, func(r maps.Row) bool { return uint32(r.Owner) == edge2.ID && r.Moved }); got != had {
+		t.Errorf("of its %d rows %d say who had them meanwhile", had, got)
+	}
+}
+
+// A daemon that was silent says of its rows that they may have been elsewhere.
+func TestBeat(t *testing.T) {
+	k := mapstest.New(t)
+	c := newController(t, k)
+	if err := c.Beat(); err != nil {
+		t.Error("before a configuration:", err)
+	}
+	cfg := site(t, freePort(t))
+	cfg.Probe.Interval, cfg.Probe.Failures = time.Hour, 100 // nobody is found dead
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.Heart.Limit(); got < DefaultDeadman || got > DefaultDeadman+20*time.Millisecond {
+		t.Errorf("limit %s", got)
+	}
+	self := uint16(k.Config.Self().Backend)
+	mine := func(r maps.Row) bool { return r.Owner == self }
+	moved := func(r maps.Row) bool { return r.Owner == self && r.Moved && r.Second != 0 }
+	if a, b := rowsIn(t, k, mine), rowsIn(t, k, moved); a == 0 || a != b {
+		t.Errorf("at the start %d of %d rows may have been elsewhere", b, a)
+	}
+	settle := func() {
+		t.Helper()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, s := range c.sets {
+			for i := range s.moved {
+				s.moved[i] = time.Now().Add(-2 * cfg.SecondChance)
+			}
+		}
+		if err := c.writeRows(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settle()
+	if n := rowsIn(t, k, moved); n != 0 {
+		t.Errorf("long after the start: %d", n)
+	}
+	c.beaten = time.Now()
+	if err := c.Beat(); err != nil || rowsIn(t, k, moved) != 0 {
+		t.Errorf("after no pause: %d, %v", rowsIn(t, k, moved), err)
+	}
+	c.beaten = time.Now().Add(-missed)
+	if err := c.Beat(); err != nil || rowsIn(t, k, moved) != rowsIn(t, k, mine) {
+		t.Errorf("after a pause: %d, %v", rowsIn(t, k, moved), err)
+	}
+
+	alone := cfg
+	alone.Sets = map[string][]Backend{"edges": cfg.Sets["edges"][:1]}
+	if _, err := c.Apply(t.Context(), alone); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.Heart.Limit(); got != 0 {
+		t.Errorf("without peers: %s", got)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestOrdersAndPlans(t *testing.T) {
+	k := mapstest.New(t)
+	c := newController(t, k)
+	cfg := site(t, freePort(t))
+	cfg.Probe.Interval, cfg.Probe.Failures = time.Hour, 100 // nobody is found dead
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	before := rowsOf(t, c)
+	for name, o := range map[string]Order{
+		"unknown": {Backend: "edge9", Draining: ptr(true)}, "weight": {Backend: "edge2", Weight: ptr(maxWeight + 1)},
+		"below": {Backend: "edge2", Weight: ptr(-1)}, "share": {Backend: "edge2", Share: ptr(whole + 1)},
+	} {
+		if _, err := c.Order(o); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+		if _, err := c.Plan(Change{Orders: []Order{o}}); err == nil {
+			t.Errorf("%s: planned", name)
+		}
+	}
+	for _, o := range []Order{
+		{Backend: "edge1", Draining: ptr(true)}, {Backend: "edge1", Draining: ptr(false)}, {Backend: "edge3", Weight: ptr(3)},
+		{Backend: "edge3", Weight: ptr(0)}, {Backend: "edge2", Share: ptr(100)}, {Backend: "edge2", Share: ptr(0)},
+	} {
+		plans, err := c.Plan(Change{Orders: []Order{o}})
+		if err != nil || len(plans) != 1 {
+			t.Fatalf("%+v: %+v, %v", o, plans, err)
+		}
+		if self, err := c.Order(o); err != nil || self != (o.Backend == "edge1") {
+			t.Fatalf("%+v: %v, %v", o, self, err)
+		}
+		if self := c.Own(); o.Draining != nil && self.Draining != *o.Draining {
+			t.Errorf("%+v: says %+v", o, self)
+		}
+		p, after := plans[0], rowsOf(t, c)
+		t.Logf("%+v: %+v", o, p)
+		for _, b := range p.Backends {
+			if b.Before != before[b.Name] || b.After != after[b.Name] {
+				t.Errorf("%s: planned %+v, came %d → %d", o.Backend, b, before[b.Name], after[b.Name])
+			}
+		}
+		if p.Moved == 0 || p.Moved-p.Least > maps.RowCount*15/1000 && o.Share == nil {
+			t.Errorf("%+v: moves %d rows, any change moves %d", o, p.Moved, p.Least)
+		}
+		before = after
+	}
+	plans, err := c.Plan(Change{Remove: []string{"edge2"}})
+	if err != nil || plans[0].Moved != before["edge2"] || plans[0].Least != plans[0].Moved {
+		t.Errorf("removal: %+v, %v", plans, err)
+	}
+	plans, err = c.Plan(Change{Add: []Backend{{Name: "edge4"}}})
+	if err != nil || plans[0].Least != plans[0].Moved || len(plans[0].Backends) != 4 {
+		t.Errorf("addition: %+v, %v", plans, err)
+	}
+	plans, err = c.Plan(Change{Sets: map[string][]Backend{"edges": cfg.Sets["edges"][:2], "more": cfg.Sets["edges"][1:]}})
+	if err != nil || len(plans) != 2 || plans[0].Moved != before["edge3"] || plans[1].Moved != maps.RowCount {
+		t.Errorf("a file: %+v, %v", plans, err)
+	}
+	if _, err := c.Plan(Change{Remove: []string{"edge9"}}); !errors.Is(err, maps.ErrNotFound) {
+		t.Errorf("removal of one who is not there: %v", err)
+	}
+	if got := rowsOf(t, c); got["edge1"] != before["edge1"] {
+		t.Error("a plan changed rows")
+	}
+}
+
+func TestSteerConfig(t *testing.T) {
+	for name, change := range map[string]func(*Config){
+		"steer.second_chance": func(c *Config) { c.SecondChance = -1 },
+		"steer.deadman: 10ms": func(c *Config) { c.Deadman = 10 * time.Millisecond },
+		"steer.deadman: 1h":   func(c *Config) { c.Deadman = time.Hour },
+	} {
+		cfg := site(t, 9)
+		change(&cfg)
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	cfg := site(t, 9)
+	cfg.SecondChance, cfg.Deadman = 0, 0
+	if err := cfg.Validate(); err != nil {
+		t.Error("both off:", err)
 	}
 }

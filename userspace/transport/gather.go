@@ -8,14 +8,19 @@ import (
 	"time"
 )
 
-// gatherConn puts the many small writes of net/http's h2 server, one for each response, together
-// into few: Write appends to a buffer, and one goroutine writes out what has come together. It
-// yields before it does, so that other streams' handlers that are ready add theirs.
+// gatherConn puts the many small writes of an h2 server, one for each frame, together into few:
+// Write appends to a buffer, and one goroutine writes out what has come together. It yields before
+// it does, so that other streams' handlers that are ready add theirs.
+//
+// It lies above TLS, so that what comes together is also one record and not one for each response;
+// and so that the h2 server's goroutines, of which it starts two for each response, only copy: each
+// had to grow its stack for TLS, which was 12 % of a small response's cost.
 //
 // Write thus succeeds before its bytes are sent; an error shows at a later Write. That is what a
 // socket's own buffer does too.
 type gatherConn struct {
 	net.Conn
+	cork *corkConn // below TLS, or nil
 
 	mu     sync.Mutex
 	moved  sync.Cond // buf, err or closed changed
@@ -34,8 +39,8 @@ const (
 // gatherBufs are shared by all connections: one that has nothing to send holds none.
 var gatherBufs = sync.Pool{New: func() any { b := make([]byte, 0, gatherRoom); return &b }}
 
-func newGatherConn(c net.Conn) *gatherConn {
-	g := &gatherConn{Conn: c, done: make(chan struct{})}
+func newGatherConn(c net.Conn, cork *corkConn) *gatherConn {
+	g := &gatherConn{Conn: c, cork: cork, done: make(chan struct{})}
 	g.moved.L = &g.mu
 	go g.write()
 	return g
@@ -81,7 +86,7 @@ func (g *gatherConn) write() {
 		g.buf = nil
 		g.moved.Broadcast()
 		g.mu.Unlock()
-		_, err := g.Conn.Write(*out)
+		err := g.send(*out)
 		if cap(*out) == gatherRoom { // one that had to grow is not the pool's
 			*out = (*out)[:0]
 			gatherBufs.Put(out)
@@ -93,6 +98,17 @@ func (g *gatherConn) write() {
 			return
 		}
 	}
+}
+
+// send writes p as one write of the socket, in however many records.
+func (g *gatherConn) send(p []byte) error {
+	if g.cork == nil {
+		_, err := g.Conn.Write(p)
+		return err
+	}
+	g.cork.hold()
+	_, err := g.Conn.Write(p)
+	return errors.Join(err, g.cork.release())
 }
 
 // Close sends what is left, for as long as that is worth waiting for, and closes.
@@ -116,4 +132,52 @@ func ignoreClosed(err error) error {
 		return nil
 	}
 	return err
+}
+
+// corkConn lies between TLS and the socket: while it is held, records come together into one write.
+type corkConn struct {
+	net.Conn
+
+	mu   sync.Mutex
+	buf  *[]byte // what is held back; nil: not held
+	fail error   // of a write while it was held
+}
+
+// Write sends p, or keeps it until release.
+func (c *corkConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buf == nil {
+		return c.Conn.Write(p)
+	}
+	if len(*c.buf)+len(p) > gatherRoom {
+		c.flush()
+	}
+	*c.buf = append(*c.buf, p...)
+	return len(p), c.fail
+}
+
+func (c *corkConn) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.buf = gatherBufs.Get().(*[]byte)
+}
+
+// release sends what was held back.
+func (c *corkConn) release() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.flush()
+	if cap(*c.buf) == gatherRoom {
+		gatherBufs.Put(c.buf)
+	}
+	c.buf = nil
+	return c.fail
+}
+
+func (c *corkConn) flush() {
+	if c.fail == nil && len(*c.buf) > 0 {
+		_, c.fail = c.Conn.Write(*c.buf)
+	}
+	*c.buf = (*c.buf)[:0]
 }

@@ -45,7 +45,7 @@ func (c *stallConn) SetDeadline(t time.Time) error {
 type stallListener struct {
 	net.Listener
 	stall  time.Duration
-	gather bool // small writes are put together: for h2
+	secure bool // TLS comes above: see corkConn
 }
 
 // Accept returns the next connection.
@@ -55,8 +55,8 @@ func (l stallListener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	sc := &stallConn{Conn: c, stall: l.stall}
-	if l.gather {
-		return newGatherConn(sc), nil
+	if l.secure {
+		return &corkConn{Conn: sc}, nil
 	}
 	return sc, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -72,7 +73,7 @@ func (p *slowPipe) Close() error                     { return nil }
 // Many small writes become few, in order and whole; Close sends what is left.
 func TestGather(t *testing.T) {
 	p := &slowPipe{let: make(chan struct{})}
-	g := newGatherConn(p)
+	g := newGatherConn(p, nil)
 	var want []byte
 	for i := range 1000 {
 		b := []byte{byte(i), byte(i >> 8)}
@@ -99,7 +100,7 @@ func TestGather(t *testing.T) {
 // What may wait is bounded, and an error of the connection reaches the next Write.
 func TestGatherIsBounded(t *testing.T) {
 	p := &slowPipe{let: make(chan struct{}), fail: errors.New("peer has gone")}
-	g := newGatherConn(p)
+	g := newGatherConn(p, nil)
 	wrote := make(chan error, 1)
 	var taken atomic.Int64
 	go func() {
@@ -133,5 +134,48 @@ func TestGatherIsBounded(t *testing.T) {
 	}
 	if err := g.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What is written while a cork is held leaves in one write, and what is not, at once.
+func TestCork(t *testing.T) {
+	let := make(chan struct{})
+	close(let)
+	p := &slowPipe{let: let}
+	c := &corkConn{Conn: p}
+	write := func(s string) {
+		t.Helper()
+		if n, err := c.Write([]byte(s)); n != len(s) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	write("a")
+	if p.n != 1 {
+		t.Errorf("%d writes", p.n)
+	}
+	c.hold()
+	write("b")
+	write("c")
+	if p.n != 1 {
+		t.Errorf("%d writes while held", p.n)
+	}
+	if err := c.release(); err != nil || p.n != 2 || string(p.got) != "abc" {
+		t.Errorf("%v, %d writes, %q", err, p.n, p.got)
+	}
+	c.hold()
+	if err := c.release(); err != nil || p.n != 2 {
+		t.Errorf("nothing held: %v, %d writes", err, p.n)
+	}
+	c.hold() // more than there is room for goes out in pieces
+	write(strings.Repeat("x", gatherRoom-1))
+	write("yy")
+	if err := c.release(); err != nil || p.n != 4 || len(p.got) != 3+gatherRoom+1 {
+		t.Errorf("%v, %d writes, %d bytes", err, p.n, len(p.got))
+	}
+	p.fail = errors.New("peer has gone")
+	c.hold()
+	_, _ = c.Write([]byte("late"))
+	if err := c.release(); !errors.Is(err, p.fail) {
+		t.Errorf("released: %v", err)
 	}
 }

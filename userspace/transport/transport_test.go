@@ -643,3 +643,28 @@ func TestConfigMistakes(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Behind a body that is malformed nothing on the connection may be taken for another request.
+func TestNothingFollowsAMalformedBody(t *testing.T) {
+	var answered atomic.Int64
+	s := mustListen(t, testConfig(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answered.Add(1)
+		_, err := io.Copy(io.Discard, r.Body)
+		_ = r.Body.Close() // as a transport does that sends it on
+		fmt.Fprint(w, err != nil)
+	}))
+	for _, body := range []string{"zz\r\n", "1\r\nabc\r\n", "-1\r\n", "1 1\r\na\r\n"} {
+		answered.Store(0)
+		c, err := net.Dial("tcp", where(t, s, "h1", false))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%sGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n", body)
+		got, err := io.ReadAll(c)
+		if err != nil || answered.Load() != 1 || strings.Count(string(got), "HTTP/1.1 ") != 1 {
+			t.Errorf("%q: %d requests were answered, then %v: %q", body, answered.Load(), err, got)
+		}
+	}
+}

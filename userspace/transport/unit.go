@@ -56,6 +56,9 @@ func (s *Server) open(k unitKey, cfg Config) (u *unit, err error) {
 	}
 	u.http.TLSConfig = s.opts.TLS.Clone()
 	u.http.TLSConfig.NextProtos = []string{"h2", "http/1.1"}
+	if err := u.configureH2(); err != nil {
+		return nil, fmt.Errorf("listen.https: %w", errors.Join(err, u.tcp.Close()))
+	}
 	if err := u.openQUIC(cfg); err != nil {
 		return nil, fmt.Errorf("listen.https: %w", errors.Join(err, u.tcp.Close()))
 	}
@@ -241,6 +244,9 @@ func (u *unit) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	} else {
 		body := newStallBody(r.Body, w, u.limits.stall)
 		defer body.stall.close()
+		// A copy: net/http looks at the Body of its own request to see whether what remains on the connection
+		// can be another request. With ours in its place it would read on behind a body that is malformed.
+		r = r.WithContext(r.Context())
 		r.Body = body
 	}
 	if r.ProtoMajor >= 2 {

@@ -168,7 +168,7 @@ func (w *world) setBackends() error {
 			ids[i] = uint16(id)
 		}
 		for i := range table {
-			table[i] = maps.Row{Owner: ids[r.IntN(backends)], Previous: ids[r.IntN(backends)]}
+			table[i] = maps.Row{Owner: ids[r.IntN(backends)], Second: ids[r.IntN(backends)]}
 		}
 		set, err := w.maps.Sets.Put(maps.BackendSet{Name: fmt.Sprintf("edges%d", family)})
 		if err != nil {

@@ -82,6 +82,7 @@ func (e *Edge) kernelStatus(ctx context.Context, s *control.Status) error {
 	err := e.kernel.use(func(set *maps.Set) (err error) {
 		s.Kernel.Attached = true
 		s.Kernel.ObserveOnly = set.Config.ObserveOnly()
+		s.Kernel.Deadman = deadmanOf(set)
 		local := control.NewLocal(set, nil)
 		if s.VIPs, err = local.VIPs(ctx); err != nil {
 			return err
@@ -108,14 +109,28 @@ func (e *Edge) kernelStatus(ctx context.Context, s *control.Status) error {
 	return nil
 }
 
+// deadmanOf says what the dead man's switch is set to.
+func deadmanOf(set *maps.Set) string {
+	limit := set.Heart.Limit()
+	if limit == 0 {
+		return "off"
+	}
+	return limit.String()
+}
+
 // total sums up what became of packets.
 func total(k *control.KernelInfo, drops control.Drops) {
 	for _, st := range drops.Stages {
 		if st.Exit != maps.ExitShadow.String() { // counted beside their real exit
 			k.Packets += st.Count.Packets
 		}
-		if st.Exit == maps.ExitForward.String() {
+		switch st.Exit {
+		case maps.ExitForward.String():
 			k.Forwarded += st.Count.Packets
+		case maps.ExitChance.String():
+			k.Chances += st.Count.Packets
+		case maps.ExitDeadman.String():
+			k.Handed += st.Count.Packets
 		}
 	}
 	for _, d := range drops.Drops {

@@ -22,8 +22,10 @@ import (
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/pipeline"
+	"github.com/bermedge/berm/userspace/steer"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -55,6 +57,7 @@ type Edge struct {
 	server   *transport.Server
 	kernel   *kernelLink
 	probes   *probes
+	relays   *fec.Relays
 	admin    *http.Server
 	socket   net.Listener
 
@@ -91,7 +94,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 			err = errors.Join(err, e.close(ctx))
 		}
 	}()
-	debug.SetMemoryLimit(cfg.Cache.HeapLimit())
+	boundHeap(cfg.Cache.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS, opts.State, certNames(cfg)); err != nil {
 		return nil, err
 	}
@@ -165,6 +168,10 @@ func (e *Edge) listen(cfg *config.Config) (err error) {
 	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
 		return err
 	}
+	e.relays = fec.NewRelays(e.log.Logger)
+	if err := e.relays.Apply(cfg.FEC); err != nil {
+		return err
+	}
 	e.probes = &probes{e: e, open: map[netip.AddrPort]*responder{}}
 	return e.probes.apply(cfg.AnswersProbes())
 }
@@ -192,7 +199,7 @@ func (e *Edge) resetKey() (key [32]byte) {
 	_, _ = rand.Read(key[:]) // never fails, and ends the process if it ever does
 	if e.opts.State != "" {
 		if err := os.WriteFile(path, key[:], 0o600); err != nil {
-			e.log.Debug("QUIC clients will notice a restart only by timeout", "error", err)
+			e.log.Warn("the state directory cannot be written: a restart changes a self-signed certificate, and QUIC clients notice it only by timeout", "error", err)
 		}
 	}
 	return key
@@ -215,6 +222,7 @@ func certNames(cfg *config.Config) []string {
 func (e *Edge) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.tasks.Go(func() { e.kernel.run(work) })
+	e.tasks.Go(func() { e.kernel.live(work) })
 	e.tasks.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
 	e.tasks.Go(func() { e.watchdog(work) })
 	e.ready.Store(true)
@@ -228,9 +236,15 @@ func (e *Edge) Run(ctx context.Context) error {
 	}
 	e.ready.Store(false)
 	e.notify("STOPPING=1")
-	e.probes.drain() // new flows that reach other edges stay there
+	e.probes.say(steer.Says{Draining: true}) // new flows that reach other edges stay there
+	keeps := e.cfg.Load().Steer.SecondChance > 0
+	if keeps { // new flows that come here go to the others, and those that are here stay to their end
+		e.kernel.handOver()
+	}
 	err := e.close(context.WithoutCancel(ctx))
-	e.kernel.handOver() // nobody listens any more: what still comes is for the others
+	if !keeps { // nobody listens any more: what still comes is for the others
+		e.kernel.handOver()
+	}
 	stop()
 	e.tasks.Wait()
 	e.kernel.close()
@@ -254,6 +268,9 @@ func (e *Edge) close(ctx context.Context) error {
 	if e.scrape != nil {
 		errs = append(errs, e.scrape.apply(""))
 	}
+	if e.relays != nil {
+		errs = append(errs, e.relays.Close())
+	}
 	if e.probes != nil {
 		errs = append(errs, e.probes.apply(nil))
 	}
@@ -271,5 +288,14 @@ func (e *Edge) certsChanged(err error) {
 func (e *Edge) notify(state string) {
 	if e.opts.Notify != nil {
 		e.opts.Notify(state)
+	}
+}
+
+// boundHeap has garbage collected when the heap has grown fivefold or nears its limit, whichever is first: with a
+// cache that is not full, collecting at each doubling took a quarter of a hit's CPU time.
+func boundHeap(limit int64) {
+	debug.SetMemoryLimit(limit)
+	if os.Getenv("GOGC") == "" { // else the operator has decided
+		debug.SetGCPercent(400)
 	}
 }

@@ -94,6 +94,30 @@ func (k *kernelLink) run(ctx context.Context) {
 	}
 }
 
+// heartbeat leaves a healthy daemon four beats in the shortest silence that counts.
+const heartbeat = 100 * time.Millisecond
+
+// live tells the kernel half, while this daemon serves, that it does: it has opened its listeners, and
+// its last self-check got an answer. A daemon that hangs, or dies, tells nothing.
+func (k *kernelLink) live(ctx context.Context) {
+	tick := time.NewTicker(heartbeat)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if !k.e.ready.Load() || !k.e.sound.Load() {
+			continue
+		}
+		err := k.use(func(*maps.Set) error { return k.steer.Beat() })
+		if err != nil && k.problem() == nil {
+			k.e.log.Warn("rows do not say that flows may be elsewhere", "error", err)
+		}
+	}
+}
+
 // follow connects, or lets go of a kernel half that was taken down or replaced.
 func (k *kernelLink) follow() {
 	k.e.reloading.Lock() // the configuration stays what it is meanwhile
@@ -348,7 +372,9 @@ func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
 			list = append(list, control.Backend{Set: s.Set, Name: s.Name, Address: s.Address, Self: s.Self, Ready: s.NextHop.Ready, Seen: -1})
 			i = len(list) - 1
 		}
-		list[i].Healthy, list[i].Error = s.Alive, cmp.Or(s.Why, s.Trouble)
+		b := &list[i]
+		b.Healthy, b.Error = s.Alive, cmp.Or(s.Why, s.Trouble)
+		b.Moved, b.Draining, b.Weight, b.Share = s.Moved, s.Says.Draining, s.Says.Weight, s.Says.Share
 	}
 	return list, nil
 }

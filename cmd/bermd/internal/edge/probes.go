@@ -18,10 +18,10 @@ import (
 type probes struct {
 	e *Edge
 
-	mu       sync.Mutex
-	open     map[netip.AddrPort]*responder
-	key      *[32]byte
-	draining bool
+	mu   sync.Mutex
+	open map[netip.AddrPort]*responder
+	key  *[32]byte
+	says steer.Says
 }
 
 type responder struct {
@@ -70,7 +70,7 @@ func (p *probes) serve(at netip.AddrPort, c net.PacketConn) {
 	if p.key != nil {
 		r.SetKey(*p.key)
 	}
-	r.SetDraining(p.draining)
+	r.Say(p.says)
 	p.open[at] = r
 	p.e.tasks.Go(func() {
 		if err := r.Serve(ctx); err != nil {
@@ -90,12 +90,12 @@ func (p *probes) setKey(key [32]byte) {
 	}
 }
 
-// drain stops answering, so that other edges take over.
-func (p *probes) drain() {
+// say tells other edges what this one is to be from now on.
+func (p *probes) say(s steer.Says) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.draining = true
+	p.says = s
 	for _, r := range p.open {
-		r.SetDraining(true)
+		r.Say(s)
 	}
 }

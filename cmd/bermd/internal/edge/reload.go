@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,6 +65,10 @@ func (e *Edge) reload() (done []string, err error) {
 	if err := e.probes.apply(cfg.AnswersProbes()); err != nil {
 		return nil, err
 	}
+	undo = append(undo, func() { e.restored("relays", e.relays.Apply(old.FEC)) })
+	if err := e.relays.Apply(cfg.FEC); err != nil {
+		return nil, err
+	}
 	undo = append(undo, func() { e.restored("metrics", e.scrape.apply(old.Admin.Metrics)) })
 	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
 		return nil, err
@@ -77,7 +80,7 @@ func (e *Edge) reload() (done []string, err error) {
 	next.use()
 	e.log.Apply(cfg.Log)
 	e.access.Sample(cfg.Log.Access)
-	debug.SetMemoryLimit(cfg.Cache.HeapLimit())
+	boundHeap(cfg.Cache.HeapLimit())
 	e.accept(cfg)
 	e.kernel.tidy(cfg)
 	return e.differences(old, cfg, restart), nil

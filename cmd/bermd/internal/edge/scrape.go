@@ -61,6 +61,7 @@ func (e *Edge) registerMetrics() {
 	e.metrics.Set("transport", e.emitTransport)
 	e.metrics.Set("cache", e.emitCache)
 	e.metrics.Set("origins", e.emitOrigins)
+	e.metrics.Set("relays", e.emitRelays)
 }
 
 func (e *Edge) emitEdge(emit observe.Emit) {

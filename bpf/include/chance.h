@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* chance: whose flow is this, by the sockets of this host? An owner without one lets the packet
+ * have a second chance at the row's second, once: there it is delivered whatever happens. Our
+ * own failure counts as "ours", so that the packet stays where it is.
+ */
+#ifndef BERM_CHANCE_H
+#define BERM_CHANCE_H
+
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+
+#include "addr.h"
+#include "maps.h"
+#include "packet.h"
+#include "parse.h"
+
+#define TCP_STATE_LISTEN 10 /* of the kernel's enum, which is not in its headers for us */
+
+/* What names a flow, as it lies in struct packet. */
+struct flow {
+	struct berm_addr dst;
+	struct berm_addr client;
+	__u64 ports;
+};
+_Static_assert(__builtin_offsetof(struct packet, client) - __builtin_offsetof(struct packet, dst) ==
+			       __builtin_offsetof(struct flow, client) &&
+		       __builtin_offsetof(struct packet, ports) -
+				       __builtin_offsetof(struct packet, dst) ==
+			       __builtin_offsetof(struct flow, ports),
+	       "struct packet has a struct flow in it");
+
+/* Bytes of the outer header that the packet came in, without a branch for the verifier to follow. */
+static __always_inline __u32 outer_of(__u64 facts)
+{
+	return (facts / PACKET_OUTER4 & 1) * sizeof(struct iphdr) +
+	       (facts / PACKET_OUTER6 & 1) * sizeof(struct ipv6hdr);
+}
+
+/* The headers of the packet that policy and steering are about, as far as they are of this
+ * protocol: extension headers are not followed.
+ */
+struct headers {
+	void *ip; /* NULL = not so */
+	struct cursor payload;
+};
+
+static __always_inline struct headers headers_from(struct xdp_md *ctx, __u64 facts, __u8 proto)
+{
+	struct headers h = { .payload = cur_from(ctx) };
+	__u32 tags = !!(facts & PACKET_TAGGED) + !!(facts & PACKET_TAGGED_TWICE);
+	struct ipv6hdr *ip6;
+	struct iphdr *ip;
+
+	if (!cur_skip(&h.payload,
+		      sizeof(struct ethhdr) + tags * sizeof(struct vlan_hdr) + outer_of(facts)))
+		return h;
+	if (facts & PACKET_V6) {
+		ip6 = TAKE(&h.payload, struct ipv6hdr);
+		if (ip6 && ip6->nexthdr == proto)
+			h.ip = ip6;
+		return h;
+	}
+	ip = TAKE(&h.payload, struct iphdr);
+	if (ip && ip->protocol == proto && ip->ihl >= 5 &&
+	    cur_skip(&h.payload, ip->ihl * 4 - sizeof(*ip)))
+		h.ip = ip;
+	return h;
+}
+
+/* Is the packet the last step of a handshake that the listener answered with a SYN cookie? Only
+ * the cookie knows of that flow.
+ */
+static __always_inline bool has_cookie(struct xdp_md *ctx, struct bpf_sock *listener, __u64 facts)
+{
+	struct headers h = headers_from(ctx, facts, IPPROTO_TCP);
+	struct tcphdr *tcp;
+
+	if (!h.ip || !(tcp = TAKE(&h.payload, struct tcphdr)))
+		return false;
+	if (facts & PACKET_V6)
+		return !bpf_tcp_check_syncookie(listener, h.ip, sizeof(struct ipv6hdr), tcp,
+						sizeof(*tcp));
+	return !bpf_tcp_check_syncookie(listener, h.ip, sizeof(struct iphdr), tcp, sizeof(*tcp));
+}
+
+/* Does this host have the TCP flow: a connection, a request for one, what is left of one
+ * (TIME_WAIT), or a cookie?
+ */
+static __always_inline bool holds_flow(struct xdp_md *ctx, const struct flow *flow, __u64 facts)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	bool holds;
+
+	if (facts & PACKET_V6) {
+		for (int i = 0; i < 4; i++) {
+			tuple.ipv6.saddr[i] = flow->client.words[i];
+			tuple.ipv6.daddr[i] = flow->dst.words[i];
+		}
+		tuple.ipv6.sport = bpf_htons(flow->ports >> 24);
+		tuple.ipv6.dport = bpf_htons(flow->ports >> 8);
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		tuple.ipv4.saddr = flow->client.words[3];
+		tuple.ipv4.daddr = flow->dst.words[3];
+		tuple.ipv4.sport = bpf_htons(flow->ports >> 24);
+		tuple.ipv4.dport = bpf_htons(flow->ports >> 8);
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!sk)
+		return false;
+	holds = sk->state != TCP_STATE_LISTEN || has_cookie(ctx, sk, facts);
+	bpf_sk_release(sk);
+	return holds;
+}
+
+#endif

@@ -1,0 +1,102 @@
+package fec
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"sync"
+	"time"
+)
+
+// A report tells the sender how the path loses: reportMagic, then the receiver's totals of symbols expected,
+// lost, and of bursts of losses, as big-endian numbers of 64 bits. What a forged one can do is bounded by the sender's
+// limit of overhead.
+const reportMagic = "Bfr1"
+
+const reportLen = len(reportMagic) + 3*8
+
+type report struct {
+	expected, lost, bursts uint64
+}
+
+func (c Counts) report() report {
+	r := report{expected: c.Expected, lost: c.Lost}
+	for _, n := range c.Bursts {
+		r.bursts += n
+	}
+	return r
+}
+
+func (r report) append(b []byte) []byte {
+	b = append(b, reportMagic...)
+	for _, n := range []uint64{r.expected, r.lost, r.bursts} {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	return b
+}
+
+func parseReport(b []byte) (report, error) {
+	if len(b) != reportLen || string(b[:len(reportMagic)]) != reportMagic {
+		return report{}, fmt.Errorf("report of %d bytes: %w", len(b), ErrForeign)
+	}
+	n := func(i int) uint64 { return binary.BigEndian.Uint64(b[len(reportMagic)+8*i:]) }
+	r := report{n(0), n(1), n(2)}
+	if r.lost > r.expected || r.bursts > r.lost {
+		return report{}, fmt.Errorf("report of %d lost in %d bursts of %d: %w", r.lost, r.bursts, r.expected, ErrForeign)
+	}
+	return r, nil
+}
+
+// memory is how far back reports count: losses that are older say little of the path as it is, and
+// after a path has become clean its parity ends within this time.
+const memory = 4 * time.Second
+
+// pathEstimate is the path as the reports of the last seconds show it.
+type pathEstimate struct {
+	mu   sync.Mutex
+	last report
+	seen []timedReport // differences, oldest first
+}
+
+type timedReport struct {
+	at time.Time
+	report
+}
+
+// add takes a receiver's totals. Totals that went back are a new receiver's.
+func (p *pathEstimate) add(r report, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d := report{r.expected - p.last.expected, r.lost - p.last.lost, r.bursts - p.last.bursts}
+	if r.expected < p.last.expected || r.lost < p.last.lost || r.bursts < p.last.bursts {
+		d = r
+	}
+	p.last = r
+	p.seen = append(p.seen, timedReport{now, d})
+}
+
+// path returns the path as it was seen, and one as bad as it may be all the same, given how few symbols were seen: two
+// standard deviations more loss.
+func (p *pathEstimate) path(now time.Time) (seen, cautious Path) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var sum report
+	kept := p.seen[:0]
+	for _, r := range p.seen {
+		if now.Sub(r.at) > memory {
+			continue
+		}
+		kept = append(kept, r)
+		sum.expected += r.expected
+		sum.lost += r.lost
+		sum.bursts += r.bursts
+	}
+	p.seen = kept
+	if sum.lost == 0 || sum.expected == 0 {
+		return Path{Burst: 1}, Path{Burst: 1}
+	}
+	seen = Path{Loss: float64(sum.lost) / float64(sum.expected), Burst: float64(sum.lost) / float64(max(sum.bursts, 1))}
+	cautious = seen
+	cautious.Loss = min(seen.Loss+2*math.Sqrt(seen.Loss/float64(sum.expected)), 1)
+	return seen, cautious
+}
