@@ -22,6 +22,7 @@ type BenchBenchCase struct {
 	First      uint32
 	Ifindex    uint32
 	Sum        uint64
+	Tail       uint64
 	Frame      [98]uint8
 	_          [6]byte
 }

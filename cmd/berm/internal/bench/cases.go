@@ -97,6 +97,10 @@ var cases = []benchCase{
 		name: "lb_syn_new", packet: kind{port: portService, proto: maps.ProtocolTCP, flags: tcpSYN},
 		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
 	},
+	{
+		name: "syn_cookie", packet: kind{port: portCookie, proto: maps.ProtocolTCP, flags: tcpSYN, tail: true},
+		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageGate, Exit: maps.ExitAnswer},
+	},
 }
 
 // minRepeat packets make a timed run at least, so that what surrounds it does not matter.
@@ -151,6 +155,9 @@ func (w *world) set(packet kind, family, flows, sources, first, ifindex int) ([]
 	setting := bpf.BenchBenchCase{
 		Len: uint32(len(frame)), Family: uint32(family), FlowMask: uint32(flows - 1), SourceMask: uint32(sources - 1),
 		First: uint32(first), Ifindex: uint32(ifindex), Sum: headerSum(frame, family),
+	}
+	if packet.tail {
+		setting.Tail = 1
 	}
 	copy(setting.Frame[:], frame)
 	if err := w.harness.BenchCases.Put(uint32(0), &setting); err != nil {

@@ -18,6 +18,7 @@ const (
 	portGeo     = 444 // refuses all countries
 	portRate    = 445 // refuses all but the first packet of a source
 	portVerdict = 446
+	portCookie  = 447 // delivered here, where SYNs are answered with cookies
 )
 
 var (
@@ -36,6 +37,7 @@ type kind struct {
 	port    uint16
 	proto   maps.Protocol
 	flags   byte
+	tail    bool // its answer is shorter; to restore that costs the harness a call, which is not taken off
 }
 
 // payloadLen makes every frame longer than what the harness restores.

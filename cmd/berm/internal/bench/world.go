@@ -196,6 +196,12 @@ func (w *world) setVIPs() error {
 	add("geo", portGeo, maps.ProtocolTCP, "closed", "open")
 	add("rate", portRate, maps.ProtocolTCP, "open", "tight")
 	add("verdict", portVerdict, maps.ProtocolTCP, "open", "open")
+	add("cookie", portCookie, maps.ProtocolTCP, "open", "open")
+	for i := range list {
+		if list[i].Port == portCookie {
+			list[i].Backends, list[i].Gate.Cookies = "", maps.GateOn
+		}
+	}
 	return w.maps.VIPs.Replace(maps.OwnerFile, list)
 }
 
