@@ -34,35 +34,51 @@
 #define TOO_BIG_BURST 15625000ULL
 #define RATE_TOO_BIG 0x27d4eb
 
-static __always_inline void answer_of(const struct packet *pkt, struct answer *to)
+/* Who sent a packet to whom, as it lies in struct packet. */
+struct ends {
+	struct berm_addr src;
+	struct berm_addr dst;
+};
+_Static_assert(__builtin_offsetof(struct packet, dst) - __builtin_offsetof(struct packet, src) ==
+		       __builtin_offsetof(struct ends, dst),
+	       "struct packet has a struct ends in it");
+
+/* Of packets that came through no tunnel. */
+static __always_inline void answer_of(struct answer *to, const struct ends *ends, __u64 facts)
 {
-	to->client = pkt->src;
-	to->vip = pkt->dst;
-	to->l3 = l3_of(pkt);
+	__u32 tags = !!(facts & PACKET_TAGGED) + !!(facts & PACKET_TAGGED_TWICE);
+
+	to->client = ends->src;
+	to->vip = ends->dst;
+	to->l3 = sizeof(struct ethhdr) + tags * sizeof(struct vlan_hdr);
 	to->outer = 0;
-	to->six = !!is(pkt, PACKET_V6);
+	to->six = !!(facts & PACKET_V6);
 	to->pad = 0;
 }
 
 /* Turns an echo request around, in place: but for the type, sums do not change, since both ends only
  * change places. Returns the action, or -1 where it is something else.
  */
-__noinline int echo_answer(struct xdp_md *ctx, struct answer *to)
+__noinline int echo_answer(struct xdp_md *ctx, const struct ends *ends, __u64 facts)
 {
 	struct cursor cur = cur_from(ctx);
 	struct icmp_header *icmp;
+	struct answer to;
 	__u32 check;
 
-	if (!to || !answer_is_sane(to) || !frame_is_ours(ctx) || !cur_skip(&cur, to->l3))
+	if (!ends || !frame_is_ours(ctx))
 		return -1;
-	if (to->six) {
+	answer_of(&to, ends, facts);
+	if (!cur_skip(&cur, to.l3))
+		return -1;
+	if (to.six) {
 		struct ipv6hdr *ip = TAKE(&cur, struct ipv6hdr);
 
 		icmp = TAKE(&cur, struct icmp_header);
 		if (!ip || !icmp || icmp->type != ICMPV6_ECHO_REQUEST || icmp->code)
 			return -1;
-		addr_put(&ip->saddr, &to->vip);
-		addr_put(&ip->daddr, &to->client);
+		addr_put(&ip->saddr, &to.vip);
+		addr_put(&ip->daddr, &to.client);
 		ip->hop_limit = ANSWER_TTL;
 		icmp->type = ICMPV6_ECHO_REPLY;
 		check = icmp->check + (__u16)~bpf_htons(0x0100);
@@ -72,8 +88,8 @@ __noinline int echo_answer(struct xdp_md *ctx, struct answer *to)
 		icmp = TAKE(&cur, struct icmp_header);
 		if (!ip || !icmp || icmp->type != ICMP_ECHO || icmp->code)
 			return -1;
-		ip->saddr = to->vip.words[3];
-		ip->daddr = to->client.words[3];
+		ip->saddr = to.vip.words[3];
+		ip->daddr = to.client.words[3];
 		ip->ttl = ANSWER_TTL;
 		ip->check = 0;
 		ip->check = ~csum_fold(csum_ipv4(ip));
@@ -87,15 +103,13 @@ __noinline int echo_answer(struct xdp_md *ctx, struct answer *to)
 static __always_inline int icmp_echo(struct packet *pkt)
 {
 	const __u64 others = PACKET_FRAGMENT | PACKET_OPTIONS | PACKET_OUTER | UNANSWERED;
-	struct answer to;
 	int act;
 
 	if (LIKELY(!is(pkt, PACKET_OTHER)) || is(pkt, others))
 		return STAGE_NEXT;
 	if (pkt->proto != (is(pkt, PACKET_V6) ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return STAGE_NEXT;
-	answer_of(pkt, &to);
-	act = echo_answer(pkt->ctx, &to);
+	act = echo_answer(pkt->ctx, (const struct ends *)&pkt->src, pkt->facts);
 	if (act < 0)
 		return STAGE_NEXT;
 	if (act == XDP_ABORTED)
@@ -144,20 +158,24 @@ static __always_inline bool put_too_big(struct xdp_md *ctx, const struct answer 
 /* Makes of a packet that is too big the error about it, which asks for packets of mtu bytes. Returns
  * the action, or -1 where nobody is told.
  */
-__noinline int too_big_answer(struct xdp_md *ctx, struct answer *to, __u32 mtu)
+__noinline int too_big_answer(struct xdp_md *ctx, const struct ends *ends, __u64 facts, __u32 mtu)
 {
 	__u32 headers, quote, l3;
 	__u8 l2[L2_MAX + 2] = {};
+	struct answer to;
 	int cut;
 
-	if (!to || !answer_is_sane(to) || !frame_is_ours(ctx) || may_fragment(ctx, to))
+	if (!ends || !frame_is_ours(ctx))
 		return -1;
-	headers = (to->six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) +
+	answer_of(&to, ends, facts);
+	if (may_fragment(ctx, &to))
+		return -1;
+	headers = (to.six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) +
 		  sizeof(struct icmp_header);
-	quote = to->six ? QUOTE6 : QUOTE4;
-	if (to->six && mtu < MTU6_LEAST)
+	quote = to.six ? QUOTE6 : QUOTE4;
+	if (to.six && mtu < MTU6_LEAST)
 		mtu = MTU6_LEAST;
-	l3 = to->l3;
+	l3 = to.l3;
 	if (l3 < sizeof(struct ethhdr) || l3 > L2_MAX || bpf_xdp_load_bytes(ctx, 0, l2, l3))
 		return -1;
 	cut = (int)(l3 + quote) - (int)bpf_xdp_get_buff_len(ctx);
@@ -165,7 +183,7 @@ __noinline int too_big_answer(struct xdp_md *ctx, struct answer *to, __u32 mtu)
 		return -1;
 	swap_words((__u16 *)l2);
 	if (bpf_xdp_adjust_head(ctx, -(int)headers) || bpf_xdp_store_bytes(ctx, 0, l2, l3) ||
-	    !(to->six ? put_too_big(ctx, to, true, mtu) : put_too_big(ctx, to, false, mtu)))
+	    !(to.six ? put_too_big(ctx, &to, true, mtu) : put_too_big(ctx, &to, false, mtu)))
 		return XDP_ABORTED;
 	return XDP_TX;
 }
@@ -178,7 +196,6 @@ static __always_inline int icmp_too_big(struct packet *pkt, const struct now *no
 	struct berm_limit limit = { .cost = TOO_BIG_COST, .burst_units = TOO_BIG_BURST };
 	__u32 key = pkt->source & pkt->cfg->rate_mask;
 	struct berm_rate_set *set;
-	struct answer to;
 	int act;
 
 	if (refuse(pkt, BERM_DROP_TOO_BIG, false) == STAGE_NEXT)
@@ -188,8 +205,7 @@ static __always_inline int icmp_too_big(struct packet *pkt, const struct now *no
 	    rate_take_anywhere(set, &limit, rate_tag(pkt->source, 0, RATE_TOO_BIG),
 			       clock_coarse(now, pkt->cfg) & CELL_TIME, 1) == RATE_REFUSED)
 		return XDP_DROP;
-	answer_of(pkt, &to);
-	act = too_big_answer(pkt->ctx, &to, mtu);
+	act = too_big_answer(pkt->ctx, (const struct ends *)&pkt->src, pkt->facts, mtu);
 	if (act < 0)
 		return XDP_DROP;
 	if (act == XDP_ABORTED)

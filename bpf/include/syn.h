@@ -9,11 +9,11 @@
 #include <linux/in.h>
 
 #include "answer.h"
+#include "chance.h"
 #include "maps.h"
 #include "packet.h"
 #include "parse_l4.h"
 
-#define TCP_LISTEN 10
 #define TCP_OPTIONS_MAX 40
 
 enum tcp_option {
@@ -148,9 +148,9 @@ static __always_inline __s64 syn_cookie(struct xdp_md *ctx, struct gated *in, vo
 	}
 	if (!sk)
 		return -1;
-	if (sk->state == TCP_LISTEN && in->to.six)
+	if (sk->state == TCP_STATE_LISTEN && in->to.six)
 		cookie = bpf_tcp_gen_syncookie(sk, ip, sizeof(struct ipv6hdr), tcp, size);
-	else if (sk->state == TCP_LISTEN)
+	else if (sk->state == TCP_STATE_LISTEN)
 		cookie = bpf_tcp_gen_syncookie(sk, ip, sizeof(struct iphdr), tcp, size);
 	bpf_sk_release(sk);
 	return cookie;
