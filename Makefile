@@ -25,7 +25,7 @@ AS := scripts/as-user
 GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath
 
 # The stages of `make test`, in their order. `setup` is the ground for the others.
-STAGES := setup check-generated check-fmt lint test-unit test-root test-e2e test-kernels
+STAGES := setup check-generated check-fmt lint test-unit test-root test-fuzz test-e2e test-kernels
 
 # Packages whose tests load programs or make namespaces; the tests of all others run anywhere.
 ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./userspace/geo/... ./userspace/steer/... ./cmd/... ./test/rig/... ./test/scenario/... ./test/packaging/...
@@ -83,13 +83,21 @@ test-unit: ## tests that need no privilege, with the race detector
 test-root: ## tests that load programs and make namespaces (as root)
 	@$(GO_TEST) -race $(ROOT_PACKAGES)
 
+.PHONY: test-fuzz
+test-fuzz: ## ten seconds of mutated packets through the loaded program (as root)
+	@$(GO) test -run '^$$' -fuzz '^FuzzXDP$$' -fuzztime 10s -parallel 1 ./bpf
+
 .PHONY: test-e2e
 test-e2e: ## labs in network namespaces, with real clients (as root)
 	@$(GO_TEST) -timeout 10m ./test/e2e/...
 
 .PHONY: test-kernels
-test-kernels: ## load the programs on the oldest kernel we support, under emulation
+test-kernels: ## old kernels under emulation: load, packet tests, what the verifiers need
 	@$(GO_TEST) -timeout 10m ./test/kernels/...
+
+.PHONY: verifier
+verifier: ## record what the programs need of each kernel's verifier (as root)
+	@$(GO) test -count=1 -timeout 10m -v ./test/kernels -update | grep -A99 'what the verifiers need'
 
 .PHONY: lab
 lab: build ## sudo make lab: the main scenario, with its figures

@@ -47,6 +47,9 @@ func FuzzXDP(f *testing.F) {
 			if again != action || !bytes.Equal(out, out2) {
 				t.Errorf("the same frame ended as %d and then as %d\n%x\n%x\n%x", action, again, frame, out, out2)
 			}
+			if action == xdpTX && !isTunnel(frame) {
+				checkOwner(t, k, frame, out)
+			}
 		}
 	})
 }
@@ -153,6 +156,32 @@ func checkAnswered(t *testing.T, frame, out []byte) {
 	if len(out) != len(frame) || !bytes.Equal(out[at+header+4:], frame[at+header+4:]) {
 		t.Errorf("answer to\n   %x\nis %x", frame, out)
 	}
+}
+
+// checkOwner gives the program a later packet of the flow, which another router has passed: it goes the same way.
+func checkOwner(t *testing.T, k *kernel, frame, out []byte) {
+	t.Helper()
+	later := mutate(frame, func(b []byte) {
+		if p := b[l3(b):]; p[0]>>4 == 4 {
+			p[8] ^= 1 // TTL
+			packet.Sum4(p)
+		} else {
+			p[7] ^= 1 // hop limit
+		}
+	})
+	action, out2 := run(t, k.XdpBermAt, later)
+	if action != xdpTX || !bytes.Equal(outerAddresses(out), outerAddresses(out2)) {
+		t.Errorf("a flow with two owners\n in %x\nout %x\n in %x\nout %x", frame, out, later, out2)
+	}
+}
+
+// outerAddresses are source and destination of a frame that was sent on.
+func outerAddresses(out []byte) []byte {
+	p := out[l3(out):]
+	if p[0]>>4 == 4 {
+		return p[12:20]
+	}
+	return p[8:40]
 }
 
 // isChance looks at the bit that says so in a tunnel's outer header.

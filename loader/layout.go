@@ -21,6 +21,9 @@ type layout struct{ dir string }
 
 func layoutOf(root string) layout { return layout{maps.PinDir(root)} }
 
+// pinned is the directory of the contract that is loaded, which only tests choose.
+func (o Options) pinned() layout { return layout{filepath.Join(o.Pins, "v"+strconv.Itoa(o.contract))} }
+
 // incoming is the directory that becomes l by one rename. What a killed loader left there is swept
 // by the next one. (bpffs allows no dot in a name.)
 func (l layout) incoming() layout { return layout{l.dir + newSuffix} }
@@ -63,6 +66,12 @@ func (l layout) linkNames() ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// attached says whether links are pinned there, so that packets meet its programs.
+func (l layout) attached() bool {
+	entries, err := os.ReadDir(l.links())
+	return err == nil && len(entries) > 0
 }
 
 // contracts lists the contract directories below root, half-made ones included.

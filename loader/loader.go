@@ -28,6 +28,8 @@ var (
 	ErrLocked = errors.New("another loader is at work")
 	// ErrSelfTest: a program that the verifier took gave a wrong answer to a known packet.
 	ErrSelfTest = errors.New("self-test failed")
+	// ErrRolledBack: the new program did wrong by live packets, and the old one is back.
+	ErrRolledBack = errors.New("rolled back")
 )
 
 // Report says what Up or Upgrade found, did and left as it was.
@@ -87,13 +89,19 @@ func Up(ctx context.Context, o Options) (*Report, error) {
 }
 
 // Upgrade replaces the running programs by this version's under their links, on all interfaces or
-// none, without a gap. Maps keep their content; interfaces that are missing are left to Up.
+// none, without a gap. Maps keep their content, which is carried over where the running version is of another
+// contract; interfaces that are missing are left to Up. When the new programs do wrong by live packets,
+// the old ones are back.
 func Upgrade(ctx context.Context, o Options) (*Report, error) {
 	r, err := begin(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("kernel upgrade: %w", err)
 	}
-	if err := r.end(r.walk(ctx, upgradeSteps)); err != nil {
+	steps, err := r.way()
+	if err == nil {
+		err = r.walk(ctx, steps)
+	}
+	if err := r.end(err); err != nil {
 		return nil, fmt.Errorf("kernel upgrade: %w", err)
 	}
 	return r.report, nil

@@ -124,7 +124,7 @@ func explainLoad(err error) error {
 		return fmt.Errorf("load: %w\n\t%s\n(the kernel's verifier refused a program that newer kernels take; "+
 			"please report it with this text)", ve.Cause, strings.Join(tail, "\n\t"))
 	case errors.Is(err, ebpf.ErrMapIncompatible):
-		return fmt.Errorf("load: %w: the pinned map has another shape; berm kernel down, then up, loses its content: %w",
+		return fmt.Errorf("load: %w: the pinned map has another shape under the same contract; berm kernel down, then up, loses its content: %w",
 			ErrContract, err)
 	}
 	return fmt.Errorf("load: %w", err)

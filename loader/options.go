@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Mode says how a program is attached to an interface.
@@ -48,8 +49,11 @@ type Options struct {
 	Self4       netip.Addr // this host's tunnel addresses; may be unset
 	Self6       netip.Addr
 
-	hook func(step string) error // for tests: called after each step; an error fails the step
-	spec func(*objects)          // for tests: changes what is loaded
+	hook  func(step string) error // for tests: called after each step; an error fails the step
+	spec  func(*objects)          // for tests: changes what is loaded
+	watch time.Duration           // for tests: how long a new program is on probation
+
+	contract int // for tests: another version's
 }
 
 // Validate reports everything that is wrong, by the names of the configuration file.
@@ -99,6 +103,12 @@ func (o *Options) fill() {
 	}
 	if o.RateCells == 0 {
 		o.RateCells = DefaultRateCells
+	}
+	if o.watch == 0 {
+		o.watch = probation
+	}
+	if o.contract == 0 {
+		o.contract = contract
 	}
 	def(&o.Pins, DefaultPins)
 	def(&o.Lock, DefaultLock)

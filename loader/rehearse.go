@@ -47,6 +47,9 @@ func (r *run) rehearse() error {
 			return err
 		}
 	}
+	if err := s.forward(); err != nil {
+		return err
+	}
 	for _, g := range foreign() { // again, now that there are services
 		if err := g.run(s.prog); err != nil {
 			return err
@@ -133,6 +136,55 @@ func (s stage) play(src netip.AddrPort) error {
 	}
 	return nil
 }
+
+// forward has a packet sent to a peer: in a tunnel to its address, unchanged within.
+func (s stage) forward() error {
+	peer := netip.MustParseAddr("192.0.2.77")
+	dst := netip.MustParseAddrPort("192.0.2.10:443")
+	keys, rows := make([]uint32, 0, rowCells), make([]uint64, 0, rowCells)
+	for i := uint32(rehearsalID * rowCells); i < min(s.maps["berm_rows"].MaxEntries(), 2*rowCells); i++ {
+		keys, rows = append(keys, i), append(rows, rehearsalID<<32|rehearsalID)
+	}
+	if _, err := s.maps["berm_rows"].BatchUpdate(keys, rows, nil); err != nil {
+		return fmt.Errorf("berm_rows: %w", err)
+	}
+	var cfg bpf.XDPBermConfig
+	if err := s.maps["berm_config"].Lookup(uint32(0), &cfg); err != nil {
+		return fmt.Errorf("berm_config: %w", err)
+	}
+	cfg.Self, cfg.Self4.Octets = rehearsalID+1, netip.MustParseAddr("192.0.2.66").As16()
+	err := errors.Join(
+		s.put("berm_config", 0, &cfg),
+		s.put("berm_backends", rehearsalID, &bpf.XDPBermBackend{
+			Addr: bpf.XDPBermAddr{Octets: peer.As16()}, Mac: [6]uint8{2, 0, 0, 0, 0, 7}, Family: 4,
+			Flags: uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_USED | bpf.XDPBermBackendFlagsBERM_BACKEND_READY),
+		}),
+		s.put("berm_vips", rehearsalID, &bpf.XDPBermVip{
+			Addr: bpf.XDPBermAddr{Octets: dst.Addr().As16()}, Port: bigEndian(dst.Port()), Proto: unix.IPPROTO_TCP, Set: rehearsalID,
+			Flags: uint16(bpf.XDPBermVipFlagsBERM_VIP_USED),
+		}),
+	)
+	if err != nil {
+		return err
+	}
+	frame := packet{nobody4, dst, unix.IPPROTO_TCP}.frame()
+	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+512), Repeat: 1}
+	got, err := s.prog.Run(o)
+	switch out := o.DataOut; {
+	case err != nil:
+		return err
+	case got != xdpTX:
+		return fmt.Errorf("%w: a packet for a peer: verdict %d, want %d", ErrSelfTest, got, xdpTX)
+	case len(out) < len(frame)+20 || !bytes.HasSuffix(out, frame[etherLen:]):
+		return fmt.Errorf("%w: a packet for a peer: changed in its tunnel", ErrSelfTest)
+	case !bytes.Equal(out[etherLen+16:etherLen+20], peer.AsSlice()):
+		return fmt.Errorf("%w: a packet for a peer: sent to %x, want %s", ErrSelfTest, out[etherLen+16:etherLen+20], peer)
+	}
+	return nil
+}
+
+// rowCells is BERM_ROW_CELLS: two rows each.
+const rowCells = 32769
 
 func bigEndian(port uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))

@@ -64,7 +64,7 @@ func newHost(t testing.TB, interfaces ...string) *host {
 	})
 	h.opts = Options{
 		Interfaces: interfaces, Mode: Native, Pins: filepath.Join(dir, "pins"), Lock: filepath.Join(dir, "lock"),
-		Cgroup: h.cgroup, Group: "0", RateCells: minRateCells,
+		Cgroup: h.cgroup, Group: "0", RateCells: minRateCells, watch: 20 * time.Millisecond,
 	}
 	return h
 }

@@ -13,6 +13,7 @@ import (
 const (
 	xdpDrop = 1
 	xdpPass = 2
+	xdpTX   = 3
 )
 
 // golden is a packet whose fate is known.

@@ -70,9 +70,9 @@ func Status(_ context.Context, o Options) (*State, error) {
 		return nil, fmt.Errorf("kernel status: %w", err)
 	}
 	o.fill()
-	at := layoutOf(o.Pins)
+	at := o.pinned()
 	s := &State{
-		Kernel: kernelRelease(), Contract: contract, Pins: at.dir,
+		Kernel: kernelRelease(), Contract: o.contract, Pins: at.dir,
 		Interfaces: []Interface{}, Programs: []Program{}, Maps: []Map{}, Problems: []string{},
 	}
 	s.others(o.Pins, at)
@@ -108,7 +108,7 @@ func (s *State) others(root string, at layout) {
 		if _, half := cutNew(l.dir); half {
 			s.problem("%s was left by an interrupted start (berm kernel up sweeps it up)", l.dir)
 		} else if l != at {
-			s.problem("%s belongs to another version of Berm (berm kernel down removes it)", l.dir)
+			s.problem("%s belongs to another version of Berm (berm kernel upgrade takes it over, down removes it)", l.dir)
 		}
 	}
 }
@@ -146,8 +146,8 @@ func (s *State) readMaps(at layout, objs *objects) {
 			var cfg bpf.XDPBermConfig
 			if err := m.Lookup(uint32(0), &cfg); err != nil {
 				s.problem("berm_config: %v", err)
-			} else if cfg.Contract != contract {
-				s.problem("berm_config says contract %d, the directory %d", cfg.Contract, contract)
+			} else if int(cfg.Contract) != s.Contract {
+				s.problem("berm_config says contract %d, the directory %d", cfg.Contract, s.Contract)
 			}
 			s.ObserveOnly = cfg.Flags&uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY) != 0
 		}

@@ -26,17 +26,21 @@ type run struct {
 	lock   *os.File
 	at     layout // the published directory
 	to     layout // where pins are made: at, or the directory that will become it
+	from   layout // of the running version, where that is of another contract
 
 	objs    *objects
 	ifaces  []*net.Interface
 	maps    map[string]*ebpf.Map     // by the name of their pin
 	progs   map[string]*ebpf.Program // likewise
 	replace []*replacement           // of Upgrade
+	watched []pinnedLink             // whose packets tell how a new program does
+	before  traffic
 	tick    tickMeter
 	closers []io.Closer
 	undos   []undo // latest last
 
-	upgrading bool // load anew, whatever is there
+	upgrading bool     // load anew, whatever is there
+	last      []func() // after all steps, when there is no way back
 }
 
 func begin(ctx context.Context, o Options) (*run, error) {
@@ -53,7 +57,7 @@ func begin(ctx context.Context, o Options) (*run, error) {
 		report: &Report{
 			Kernel: kernelRelease(), Interfaces: []Attachment{}, Programs: []Program{}, Changed: []string{}, Notes: []string{},
 		},
-		at: layoutOf(o.Pins), to: layoutOf(o.Pins),
+		at: o.pinned(), to: o.pinned(),
 		maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{},
 	}
 	r.report.Pins = r.at.dir
@@ -83,6 +87,10 @@ func (r *run) walk(ctx context.Context, steps []step) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.unwind())
+			return
+		}
+		for _, f := range r.last {
+			f()
 		}
 	}()
 	for _, s := range steps {

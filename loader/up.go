@@ -99,8 +99,10 @@ func (r *run) look() error {
 				return fmt.Errorf("sweep up after an interrupted start: %w", err)
 			}
 			r.changed("swept up %s, left by an interrupted start", l.dir)
+		case l != r.at && exists(r.at.dir) && !l.attached():
+			r.sweepLater(l)
 		case l != r.at:
-			return fmt.Errorf("%s: %w, this is v%d (try: berm kernel down, with either version)", l.dir, ErrContract, contract)
+			return fmt.Errorf("%s: %w, this is v%d (try: berm kernel upgrade, which takes it over)", l.dir, ErrContract, r.opts.contract)
 		}
 	}
 	if !exists(r.at.dir) {
@@ -202,7 +204,7 @@ func (r *run) configure() error {
 	}
 	const observe = uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY)
 	switch cfg.Contract {
-	case contract:
+	case uint32(r.opts.contract):
 		if running := cfg.Flags&observe != 0; running != r.opts.ObserveOnly {
 			r.note("observe-only is %t in the running configuration, which stays", running)
 		}
@@ -215,7 +217,7 @@ func (r *run) configure() error {
 	if _, err := rand.Read(seed[:]); err != nil {
 		return fmt.Errorf("seed: %w", err)
 	}
-	cfg.Contract = contract
+	cfg.Contract = uint32(r.opts.contract)
 	cfg.Seed = [2]uint64{binary.NativeEndian.Uint64(seed[:]), binary.NativeEndian.Uint64(seed[8:])}
 	cfg.TickUnits = uint32(tick / rateUnit)
 	cfg.RateMask = r.maps["berm_rate_cells"].MaxEntries() - 1

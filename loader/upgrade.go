@@ -20,6 +20,7 @@ var upgradeSteps = []step{
 	{"pin", (*run).pinNew},
 	{"give to group", (*run).giveToGroup},
 	{"update links", (*run).updateLinks},
+	{"watch", (*run).watch},
 	{"replace pins", (*run).replacePins},
 	{"sum up", (*run).sumUp},
 }
@@ -32,15 +33,6 @@ type replacement struct {
 
 func (r *run) mustBeUp() error {
 	if !exists(r.at.dir) {
-		dirs, err := contracts(r.opts.Pins)
-		if err != nil {
-			return err
-		}
-		for _, l := range dirs {
-			if _, half := cutNew(l.dir); !half {
-				return fmt.Errorf("%s: %w, this is v%d (its maps have another layout: berm kernel down, then up)", l.dir, ErrContract, contract)
-			}
-		}
 		return fmt.Errorf("%s: %w", r.at.dir, ErrNotUp)
 	}
 	r.report.AlreadyUp, r.upgrading = true, true
@@ -75,6 +67,14 @@ func (r *run) loadNew() error {
 
 func newPin(path string) string { return path + "_new" }
 
+// programPin is where the new program is pinned until all is done. Beside another contract's that is its place.
+func (r *run) programPin(name string) string {
+	if r.migrating() {
+		return r.at.program(name)
+	}
+	return newPin(r.at.program(name))
+}
+
 // pinNew pins new programs beside the old, and maps that had no pin.
 func (r *run) pinNew() error {
 	for _, rep := range r.replace {
@@ -103,12 +103,12 @@ func (r *run) pinNew() error {
 // updateLinks swaps the program under each link. The kernel does each in one step, so no packet
 // passes unseen; when one refuses, those before it go back.
 func (r *run) updateLinks() error {
-	links, err := r.at.openLinks()
+	links, err := r.runningLinks()
 	if err != nil {
 		return err
 	}
-	for _, l := range links {
-		r.closeOnEnd(l.link)
+	if err := r.baseline(links); err != nil {
+		return err
 	}
 	for _, l := range links {
 		rep, err := r.replacementFor(l)
@@ -187,7 +187,7 @@ func (r *run) update(l pinnedLink, rep *replacement) error {
 	// From here on this is the new program, also of the links that follow and of the pin.
 	r.closeOnEnd(rep.new)
 	rep.new, r.progs[rep.name] = other, other
-	path := newPin(r.at.program(rep.name))
+	path := r.programPin(rep.name)
 	if err := errors.Join(os.Remove(path), pinClone(other, path)); err != nil {
 		return err
 	}

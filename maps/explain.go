@@ -17,9 +17,9 @@ type Steering struct {
 	Owner    *BackendStatus `json:"owner,omitempty"`
 	Second   *BackendStatus `json:"second,omitempty"` // gets the packets when the owner cannot
 	Moved    bool           `json:"moved,omitempty"`  // the second owned the row before
-	Exit     Exit           `json:"exit"` // foreign, local, forward, fail_open or drop
-	To       string         `json:"to"`   // name of the backend; "" = this host
-	Why      string         `json:"why"`  // one sentence
+	Exit     Exit           `json:"exit"`             // foreign, local, forward, fail_open or drop
+	To       string         `json:"to"`               // name of the backend; "" = this host
+	Why      string         `json:"why"`              // one sentence
 }
 
 // BackendStatus is a backend as a row names it.
@@ -133,6 +133,9 @@ func (s *Set) followRow(out *Steering, set uint32, src, dst netip.AddrPort, prot
 	switch owner, second := out.Owner, out.Second; {
 	case owner != nil && owner.Self:
 		out.Exit, out.Why = ExitLocal, "this edge owns the row"
+		if second != nil && row.Moved {
+			out.Why += ", which has moved: TCP packets of flows that it has no socket for go to " + second.Name
+		}
 	case owner != nil && owner.Ready:
 		out.Exit, out.To, out.Why = ExitForward, owner.Name, fmt.Sprintf("%s owns the row", owner.Name)
 	case second != nil && second.Self:

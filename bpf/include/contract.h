@@ -12,15 +12,14 @@
 #define BERM_CONTRACT 2
 
 /* Limits. Each is the size of an array map, so each has its price in memory. */
-#define BERM_VIPS 4096		     /* 64 B each */
-#define BERM_VIP_BUCKETS 4096	     /* displacement of each bucket, two copies */
-#define BERM_VIP_SLOTS 16384	     /* VIP id by slot, two copies */
-#define BERM_RECORDS 32768	     /* prefix records, two copies */
-#define BERM_PREFIX4_CELLS (1 << 19) /* the first 19 bits of an address, 4 MiB a copy */
-#define BERM_PREFIX4_LEAVES \
-	(1 << 20)		  /* 8 B cells of 4 leaves, two copies: 4 Mi runs of equal /24s */
-#define BERM_PREFIX4_BLOCKS 32767 /* /24s that are split further; 512 B each, two copies */
-#define BERM_PREFIX6_ROOT 65536	  /* the first 16 bits of an address */
+#define BERM_VIPS 4096		      /* 64 B each */
+#define BERM_VIP_BUCKETS 4096	      /* displacement of each bucket, two copies */
+#define BERM_VIP_SLOTS 16384	      /* VIP id by slot, two copies */
+#define BERM_RECORDS 32768	      /* prefix records, two copies */
+#define BERM_PREFIX4_CELLS (1 << 19)  /* the first 19 bits of an address, 4 MiB a copy */
+#define BERM_PREFIX4_LEAVES (1 << 20) /* 8 B cells of 4 runs of equal /24s, two copies */
+#define BERM_PREFIX4_BLOCKS 32767     /* /24s that are split further; 512 B each, two copies */
+#define BERM_PREFIX6_ROOT 65536	      /* the first 16 bits of an address */
 #define BERM_PREFIX6_NODES (3 << 19)  /* 24 B each, two copies: 500,000 random /48s need 1.4 Mi */
 #define BERM_PREFIX6_LEAVES (1 << 20) /* 8 B cells of 4 leaves, two copies */
 #define BERM_GEO_POLICIES 256
@@ -126,9 +125,8 @@ struct berm_addr {
 };
 
 enum berm_config_flags {
-	BERM_CONFIG_OBSERVE_ONLY = 1 << 0, /* every drop becomes a shadow drop */
-	BERM_CONFIG_SAMPLE_PASSED =
-		1 << 1, /* sample[0] is not "never": spares most packets a lookup */
+	BERM_CONFIG_OBSERVE_ONLY = 1 << 0,  /* every drop becomes a shadow drop */
+	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never" */
 };
 
 /* The one entry of berm_config. Index writes (vip_active, prefix_active) are single

@@ -95,9 +95,8 @@ struct packet {
 	__u32 tags;  /* the two VLAN tags' TCIs, the outer one's in the low half; network order */
 	__u32 tpids; /* and the EtherTypes that announce them */
 	__u32 tos;
-	__u32 proto;  /* of the payload; of fragments as the first header says */
-	__u32 len;    /* bytes of the IP packet */
-	__u64 number; /* source_number() */
+	__u32 proto; /* of the payload; of fragments as the first header says */
+	__u32 len;   /* bytes of the IP packet */
 	struct berm_addr src;
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
@@ -108,7 +107,8 @@ struct packet {
 	struct berm_vip *vip; /* NULL until found */
 	__u32 vip_id;
 	__u32 record_id;
-	__u64 source; /* source hash */
+	__u64 number; /* source_number() of src; parse sets it */
+	__u64 source; /* and its hash */
 	union {
 		struct berm_prefix_record record;
 		__u64 record_word;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* prefix: one lookup gives what is known and decided about the source. IPv4 by the
- * first 24 bits in two steps and the rest in one, IPv6 by a multibit trie with compressed nodes (contract.h has both layouts); the low half of
- * an IPv6 address is not looked at. A hole in the table is record 0, which knows nothing.
+/* prefix: one lookup gives what is known and decided about the source. IPv4 by the runs of equal
+ * /24s in its /19, and a block where a /24 is split further; IPv6 by a multibit trie with
+ * compressed nodes (contract.h has both layouts); the low half of an IPv6 address is not looked
+ * at. A hole in the table is record 0, which knows nothing.
  */
 #ifndef BERM_PREFIX_H
 #define BERM_PREFIX_H

@@ -112,9 +112,11 @@ enum rate_result {
 static __always_inline enum rate_result cell_charge(__u64 *cell, __u64 old, __u64 tag, __u64 now,
 						    const struct berm_limit *limit, __u32 amount)
 {
-	/* A cell of this class lies no further ahead than its burst, or one charge where that is more. */
-	__u64 most = limit->burst_units > limit->cost ? limit->burst_units : limit->cost;
-	__u64 debt = old >> CELL_TAG_SHIFT == tag ? cell_debt(old, now, most) : 0, charge, next;
+	/* A live cell lies no further ahead than its burst or one charge, neither of which is above the
+	 * bound. What does is behind, by the clock's wrap or a step of it.
+	 */
+	__u64 debt = old >> CELL_TAG_SHIFT == tag ? cell_debt(old, now, RATE_CHARGE_MAX) : 0;
+	__u64 charge, next;
 
 	/* Fractions of a unit are kept on average: the arrival time dithers them. */
 	charge = (limit->cost * amount + ((now + debt) * HASH_A >> 48)) >> 16;

@@ -67,10 +67,11 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(&stats->shadowed, pkt->len);
 	if (exit == BERM_EXIT_DROP)
 		add(&stats->dropped, pkt->len);
-	else if (exit == BERM_EXIT_FORWARD)
+	else if (exit == BERM_EXIT_FORWARD ||
+		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN))
 		add(&stats->forwarded, pkt->len);
-	else if (UNLIKELY(exit >= BERM_EXIT_CHANCE))
-		add(exit == BERM_EXIT_ANSWER ? &stats->answered : &stats->forwarded, pkt->len);
+	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
+		add(&stats->answered, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }

@@ -104,9 +104,10 @@ static __always_inline int steer(struct packet *pkt, const struct now *now)
 	if (!cell)
 		return fail_open(pkt, BERM_STAGE_STEER);
 	row = *cell >> (row & 1) * 32;
-	if (UNLIKELY(self && is_contested(pkt, now, row, &silent)))
+	if (UNLIKELY(self && is_contested(pkt, now, row, &silent))) {
 		row = whose(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts, row, silent);
-	pkt->facts |= row & (PACKET_HANDED | PACKET_SILENT);
+		pkt->facts |= row & (PACKET_HANDED | PACKET_SILENT);
+	}
 	owner = row & BERM_ROW_BACKEND;
 	second = row >> BERM_ROW_SECOND & BERM_ROW_BACKEND;
 

@@ -42,6 +42,7 @@ type root struct {
 	Rate    rateCmd    `cmd:"" group:"change" help:"Classes of limits for one source."`
 	Verdict verdictCmd `cmd:"" group:"change" help:"Time-limited decisions about one source."`
 	Purge   purgeCmd   `cmd:"" group:"change" help:"Make the cache forget objects."`
+	Anycast anycastCmd `cmd:"" group:"change" help:"What routers are told of this edge."`
 
 	Kernel kernelCmd `cmd:"" group:"run" help:"Load, upgrade and remove the kernel half."`
 	Conf   confCmd   `cmd:"" name:"config" group:"run" help:"Check the configuration file."`

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -210,6 +211,16 @@ func TestRefusesToStart(t *testing.T) {
 				t.Errorf("%s: %q is not in\n%s", name, want, p.out)
 			}
 		}
+	}
+}
+
+// An interface that is gone is a problem that is told: what comes through it passes no policy.
+func TestTellsOfAbsentInterfaces(t *testing.T) {
+	p := mustStart(t, onLoopback, "kernel: {interfaces: [lo, gone0]}")
+	s, err := p.client.Status(t.Context())
+	if err != nil || !slices.ContainsFunc(s.Problems, func(text string) bool { return strings.HasPrefix(text, "interface gone0 ") }) ||
+		slices.ContainsFunc(s.Problems, func(text string) bool { return strings.HasPrefix(text, "interface lo ") }) {
+		t.Errorf("%q, %v", s.Problems, err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
@@ -44,6 +45,10 @@ func (r *run) serve(opts edge.Options, started func(*edge.Edge)) error {
 	defer stop()
 	opts.State, opts.Version, opts.Log = r.State, version, observe.NewLog(observe.Default(), os.Stderr)
 	opts.Notify = func(state string) { _, _ = daemon.SdNotify(false, state) } // without systemd nobody listens
+	opts.Held = activation.Files(true)
+	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
+		opts.Keeper = systemd{socket}
+	}
 	e, err := edge.Start(ctx, opts)
 	if err != nil {
 		return err

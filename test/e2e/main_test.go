@@ -34,17 +34,40 @@ func binaries(t *testing.T) string {
 	return dir
 }
 
-func TestMainPath(t *testing.T) { runScenario(t, "main", "gtlsclient", "wrk", "taskset", "chrt") }
+// TestMainPath runs the scenario "main".
+func TestMainPath(t *testing.T) {
+	runScenario(t, "main", "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
+}
 
-func TestFlood(t *testing.T) { runScenario(t, "flood") }
+// TestDrain runs the scenario "drain".
+func TestDrain(t *testing.T) {
+	runScenario(t, "drain", "ip", "bird", "birdc", "curl", "tcpdump")
+}
 
-// runScenario runs a scenario; every step is a subtest and every check can fail it.
-func runScenario(t *testing.T, id string, tools ...string) {
+// TestDeadman runs the scenario "deadman".
+func TestDeadman(t *testing.T) {
+	runScenario(t, "deadman", "ip", "bird", "curl", "tcpdump")
+}
+
+// TestUpgrade runs the scenario "upgrade".
+func TestUpgrade(t *testing.T) {
+	runScenario(t, "upgrade", "ip", "bird", "curl", "wrk", "tcpdump")
+}
+
+// TestFlood runs the scenario "flood".
+func TestFlood(t *testing.T) {
+	runScenario(t, "flood", "ip", "bird", "curl", "tcpdump")
+}
+
+// runScenario runs a scenario that needs these programs; every step is a subtest and every check can
+// fail it.
+func runScenario(t *testing.T, id string, programs ...string) {
+	t.Helper()
 	s, err := scenario.Find(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lab := rigtest.New(t, append(tools, "ip", "bird", "curl", "tcpdump")...)
+	lab := rigtest.New(t, programs...)
 	opts := scenario.Options{Bin: binaries(t), Log: t.Logf}
 	top, err := s.Up(t.Context(), lab, opts)
 	if err != nil {

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// mustArchive packs init and the kernel's modules as the kernel wants its first file
+// mustArchive packs programs and the kernel's modules as the kernel wants its first file
 // system: a cpio archive of the "newc" kind (Documentation/driver-api/early-userspace/buffer-format.rst).
-func mustArchive(t *testing.T, init, kernel string) []byte {
+func mustArchive(t *testing.T, kernel string, programs ...string) []byte {
 	t.Helper()
 	var a archive
 	a.add("dev", 0o040755, nil)
@@ -19,16 +19,18 @@ func mustArchive(t *testing.T, init, kernel string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range append([]string{init}, modules...) {
-		data, err := os.ReadFile(m)
+	add := func(path, folder string) {
+		data, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		name := "init"
-		if m != init {
-			name = "modules/" + filepath.Base(m)
-		}
-		a.add(name, 0o100755, data)
+		a.add(folder+filepath.Base(path), 0o100755, data)
+	}
+	for _, p := range programs {
+		add(p, "")
+	}
+	for _, m := range modules {
+		add(m, "modules/")
 	}
 	a.add("TRAILER!!!", 0, nil)
 	return a.Bytes()

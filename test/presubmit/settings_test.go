@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/origin"
 )
@@ -22,6 +23,8 @@ type setting struct {
 var entries = map[reflect.Type]reflect.Value{
 	reflect.TypeFor[origin.Config]():   reflect.ValueOf(origin.DefaultConfig()),
 	reflect.TypeFor[fec.RelayConfig](): reflect.ValueOf(fec.DefaultRelay()),
+	reflect.TypeFor[anycast.Peer]():    reflect.ValueOf(anycast.DefaultPeer()),
+	reflect.TypeFor[anycast.BFD]():     reflect.ValueOf(anycast.DefaultBFD()),
 }
 
 // settings walks a configuration's type by its yaml tags. value holds the defaults.
@@ -31,7 +34,7 @@ func settings(comments map[string]string, key string, typ reflect.Type, value re
 		if value.IsValid() && !value.IsNil() {
 			value = value.Elem()
 		} else {
-			value = reflect.Value{}
+			value = entries[typ] // what it starts from once it is there
 		}
 	}
 	switch {

@@ -154,6 +154,28 @@ func (n *Node) Route(to, via string) error {
 	return nil
 }
 
+// Ways counts the next hops that the node's kernel has for an address by a route of its own.
+func (n *Node) Ways(addr string) (int, error) {
+	a, err := netip.ParseAddr(addr)
+	if err != nil {
+		return 0, fmt.Errorf("%s: ways to %q: %w", n.Name, addr, err)
+	}
+	dst := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+	family := netlink.FAMILY_V6
+	if a.Is4() {
+		family = netlink.FAMILY_V4
+	}
+	routes, err := n.nl.RouteListFiltered(family, &netlink.Route{Dst: dst}, netlink.RT_FILTER_DST)
+	if err != nil {
+		return 0, fmt.Errorf("%s: ways to %s: %w", n.Name, addr, err)
+	}
+	ways := 0
+	for _, r := range routes {
+		ways += max(1, len(r.MultiPath))
+	}
+	return ways, nil
+}
+
 // Forward makes the node a router for both families that spreads by ports as well as addresses.
 func (n *Node) Forward() error {
 	for _, kv := range [][2]string{

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -29,6 +30,7 @@ func MaybeActor() {
 	run, ok := map[string]func(context.Context, []string) error{
 		"origin": actOrigin,
 		"sink":   actSink,
+		"unit":   actUnit,
 	}[os.Args[2]]
 	if !ok {
 		fmt.Fprintf(os.Stderr, "no actor %q\n", os.Args[2])
@@ -53,6 +55,15 @@ func startActor(n *rig.Node, name string, args ...string) (*rig.Proc, error) {
 // serveCounts answers every request on a Unix socket with what counts returns, as JSON.
 // Such sockets are files, so they are reached from outside of the actor's node.
 func serveCounts(ctx context.Context, path string, counts func() any) error {
+	return serveActor(ctx, path, func(w http.ResponseWriter, _ *http.Request) {
+		if err := json.NewEncoder(w).Encode(counts()); err != nil {
+			fmt.Fprintln(os.Stderr, "answer:", err)
+		}
+	})
+}
+
+// serveActor answers requests on a Unix socket until ctx ends.
+func serveActor(ctx context.Context, path string, handle http.HandlerFunc) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -60,11 +71,7 @@ func serveCounts(ctx context.Context, path string, counts func() any) error {
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if err := json.NewEncoder(w).Encode(counts()); err != nil {
-			fmt.Fprintln(os.Stderr, "answer:", err)
-		}
-	})}
+	srv := &http.Server{Handler: handle}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // ends Serve, which says why
 	defer stop()
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
@@ -75,13 +82,17 @@ func serveCounts(ctx context.Context, path string, counts func() any) error {
 
 // readCounts asks an actor.
 func readCounts(ctx context.Context, path string, into any) error {
+	return askActor(ctx, http.MethodGet, path, into)
+}
+
+func askActor(ctx context.Context, method, path string, into any) error {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		},
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://actor/", nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://actor/", nil)
 	if err != nil {
 		return err
 	}
@@ -90,5 +101,9 @@ func readCounts(ctx context.Context, path string, into any) error {
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, err := io.ReadAll(resp.Body)
+		return errors.Join(fmt.Errorf("actor: %s: %s", resp.Status, text), err)
+	}
 	return json.NewDecoder(resp.Body).Decode(into)
 }

@@ -27,9 +27,9 @@ protocol bfd {
 `
 
 // birdRouter is the router's configuration: one session per edge and family.
-func birdRouter(id string, edges []*Edge) string {
+func birdRouter(common, id string, edges []*Edge, extra ...string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, birdCommon, id)
+	fmt.Fprintf(&b, common, id)
 	for _, f := range []int{4, 6} {
 		fmt.Fprintf(&b, `protocol kernel kernel%[1]d {
   merge paths on limit 16;
@@ -41,7 +41,7 @@ func birdRouter(id string, edges []*Edge) string {
 			if f == 6 {
 				local, remote = e.link6router, e.addr6
 			}
-			b.WriteString(birdSession(e.Name, f, local, remote, routerAS, edgeAS, "import all; export none;"))
+			b.WriteString(birdSession(e.Name, f, local, remote, routerAS, edgeAS, "import all; export none;", extra...))
 		}
 	}
 	return b.String()
@@ -58,16 +58,17 @@ func (e *Edge) birdConfig(vip4, vip6 string) string {
 	return b.String()
 }
 
-func birdSession(name string, family int, local, remote string, localAS, remoteAS int, policy string) string {
+func birdSession(name string, family int, local, remote string, localAS, remoteAS int, policy string, extra ...string) string {
 	return fmt.Sprintf(`protocol bgp %s_%d {
   local %s as %d;
   neighbor %s as %d;
   direct;
   bfd on; debug { states };
   connect delay time 1; connect retry time 1; error wait time 1, 2; hold time 9;
+  %s
   ipv%d { %s };
 }
-`, name, family, local, localAS, remote, remoteAS, family, policy)
+`, name, family, local, localAS, remote, remoteAS, strings.Join(extra, " "), family, policy)
 }
 
 // startBIRD writes the configuration and starts BIRD in a node.

@@ -103,8 +103,25 @@ func (e *Edge) start(ctx context.Context) (err error) {
 	return e.startDaemon(ctx)
 }
 
+// reload gives the edge the file that it should have now.
+func (e *Edge) reload(ctx context.Context) error {
+	if _, err := e.m.lab.WriteFile(e.Name+".yaml", 0o644, []byte(e.configFile())); err != nil {
+		return err
+	}
+	_, err := e.berm(ctx, "reload")
+	return err
+}
+
 // startDaemon starts bermd without privilege, as its unit would, and waits until it is ready.
 func (e *Edge) startDaemon(ctx context.Context) error {
+	if err := e.launchDaemon(); err != nil {
+		return err
+	}
+	return e.awaitReady(ctx)
+}
+
+// launchDaemon starts bermd and waits for nothing.
+func (e *Edge) launchDaemon() error {
 	bin, err := rig.Binary(e.m.opts.Bin, "bermd")
 	if err != nil {
 		return err
@@ -112,14 +129,14 @@ func (e *Edge) startDaemon(ctx context.Context) error {
 	if bin, err = e.m.lab.Publish(bin); err != nil {
 		return err
 	}
+	if e.m.units {
+		return e.startUnit(bin)
+	}
 	e.bermd, err = e.node.Start(rig.Daemon{
 		Name: "bermd", Args: []string{bin, "run", "--config", e.config},
 		UID: daemonUser, GID: daemonUser, Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}, Cgroup: e.cgroup,
 	})
-	if err != nil {
-		return err
-	}
-	return e.awaitReady(ctx)
+	return err
 }
 
 func (e *Edge) awaitReady(ctx context.Context) error {
@@ -160,6 +177,10 @@ func (e *Edge) ask(ctx context.Context, into any, args ...string) error {
 	if err != nil {
 		return err
 	}
+	return decode(e, out, into, args...)
+}
+
+func decode(e *Edge, out []byte, into any, args ...string) error {
 	if err := json.Unmarshal(out, into); err != nil {
 		return fmt.Errorf("%s: berm %s: %w in %.200q", e.Name, strings.Join(args, " "), err, out)
 	}
@@ -196,6 +217,10 @@ func (e *Edge) configFile() string {
 		fmt.Fprintf(&backends, "    - {name: %s, address: %s}\n", peer.Name, peer.addr4)
 	}
 	lab := e.m.lab
+	more := ""
+	if e.m.edgeConfig != nil {
+		more = e.m.edgeConfig(e)
+	}
 	return fmt.Sprintf(`node: {name: %s, site: lab, address4: %s, address6: %q}
 kernel:
   interfaces: [eth0]
@@ -216,7 +241,7 @@ vips:
   edges:
 %ssteer:
   secret_file: %s
-  probe: {interval: 150ms, timeout: 100ms, failures: 3, successes: 2, port: 9191}
+  probe: {interval: 150ms, timeout: 100ms, failures: %d, successes: 2, port: 9191}
 %sgeo:
   policies:
     default: {fallback: allow, drop: [XX], shadow: [XS]}
@@ -235,8 +260,8 @@ origins:
   lab: {urls: ["http://%s"]}
 routes: [{host: "*", path: /, origin: lab}]
 log: {level: info, format: text}
-`, e.Name, e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
-		vips.String(), backends.String(), lab.Path("secret"), e.m.steering, greedyRate, greedyBurst, e.Name, originAddr)
+%s`, e.Name, e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
+		vips.String(), backends.String(), lab.Path("secret"), e.m.failures, e.m.steering, greedyRate, greedyBurst, e.Name, originAddr, more)
 }
 
 // peers are the edges that the files name, whether built yet or not: every file names the same backends.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +27,7 @@ const (
 // checkFailover loses edge2 for good and all: link, daemon and announcement at once.
 func (m *Main) checkFailover(ctx context.Context, r *Recorder) error {
 	survivor, victim := m.edges[0], m.edges[1]
-	flows, err := m.openLong(ctx)
+	flows, err := m.openLong(ctx, longFlows)
 	if err != nil {
 		return err
 	}
@@ -52,9 +53,14 @@ func (m *Main) checkFailover(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	reportLong(r, flows, survivor.Name, lost)
-	reportFresh(r, fresh, survivor.Name, lost)
+	reportLong(r, "loss of an edge", flows, survivor.Name, lost)
+	reportFresh(r, "loss of an edge", fresh, survivor.Name, lost)
 
+	meanwhile, err := m.startCrowd(ctx, longFlows/2)
+	if err != nil {
+		return err
+	}
+	defer meanwhile.stop()
 	back := time.Now()
 	if err := victim.restore(ctx); err != nil {
 		return fmt.Errorf("bring %s back: %w", victim.Name, err)
@@ -63,6 +69,10 @@ func (m *Main) checkFailover(ctx context.Context, r *Recorder) error {
 		return fmt.Errorf("after %s came back: %w", victim.Name, err)
 	}
 	r.AtMost("loss of an edge: it serves again after its return in", 20, time.Since(back).Seconds(), "s")
+	if err := meanwhile.settle(ctx); err != nil {
+		return err
+	}
+	meanwhile.report(r, "its return")
 	return nil
 }
 
@@ -86,11 +96,19 @@ type longFlow struct {
 	mu    sync.Mutex
 	times []time.Time // of answers
 	err   error
+	left  bool // it asks no more, by its own will
 }
 
-func (m *Main) openLong(ctx context.Context) ([]*longFlow, error) {
+// leave ends the flow after the answer that it waits for.
+func (f *longFlow) leave() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left = true
+}
+
+func (m *Main) openLong(ctx context.Context, n int) ([]*longFlow, error) {
 	var flows []*longFlow
-	for i := range longFlows {
+	for i := range n {
 		vip := []string{vip4, vip6}[i%2]
 		f, err := m.openFlow(ctx, m.good, vip, flowLimit)
 		if err != nil {
@@ -126,15 +144,16 @@ func (f *longFlow) run(ctx context.Context) {
 		if f.err = err; err == nil {
 			f.times = append(f.times, time.Now())
 		}
+		left := f.left
 		f.mu.Unlock()
-		if err != nil {
+		if err != nil || left {
 			return
 		}
 	}
 }
 
 func slowest(flows []*longFlow) int {
-	least := longFlows * longFlows
+	least := math.MaxInt
 	for _, f := range flows {
 		f.mu.Lock()
 		least = min(least, len(f.times))
@@ -143,7 +162,7 @@ func slowest(flows []*longFlow) int {
 	return least
 }
 
-func reportLong(r *Recorder, flows []*longFlow, survivor string, lost time.Time) {
+func reportLong(r *Recorder, what string, flows []*longFlow, survivor string, lost time.Time) {
 	var theirs, broken, silent uint64
 	var stall time.Duration
 	for _, f := range flows {
@@ -163,10 +182,10 @@ func reportLong(r *Recorder, flows []*longFlow, survivor string, lost time.Time)
 			silent++
 		}
 	}
-	r.AtLeast("loss of an edge: long flows of the survivor", longFlows/4, float64(theirs), "flows")
-	r.Equal("loss of an edge: flows of the survivor reset", 0, broken, "flows")
-	r.Equal("loss of an edge: flows of the survivor without an answer since", 0, silent, "flows")
-	r.AtMost("loss of an edge: longest stall of a survivor's flow", failoverWatch.Seconds(), stall.Seconds(), "s")
+	r.AtLeast(what+": long flows of the survivor", longFlows/4, float64(theirs), "flows")
+	r.Equal(what+": flows of the survivor reset", 0, broken, "flows")
+	r.Equal(what+": flows of the survivor without an answer since", 0, silent, "flows")
+	r.AtMost(what+": longest stall of a survivor's flow", failoverWatch.Seconds(), stall.Seconds(), "s")
 }
 
 // freshFlows opens a new flow every few milliseconds and notes how each went.
@@ -216,7 +235,7 @@ func (m *Main) freshFlow(ctx context.Context, vip string) (edge string, err erro
 	return a.edge, err
 }
 
-func reportFresh(r *Recorder, n *freshFlows, survivor string, lost time.Time) {
+func reportFresh(r *Recorder, what string, n *freshFlows, survivor string, lost time.Time) {
 	var early, wrong, served uint64
 	var last time.Duration // after the loss
 	for _, t := range n.tries {
@@ -231,10 +250,10 @@ func reportFresh(r *Recorder, n *freshFlows, survivor string, lost time.Time) {
 			served++
 		}
 	}
-	r.Equal("loss of an edge: new flows failed before it", 0, early, "flows")
-	r.AtMost("loss of an edge: last new flow that failed, started after it by", 1, last.Seconds(), "s")
-	r.AtLeast("loss of an edge: new flows that went to the survivor", 80, float64(served), "flows")
-	r.Equal("loss of an edge: new flows answered by the lost one", 0, wrong, "flows")
+	r.Equal(what+": new flows failed before it", 0, early, "flows")
+	r.AtMost(what+": last new flow that failed, started after it by", 1, last.Seconds(), "s")
+	r.AtLeast(what+": new flows that went to the survivor", 80, float64(served), "flows")
+	r.Equal(what+": new flows answered by the lost one", 0, wrong, "flows")
 }
 
 // lose takes the edge's link and kills its programs, as a power cut would.

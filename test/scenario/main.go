@@ -26,6 +26,7 @@ const (
 	blocked6         = "2001:db8:b::10"
 	greedy4, greedy6 = "198.51.100.140", "2001:db8:c::10"
 
+	routerID   = "10.77.0.254"
 	originHost = "10.77.9.1"
 	originAddr = originHost + ":8000"
 	edgeName   = "edge.test" // the name in URLs and in the certificate
@@ -50,13 +51,19 @@ type Main struct {
 	opts Options
 
 	router, good, blocked, greedy, origin *rig.Node
-	edges                                 []*Edge
-	cert                                  string // path of the certificate clients trust
-	originCounts                          string // socket
+	edges                                 []*Edge // that serve
+	cert                                  string  // path of the certificate clients trust
+	originCounts                          string  // socket
+	bird                                  *rig.Proc
 
-	edgeCount int    // edges that there are
-	listed    int    // of those, the first that the edges' files name
-	steering  string // more of section steer of the edges' files, by lines
+	routerConfig string             // "": edges announce by a BIRD of their own
+	edgeConfig   func(*Edge) string // added to an edge's file
+
+	spares      []*Edge           // edges that are connected, and take no part yet
+	listed      int               // how many edges the files name
+	steering    string            // more of section steer of the edges' files, by lines
+	failures    int               // probes that a peer may miss
+	units       bool              // bermd runs under the lab's stand-in for systemd, which can start it again
 	vipSettings map[string]string // more of the edges' files, by VIP: ", key: value"
 	edgeSysctls map[string]string
 }
@@ -67,7 +74,7 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 }
 
 func newMain(lab *rig.Lab, opts Options) *Main {
-	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), edgeCount: 2, listed: 2}
+	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), listed: 2, failures: 3}
 }
 
 // up builds everything, and returns when the service is there.
@@ -139,7 +146,7 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 			return err
 		}
 	}
-	for i := range m.edgeCount {
+	for i := range m.listed {
 		e := newEdge(m, i+1)
 		if err := e.connect(ctx); err != nil {
 			return err
@@ -147,6 +154,13 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 		m.edges = append(m.edges, e)
 	}
 	return nil
+}
+
+// addSpare connects an edge that takes no part yet.
+func (m *Main) addSpare(ctx context.Context) error {
+	e := newEdge(m, m.listed+len(m.spares)+1)
+	m.spares = append(m.spares, e)
+	return e.connect(ctx)
 }
 
 func defaultRoutes(n *rig.Node, gw4, gw6 string) error {
@@ -201,8 +215,14 @@ func (m *Main) startEdges(ctx context.Context) error {
 	return nil
 }
 
-func (m *Main) startRouter(ctx context.Context) error {
-	if _, err := startBIRD(m.lab, m.router, birdRouter("10.77.0.254", m.edges)); err != nil {
+func (m *Main) startRouter(ctx context.Context) (err error) {
+	if m.routerConfig != "" {
+		if m.bird, err = startBIRD(m.lab, m.router, m.routerConfig); err != nil {
+			return err
+		}
+		return m.awaitPaths(ctx, len(m.edges), 20*time.Second)
+	}
+	if m.bird, err = startBIRD(m.lab, m.router, birdRouter(birdCommon, routerID, m.edges)); err != nil {
 		return err
 	}
 	for _, e := range m.edges {
@@ -211,6 +231,15 @@ func (m *Main) startRouter(ctx context.Context) error {
 		}
 	}
 	return m.awaitPaths(ctx, len(m.edges), 20*time.Second)
+}
+
+// configureRouter tells a running router of all edges that serve.
+func (m *Main) configureRouter(ctx context.Context) error {
+	if _, err := m.lab.WriteFile(m.router.Name+"-bird.conf", 0o644, []byte(birdRouter(birdCommon, routerID, m.edges))); err != nil {
+		return err
+	}
+	_, err := m.router.Run(ctx, "birdc", "-s", m.lab.Path(m.router.Name+"-bird.ctl"), "configure")
+	return err
 }
 
 // awaitService waits until the edges agree on the rows and new flows of both families are answered by

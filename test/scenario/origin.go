@@ -31,7 +31,8 @@ type originCounts struct {
 	Other   uint64 `json:"other"`   // probes
 }
 
-// actOrigin serves cacheable objects below /o/ at the first argument, counts at the second.
+// actOrigin serves cacheable objects below /o/ and, of any size, below /big/ at the first argument, counts at
+// the second.
 func actOrigin(ctx context.Context, args []string) error {
 	var objects, other atomic.Uint64
 	mux := http.NewServeMux()

@@ -80,6 +80,22 @@ func All() []Scenario {
 		Summary: "clients, an ECMP router (BIRD), two edges and an origin: from the wire to the cache and back",
 		Up:      upMain,
 	}, {
+		ID:      "drain",
+		Summary: "edges are added, drained, weighed, lost and removed under flows: none breaks, and without second chances some do",
+		Up:      upDrain,
+	}, {
+		ID:      "deadman",
+		Summary: "an edge's daemon hangs (kill -STOP): new flows go to a peer, without BGP or probes, and old ones wait for it",
+		Up:      upDeadman,
+	}, {
+		ID:      "upgrade",
+		Summary: "programs replaced and daemons started again under load: no request lost, no connection broken",
+		Up:      upUpgrade,
+	}, {
+		ID:      "anycast",
+		Summary: "edges that announce themselves by BGP and BFD: announced, drained, hung, killed, back",
+		Up:      upAnycast,
+	}, {
 		ID:      "flood",
 		Summary: "the same: SYNs and QUIC Initials of made-up sources at one service, good clients at it and at its neighbour",
 		Up:      upFlood,

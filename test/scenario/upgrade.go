@@ -81,9 +81,19 @@ func (m *Main) wrkRound(ctx context.Context, sum *loadSum) error {
 }
 
 func (m *Main) reconnectRound(ctx context.Context, sum *loadSum) error {
+	return m.probeRound(ctx, sum, "--proto", "h2", "--reconnect")
+}
+
+// quicRound is of standing connections.
+func (m *Main) quicRound(ctx context.Context, sum *loadSum) error {
+	return m.probeRound(ctx, sum, "--proto", "h3")
+}
+
+func (m *Main) probeRound(ctx context.Context, sum *loadSum, args ...string) error {
 	var l load
-	err := m.probe(ctx, m.good, nil, &l, "load", "https://"+vipPort(vip6, 443)+"/o/upgrade/2", "--proto", "h2",
-		"--reconnect", "--conns", "4", "--duration", roundLength)
+	err := m.probe(ctx, m.good, nil, &l, append([]string{
+		"load", "https://" + vipPort(vip6, 443) + "/o/upgrade/2", "--conns", "4", "--duration", roundLength,
+	}, args...)...)
 	sum.requests += l.OK
 	sum.lost += l.Errors + l.OK - l.Status["200"]
 	if sum.failures == nil {

@@ -30,6 +30,7 @@ func (c *Config) check(d *decoder) {
 	c.checkGeo(d)
 	c.checkSteer(d)
 	c.checkVIPs(d)
+	c.checkAnycast(d)
 	c.checkRoutes(d)
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/cache"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/control"
@@ -34,6 +35,7 @@ type Config struct {
 	VIPs     []VIP                      `yaml:"vips"`
 	Backends map[string][]steer.Backend `yaml:"backends"`
 	Steer    Steer                      `yaml:"steer"`
+	Anycast  anycast.Config             `yaml:"anycast"`
 	Geo      geo.Config                 `yaml:"geo"`
 	Rate     Rate                       `yaml:"rate"`
 	Cache    cache.Config               `yaml:"cache"`
@@ -111,7 +113,7 @@ func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
 		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
-		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman}, Cache: cache.DefaultConfig(), Log: observe.Default(),
+		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman}, Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }
 
@@ -135,6 +137,7 @@ func Parse(name string, src []byte) (*Config, error) {
 	d := newDecoder(name)
 	preset(d, origin.DefaultConfig())
 	preset(d, fec.DefaultRelay())
+	presetAnycast(d)
 	d.decode(src, &c)
 	if c.Node.Name == "" {
 		c.Node.Name = hostName()

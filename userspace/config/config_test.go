@@ -72,6 +72,12 @@ func TestFullFile(t *testing.T) {
 	if s := c.Steering(); s.Node.Name != "edge1" || len(s.Sets["edges"]) != 2 || s.SecretFile != secret || s.Probe.Interval != 200*time.Millisecond || s.Probe.Protocol != "udp" {
 		t.Errorf("%+v", s)
 	}
+	if p := c.Anycast.Peers[0]; p.Port != 179 || p.BFD.Multiplier != 3 || p.BFD.Interval != 80*time.Millisecond || c.Anycast.RouterID != c.Node.Address4 || *c.Anycast.Announcements[0].MED != 5 {
+		t.Errorf("%+v %+v", c.Anycast, p)
+	}
+	if a := c.Announces(); len(a) != 2 || a[0].String() != "192.0.2.10" {
+		t.Errorf("%v", a)
+	}
 	if at := c.AnswersProbes(); len(at) != 1 || at[0].String() != "10.0.0.1:9191" {
 		t.Errorf("%v", at)
 	}

@@ -46,6 +46,7 @@ func (d *testDaemon) Order(_ context.Context, o control.Order) (control.Changes,
 func (d *testDaemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
 	return control.Plan{Sets: []control.SetPlan{{Set: p.Remove[0]}}}, nil
 }
+
 func (d *testDaemon) Cache(context.Context) (control.Cache, error) {
 	return control.Cache{Objects: 7}, nil
 }
@@ -57,6 +58,14 @@ func (d *testDaemon) Relays(context.Context) ([]control.Relay, error) {
 func (d *testDaemon) Top(_ context.Context, seconds int) (control.Top, error) {
 	d.top.Seconds = float64(seconds)
 	return d.top, nil
+}
+
+func (d *testDaemon) Anycast(context.Context) (control.Anycast, error) {
+	return control.Anycast{Phase: "announced"}, nil
+}
+
+func (d *testDaemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
+	return control.Anycast{Command: o.Command}, nil
 }
 
 func (d *testDaemon) Series() control.Series {
@@ -106,6 +115,17 @@ func refused(t *testing.T, err error, status int, want string) {
 	var e *control.Error
 	if !errors.As(err, &e) || e.Status != status || !strings.Contains(e.Error(), want) {
 		t.Errorf("have %#v, want %d with %q", err, status, want)
+	}
+}
+
+func TestOrdersThroughTheSocket(t *testing.T) {
+	c := mustServe(t, &testDaemon{})
+	on := true
+	done, err := c.Order(t.Context(), control.Order{Backend: "edge2", Draining: &on})
+	says(t, done, err, "edge2")
+	plan, err := c.Plan(t.Context(), control.PlanRequest{Remove: []string{"edge3"}})
+	if err != nil || len(plan.Sets) != 1 || plan.Sets[0].Set != "edge3" {
+		t.Errorf("%+v, %v", plan, err)
 	}
 }
 
@@ -356,6 +376,12 @@ func TestDaemonCalls(t *testing.T) {
 	if s, err := c.Top(ctx, 7); err != nil || s.Seconds != 7 {
 		t.Errorf("%+v %v", s, err)
 	}
+	if s, err := c.Anycast(ctx); err != nil || s.Phase != "announced" {
+		t.Errorf("%+v %v", s, err)
+	}
+	if s, err := c.OrderAnycast(ctx, control.AnycastOrder{Command: "drain"}); err != nil || s.Command != "drain" {
+		t.Errorf("%+v %v", s, err)
+	}
 	_, err := c.Top(ctx, 61)
 	refused(t, err, http.StatusBadRequest, "not between 1 and 60")
 	done, err := c.Purge(ctx, control.Purge{URL: "http://a/"})
@@ -375,6 +401,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{"POST", "/v1/purge", `{"url": `, 400},
 		{"POST", "/v1/purge", `{"uri": "x"}`, 400},
+		{"POST", "/v1/anycast", `{"order": "x"}`, 400},
 		{"POST", "/v1/purge", strings.Repeat(" ", 2<<20), 400},
 		{"GET", "/v1/geo/test?ip=nonsense", "", 400},
 		{"GET", "/v1/steer/explain?source=a", "", 400},

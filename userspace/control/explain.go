@@ -97,6 +97,9 @@ func (l *Local) explainRow(vip maps.VIP, f Flow, proto maps.Protocol, out *Steer
 	if row.Moved {
 		second = "previous owner"
 	}
+	if row.Moved {
+		out.step("the row has moved: what its owner has no socket for (TCP, beyond the first packet) goes to the previous owner, once")
+	}
 	for i, b := range []uint16{row.Owner, row.Second} {
 		role := [...]string{"owner", second}[i]
 		done, err := l.candidate(uint32(b), self, role, out)

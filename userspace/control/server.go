@@ -25,6 +25,8 @@ type Daemon interface {
 	Relays(ctx context.Context) ([]Relay, error)
 	Order(ctx context.Context, o Order) (Changes, error)
 	Plan(ctx context.Context, p PlanRequest) (Plan, error)
+	Anycast(ctx context.Context) (Anycast, error)
+	OrderAnycast(ctx context.Context, o AnycastOrder) (Anycast, error)
 	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
 	// returns why it is not there.
 	Tables(f func(Tables) error) error
@@ -50,6 +52,8 @@ func Handler(d Daemon) http.Handler {
 	handle("POST /v1/steer/plan", with(d.Plan))
 	handle("GET /v1/cache", func(r *http.Request) (any, error) { return d.Cache(r.Context()) })
 	handle("GET /v1/fec/relays", func(r *http.Request) (any, error) { return d.Relays(r.Context()) })
+	handle("GET /v1/anycast", func(r *http.Request) (any, error) { return d.Anycast(r.Context()) })
+	handle("POST /v1/anycast", with(d.OrderAnycast))
 	handle("GET /v1/top", func(r *http.Request) (any, error) {
 		seconds, err := intParam(r, "seconds", 5, 1, 60)
 		if err != nil {

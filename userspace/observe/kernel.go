@@ -140,5 +140,6 @@ func emitBackends(s *maps.Set, emit Emit) error {
 		}
 	}
 	emit(MapEntries, float64(len(backends)), "backends")
+	emit(Deadman, s.Heart.Limit().Seconds())
 	return nil
 }

@@ -54,8 +54,22 @@ type set struct {
 	id      uint32
 	members []Backend
 	moved   []time.Time // of each row, the last change of owner
+	burst   []time.Time // when the last burst of them began
+	settled []uint16    // and who owned it before
 	placed  []Member    // for whom places are
 	places  []Place
+}
+
+// newSet is a set with the memory of the one before it, if that is the same.
+func newSet(id uint32, members []Backend, before *set) *set {
+	s := &set{id: id, members: members}
+	if before != nil && before.id == id {
+		s.moved, s.burst, s.settled = before.moved, before.burst, before.settled
+		return s
+	}
+	s.moved = slices.Repeat([]time.Time{time.Now()}, bermmaps.RowCount) // before this daemon: when, nobody knows
+	s.burst, s.settled = make([]time.Time, bermmaps.RowCount), make([]uint16, bermmaps.RowCount)
+	return s
 }
 
 // New makes a controller that writes to these maps. Close it before them.
@@ -119,14 +133,7 @@ func (c *Controller) write(cfg Config, secret Secret) error {
 		if err != nil {
 			return err
 		}
-		sets[name] = &set{id: id, members: members, moved: make([]time.Time, bermmaps.RowCount)}
-		if old := c.sets[name]; old != nil && old.id == id {
-			sets[name].moved = old.moved
-		} else {
-			for i := range sets[name].moved { // nobody knows any more: a while ago, not lately
-				sets[name].moved[i] = time.Now().Add(-burst)
-			}
-		}
+		sets[name] = newSet(id, members, c.sets[name])
 	}
 	if err := c.identify(cfg.Node, secret, backends); err != nil {
 		return err
@@ -244,11 +251,7 @@ func (c *Controller) writeRows() error {
 			errs = append(errs, err)
 			continue
 		}
-		for i := range fresh {
-			if old[i].Owner != fresh[i].Owner {
-				s.moved[i] = time.Now()
-			}
-		}
+		s.note(old, fresh, time.Now())
 		if plan := Compare(old, fresh); plan.Moved > 0 {
 			c.log.Info("rows moved", "set", name, "rows", plan.Moved, "of", bermmaps.RowCount, "owners", c.shares(s, plan))
 		}
@@ -274,8 +277,21 @@ func (c *Controller) hasPeers(members []Member) bool {
 	return self && slices.ContainsFunc(members, func(m Member) bool { return m.Name != c.self && m.Fit })
 }
 
-// burst is how long changes of rows may come one after the other and be one.
+// burst is how long changes of a row may come one after the other and count as one.
 const burst = 10 * time.Second
+
+// note remembers when rows moved, and who had them before that began.
+func (s *set) note(old, fresh []bermmaps.Row, now time.Time) {
+	for i := range fresh {
+		if old[i].Owner == fresh[i].Owner {
+			continue
+		}
+		s.moved[i] = now
+		if now.Sub(s.burst[i]) >= burst {
+			s.burst[i], s.settled[i] = now, old[i].Owner
+		}
+	}
+}
 
 // pastOf says how a set's rows are succeeded.
 func (c *Controller) pastOf(s *set) Past {
@@ -290,9 +306,14 @@ func (c *Controller) pastOf(s *set) Past {
 	now := time.Now()
 	return Past{
 		Self: self, Off: c.secondChance == 0,
-		May:   func(id uint16) bool { return may[id] },
-		Fresh: func(row int) bool { return now.Sub(s.moved[row]) < burst },
-		Old:   func(row int) bool { return now.Sub(s.moved[row]) >= c.secondChance },
+		May: func(id uint16) bool { return may[id] },
+		Settled: func(row int) uint16 {
+			if now.Sub(s.burst[row]) >= burst {
+				return 0
+			}
+			return s.settled[row]
+		},
+		Old: func(row int) bool { return now.Sub(s.moved[row]) >= c.secondChance },
 	}
 }
 

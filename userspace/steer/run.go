@@ -28,7 +28,7 @@ func (c *Controller) start(p Probe, key [32]byte) {
 			continue
 		}
 		addr, alive := b.address, b.alive
-		f := follower{c: c, name: name, id: b.id, up: b.up, hostUp: func(err error) bool { return p.hostUp(ctx, addr, err) }}
+		f := follower{c: c, name: name, id: b.id, up: b.up, says: b.says, hostUp: func(err error) bool { return p.hostUp(ctx, addr, err) }}
 		c.wg.Go(func() {
 			p.watch(ctx, func(ctx context.Context) (Says, error) { return p.ask(ctx, addr, key) }, alive, f.follow)
 		})

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -105,6 +106,29 @@ func TestProbes(t *testing.T) {
 	p.Protocol = "tcp"
 	if _, err := p.ask(t.Context(), addr("127.0.0.1"), key); err == nil {
 		t.Error("tcp to a closed port succeeds")
+	}
+}
+
+// A host that refuses is there; one that cannot be reached is not.
+func TestHostUp(t *testing.T) {
+	p := DefaultProbe()
+	p.Port, p.Timeout = freePort(t), 5*time.Second
+	if !p.hostUp(t.Context(), addr("127.0.0.1"), errors.New("silent")) {
+		t.Error("a host that refuses TCP")
+	}
+	if !p.hostUp(t.Context(), addr("240.0.0.1"), &net.OpError{Op: "read", Err: syscall.ECONNREFUSED}) {
+		t.Error("a host that refuses UDP")
+	}
+	if p.hostUp(t.Context(), addr("240.0.0.1"), errors.New("silent")) {
+		t.Error("an address that no host can have")
+	}
+	l, err := net.Listen("tcp", netip.AddrPortFrom(addr("127.0.0.1"), p.Port).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if !p.hostUp(t.Context(), addr("127.0.0.1"), errors.New("silent")) {
+		t.Error("a host that accepts")
 	}
 }
 
@@ -588,8 +612,12 @@ func TestOrdersAndPlans(t *testing.T) {
 		}
 	}
 	for _, o := range []Order{
-		{Backend: "edge1", Draining: ptr(true)}, {Backend: "edge1", Draining: ptr(false)}, {Backend: "edge3", Weight: ptr(3)},
-		{Backend: "edge3", Weight: ptr(0)}, {Backend: "edge2", Share: ptr(100)}, {Backend: "edge2", Share: ptr(0)},
+		{Backend: "edge1", Draining: ptr(true)},
+		{Backend: "edge1", Draining: ptr(false)},
+		{Backend: "edge3", Weight: ptr(3)},
+		{Backend: "edge3", Weight: ptr(0)},
+		{Backend: "edge2", Share: ptr(100)},
+		{Backend: "edge2", Share: ptr(0)},
 	} {
 		plans, err := c.Plan(Change{Orders: []Order{o}})
 		if err != nil || len(plans) != 1 {

@@ -112,10 +112,11 @@ func unit(seed, row uint64) float64 { return float64(hash(seed, row)>>11+1) / (1
 type Past struct {
 	Self uint16                    // this edge; 0 = none
 	May  func(backend uint16) bool // it may have flows: it exists, and its host is not gone
-	// Fresh and Old say of a row that its owner changed so lately that most of its flows are
-	// older, and so long ago that none is worth asking for. Off means second chances are off.
-	Fresh, Old func(row int) bool
-	Off        bool
+	// Settled is who owned a row before the burst of changes that it is in, and so has most of its
+	// flows; 0 = it is in none.
+	Settled func(row int) uint16
+	Old     func(row int) bool // it moved so long ago that no flow is worth asking for
+	Off     bool               // second chances are
 }
 
 // Succeed makes the rows that follow old ones. Where the owner changes, the old one is the second
@@ -134,7 +135,7 @@ func (past *Past) succeed(old maps.Row, p Place, row int) maps.Row {
 	if past.Off || p.Owner == 0 {
 		return heir
 	}
-	before := []uint16{old.Owner, old.Second}
+	var before []uint16
 	switch {
 	case old.Owner == 0: // this table is new; those of others may not be
 		heir.Moved = p.Owner == past.Self && p.Heir != 0
@@ -143,11 +144,11 @@ func (past *Past) succeed(old maps.Row, p Place, row int) maps.Row {
 		if !old.Moved || past.Old(row) {
 			return heir
 		}
-		before = before[1:]
-	case !old.Moved:
-		before = before[:1]
-	case past.Fresh(row):
-		before[0], before[1] = before[1], before[0]
+		before = []uint16{old.Second}
+	case old.Moved:
+		before = []uint16{past.Settled(row), old.Owner, old.Second}
+	default:
+		before = []uint16{old.Owner}
 	}
 	for _, b := range before {
 		if b != 0 && b != p.Owner && past.May(b) {

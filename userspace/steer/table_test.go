@@ -173,7 +173,7 @@ func TestSucceed(t *testing.T) {
 	const self = 1
 	past := Past{
 		Self: self, May: func(id uint16) bool { return id < 8 },
-		Fresh: func(row int) bool { return row == 1 }, Old: func(row int) bool { return row == 2 },
+		Settled: func(row int) uint16 { return []uint16{0, 2, 0}[row] }, Old: func(row int) bool { return row == 2 },
 	}
 	for _, c := range []struct {
 		name string
@@ -191,7 +191,8 @@ func TestSucceed(t *testing.T) {
 		{"returns at once", 1, maps.Row{Owner: 3, Second: 2, Moved: true}, Place{2, 3}, maps.Row{Owner: 2, Second: 3, Moved: true}},
 		{"moves on", 0, maps.Row{Owner: 3, Second: 2, Moved: true}, Place{4, 3}, maps.Row{Owner: 4, Second: 3, Moved: true}},
 		{"moves on at once: the owner before the burst", 1, maps.Row{Owner: 3, Second: 2, Moved: true}, Place{4, 3}, maps.Row{Owner: 4, Second: 2, Moved: true}},
-		{"moves on at once, and that one is gone", 1, maps.Row{Owner: 3, Second: 9, Moved: true}, Place{4, 5}, maps.Row{Owner: 4, Second: 3, Moved: true}},
+		{"in a burst, back and elsewhere", 1, maps.Row{Owner: 2, Second: 3, Moved: true}, Place{4, 3}, maps.Row{Owner: 4, Second: 2, Moved: true}},
+		{"in a burst, and back", 1, maps.Row{Owner: 4, Second: 3, Moved: true}, Place{2, 3}, maps.Row{Owner: 2, Second: 4, Moved: true}},
 		{"from one who is gone", 0, maps.Row{Owner: 9, Second: 3}, Place{3, 4}, maps.Row{Owner: 3, Second: 4}},
 		{"from one who is gone, and had it from another", 0, maps.Row{Owner: 9, Second: 5, Moved: true}, Place{3, 4}, maps.Row{Owner: 3, Second: 5, Moved: true}},
 		{"the former owner is gone", 0, maps.Row{Owner: 3, Second: 9, Moved: true}, Place{3, 4}, maps.Row{Owner: 3, Second: 4, Moved: true}},

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -59,6 +60,14 @@ func (l stallListener) Accept() (net.Conn, error) {
 		return &corkConn{Conn: sc}, nil
 	}
 	return sc, nil
+}
+
+// Close closes the listener, which may be closed already: a unit that leaves does so first.
+func (l stallListener) Close() error {
+	if err := l.Listener.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // stall cuts one read or write of a stream that takes longer than the stall timeout. A deadline

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +28,10 @@ type Options struct {
 	VerifyClients func() bool
 	// Failed is told when a listener breaks after it was opened.
 	Failed func(error)
+	// Keeper keeps the sockets open while no process serves them; nil when nobody does. Held are those that it kept
+	// of the process before, by their names; they belong to Listen.
+	Keeper Keeper
+	Held   []*os.File
 }
 
 // Server is all listeners of an edge.
@@ -37,8 +42,9 @@ type Server struct {
 	mu      sync.Mutex // held while listeners are opened or closed
 	cfg     Config
 	units   map[unitKey]*unit
-	mss     [2]uint16      // largest segments of IPv4 and IPv6 clients; 0 = no bound
-	retired sync.WaitGroup // listeners that still drain
+	mss     [2]uint16           // largest segments of IPv4 and IPv6 clients; 0 = no bound
+	held    map[string]*os.File // until Listen returns
+	retired sync.WaitGroup      // listeners that still drain
 }
 
 // unitKey names a listener: the scheme and the address as written in the file.
@@ -63,8 +69,12 @@ type ProtocolStats struct {
 
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
 func Listen(cfg Config, opts Options) (*Server, error) {
-	s := &Server{opts: opts, units: map[unitKey]*unit{}}
-	return s, s.Apply(cfg)
+	s := &Server{opts: opts, units: map[unitKey]*unit{}, held: byName(opts.Held)}
+	err := s.Apply(cfg)
+	if err == nil {
+		s.dropHeld()
+	}
+	return s, err
 }
 
 // Stats returns the live counters.
@@ -101,12 +111,14 @@ func (s *Server) Apply(cfg Config) error {
 	changed := s.cfg.limits() != cfg.limits() && len(s.units) > 0 && len(opened) < len(want)
 	for _, u := range opened {
 		s.units[u.key] = u
+		s.hold(u)
 		u.boundSegments(s.mss)
 		u.serve()
 	}
 	for k, u := range s.units {
 		if !slices.Contains(want, k) {
 			delete(s.units, k)
+			s.forget(k)
 			s.retire(u, cfg.Drain)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -29,6 +30,7 @@ type unit struct {
 	quicIn  *quic.EarlyListener
 	h3      *http3.Server
 	flood   flood
+	leaving atomic.Bool // h1 connections end with their next response
 	serving sync.WaitGroup
 }
 
@@ -39,7 +41,7 @@ const retryAbove = 1000
 // open binds an address without serving it.
 func (s *Server) open(k unitKey, cfg Config) (u *unit, err error) {
 	u = &unit{key: k, s: s, limits: cfg.limits(), flood: flood{limit: retryAbove}}
-	if u.tcp, err = listenTCP(k.address); err != nil {
+	if u.tcp, err = s.heldTCP(k); err != nil {
 		return nil, fmt.Errorf("listen.%s: %w", k.scheme, err)
 	}
 	u.http = &http.Server{
@@ -72,7 +74,7 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		return err
 	}
 	port := localPort(u.tcp.Addr())
-	if u.udp, err = ListenUDP(net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
+	if u.udp, err = u.s.heldUDP(u.key, net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
 		return err
 	}
 	u.sizeBuffer()
@@ -182,10 +184,38 @@ func (u *unit) serve() {
 
 // ended reports a listener that broke by itself.
 func (u *unit) ended(what string, err error) {
-	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, quic.ErrServerClosed) {
+	if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, quic.ErrServerClosed) || u.leaving.Load() && errors.Is(err, net.ErrClosed) {
 		return
 	}
 	u.s.opts.Failed(fmt.Errorf("%s on %s stopped: %w", what, u.key.address, err))
+}
+
+// lastCall is how long h1 connections get to end by themselves, with a response that says so: closing one that waits
+// for a request may cross with it, and the client cannot know whether it was heard. Busy ones, and those that were
+// accepted a moment ago, need a round trip.
+const lastCall = 250 * time.Millisecond
+
+// leave accepts no more and lets connections end by themselves. net/http's Shutdown alone closes also those that were
+// just accepted and whose request is on its way.
+func (u *unit) leave(ctx context.Context) {
+	u.leaving.Store(true)
+	_ = u.tcp.Close() // a copy may be kept for the next process
+	wait := lastCall
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/4)
+	}
+	over := time.After(wait)
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for u.s.stats.H1.Open.Load() > 0 {
+		select {
+		case <-look.C:
+		case <-over:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // drain ends the unit: gracefully until ctx ends, and then at once. The error says that requests
@@ -194,6 +224,7 @@ func (u *unit) drain(ctx context.Context) error {
 	var wg sync.WaitGroup
 	var errTCP, errQUIC error
 	wg.Go(func() {
+		u.leave(ctx)
 		if errTCP = u.http.Shutdown(ctx); errTCP != nil {
 			_ = u.http.Close()
 		}
@@ -217,6 +248,8 @@ func (u *unit) drain(ctx context.Context) error {
 	return nil
 }
 
+var closing = []string{"close"} // shared by all responses: never written to
+
 // serveHTTP is the way of every request from its protocol to the pipeline.
 func (u *unit) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	p := &u.s.stats.H1
@@ -231,6 +264,9 @@ func (u *unit) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		p.InFlight.Add(-1)
 		p.Requests.Add(1)
 	}()
+	if r.ProtoMajor == 1 && u.leaving.Load() {
+		w.Header()["Connection"] = closing
+	}
 	if u.altSvc != nil && r.ProtoMajor < 3 {
 		w.Header()["Alt-Svc"] = u.altSvc
 	}

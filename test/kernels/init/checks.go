@@ -20,6 +20,7 @@ type check struct {
 var checks = []check{
 	{"probe", probe, false},
 	{"verify", verify, false},
+	{"packets", packets, false},
 	{"up", up, false},
 	{"up again", upAgain, true},
 	{"upgrade", upgrade, true},

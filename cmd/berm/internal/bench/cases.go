@@ -97,6 +97,10 @@ var cases = []benchCase{
 		name: "lb_syn_new", packet: kind{port: portService, proto: maps.ProtocolTCP, flags: tcpSYN},
 		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
 	},
+	{ // this edge owns all rows, which have moved, and has no socket
+		name: "second_chance", packet: kind{port: portMoved, proto: maps.ProtocolTCP, flags: tcpACK},
+		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitChance},
+	},
 	{
 		name: "syn_cookie", packet: kind{port: portCookie, proto: maps.ProtocolTCP, flags: tcpSYN, tail: true},
 		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageGate, Exit: maps.ExitAnswer},

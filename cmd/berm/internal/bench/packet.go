@@ -18,7 +18,8 @@ const (
 	portGeo     = 444 // refuses all countries
 	portRate    = 445 // refuses all but the first packet of a source
 	portVerdict = 446
-	portCookie  = 447 // delivered here, where SYNs are answered with cookies
+	portMoved   = 447
+	portCookie  = 448 // delivered here, where SYNs are answered with cookies
 )
 
 var (

@@ -105,9 +105,7 @@ func (w *world) setConfig() error {
 	if err := w.maps.Samples.Set(maps.DropNone, 0); err != nil {
 		return err
 	}
-	return w.maps.Config.SetSelf(maps.Self{
-		Address4: netip.MustParseAddr("10.0.0.0"), Address6: netip.MustParseAddr("2001:db8:1::"),
-	})
+	return nil
 }
 
 // setPolicies writes rate classes as they are, since no operator may ask for such limits.
@@ -146,12 +144,23 @@ func name(s string) (n [16]int8) {
 	return n
 }
 
-// setBackends makes a set of 100 backends for each family, and rows that name them at random.
+// setBackends makes a set of 100 backends for each family, and rows that name them at random; and
+// another, whose rows have moved from them to this edge.
 func (w *world) setBackends() error {
 	const backends = 100
+	self, err := w.maps.Backends.Put(maps.Backend{Name: "self", Address: netip.MustParseAddr("10.0.0.0")})
+	if err != nil {
+		return err
+	}
+	err = w.maps.Config.SetSelf(maps.Self{
+		Backend: self, Address4: netip.MustParseAddr("10.0.0.0"), Address6: netip.MustParseAddr("2001:db8:1::"),
+	})
+	if err != nil {
+		return err
+	}
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, family := range []int{4, 6} {
-		table := make([]maps.Row, maps.RowCount)
+		table, moved := make([]maps.Row, maps.RowCount), make([]maps.Row, maps.RowCount)
 		ids := make([]uint16, backends)
 		for i := range ids {
 			addr := netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})
@@ -169,13 +178,16 @@ func (w *world) setBackends() error {
 		}
 		for i := range table {
 			table[i] = maps.Row{Owner: ids[r.IntN(backends)], Second: ids[r.IntN(backends)]}
+			moved[i] = maps.Row{Owner: uint16(self), Second: table[i].Owner, Moved: true}
 		}
-		set, err := w.maps.Sets.Put(maps.BackendSet{Name: fmt.Sprintf("edges%d", family)})
-		if err != nil {
-			return err
-		}
-		if err := w.maps.Rows.Write(set, table); err != nil {
-			return err
+		for name, rows := range map[string][]maps.Row{"edges": table, "moved": moved} {
+			set, err := w.maps.Sets.Put(maps.BackendSet{Name: fmt.Sprint(name, family)})
+			if err != nil {
+				return err
+			}
+			if err := w.maps.Rows.Write(set, rows); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -183,11 +195,12 @@ func (w *world) setBackends() error {
 
 func (w *world) setVIPs() error {
 	var list []maps.VIP
+	set := "edges"
 	add := func(name string, port uint16, proto maps.Protocol, geo, rate string) {
 		for family, addr := range map[int]netip.Addr{4: vip4, 6: vip6} {
 			list = append(list, maps.VIP{
 				Name: fmt.Sprintf("%s-%d", name, family), Address: addr, Port: port, Protocol: proto,
-				Backends: fmt.Sprintf("edges%d", family), GeoPolicy: geo, RateClass: rate, Owner: maps.OwnerFile,
+				Backends: fmt.Sprint(set, family), GeoPolicy: geo, RateClass: rate, Owner: maps.OwnerFile,
 			})
 		}
 	}
@@ -196,6 +209,8 @@ func (w *world) setVIPs() error {
 	add("geo", portGeo, maps.ProtocolTCP, "closed", "open")
 	add("rate", portRate, maps.ProtocolTCP, "open", "tight")
 	add("verdict", portVerdict, maps.ProtocolTCP, "open", "open")
+	set = "moved"
+	add("moved", portMoved, maps.ProtocolTCP, "open", "open")
 	add("cookie", portCookie, maps.ProtocolTCP, "open", "open")
 	for i := range list {
 		if list[i].Port == portCookie {

@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"time"
 
@@ -261,18 +262,21 @@ func (e *Edge) health() observe.Health {
 	if err := e.kernel.problem(); err != nil {
 		h.Problems = append(h.Problems, err.Error())
 	}
+	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
 	h.Problems = append(h.Problems, e.kernel.gateProblems()...)
 	h.Problems = append(h.Problems, e.certProblems()...)
-	well := map[string]bool{}
-	for _, o := range e.origins() {
-		well[o.Origin] = well[o.Origin] || o.Healthy
-	}
-	for name, ok := range well {
-		if !ok {
-			h.Problems = append(h.Problems, fmt.Sprintf("no server of origin %s is healthy", name))
+	h.Problems = append(h.Problems, e.originProblems()...)
+	return h
+}
+
+// absent names interfaces of the file that this host does not have: the kernel half cannot be on them.
+func absent(names []string) (out []string) {
+	for _, name := range names {
+		if _, err := net.InterfaceByName(name); err != nil {
+			out = append(out, fmt.Sprintf("interface %s of kernel.interfaces is not there: packets through it would pass no policy (once it is back: berm kernel up)", name))
 		}
 	}
-	return h
+	return out
 }
 
 // certProblems names certificates that end within a week.

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
@@ -37,6 +38,8 @@ type Options struct {
 	Version string
 	Log     *observe.Log
 	Notify  func(state string) // systemd's sd_notify, or nothing
+	Keeper  transport.Keeper   // who keeps the public sockets over a restart; nil for nobody
+	Held    []*os.File         // those that it kept
 }
 
 // Edge is a running daemon.
@@ -58,6 +61,8 @@ type Edge struct {
 	kernel   *kernelLink
 	probes   *probes
 	relays   *fec.Relays
+	anycast  *anycast.Announcer
+	heart    heart
 	admin    *http.Server
 	socket   net.Listener
 
@@ -86,6 +91,8 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		opts: opts, log: opts.Log, started: time.Now(), metrics: observe.NewMetrics(), history: &observe.History{},
 		token: rand.Text(), fatal: make(chan error, 8),
 	}
+	e.heart.e = e
+	e.anycast = e.newAnycast()
 	e.busy = observe.NewBusy(e.clock)
 	e.access = observe.NewAccess(e.log.Logger, e.metrics)
 	e.access.Sample(cfg.Log.Access)
@@ -110,6 +117,9 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		return nil, err
 	}
 	e.kernel.connect(cfg)
+	if err = e.applyAnycast(ctx, cfg); err != nil {
+		return nil, err
+	}
 	e.registerMetrics()
 	return e, nil
 }
@@ -149,6 +159,7 @@ func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
 func (e *Edge) listen(cfg *config.Config) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.certs.TLS(), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
+		Keeper: e.opts.Keeper, Held: e.opts.Held,
 		VerifyClients: e.kernel.clientsMustShow,
 	})
 	if err != nil {
@@ -225,6 +236,8 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.tasks.Go(func() { e.kernel.live(work) })
 	e.tasks.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
 	e.tasks.Go(func() { e.watchdog(work) })
+	e.tasks.Go(func() { e.heart.run(work) })
+	e.tasks.Go(func() { e.anycast.Run(work) })
 	e.ready.Store(true)
 	e.notify("READY=1\nSTATUS=" + e.summary())
 	var broken error
@@ -234,8 +247,9 @@ func (e *Edge) Run(ctx context.Context) error {
 	case broken = <-e.fatal:
 		e.log.Error("stopping: a part broke", "error", broken)
 	}
-	e.ready.Store(false)
 	e.notify("STOPPING=1")
+	e.stopAnycast(context.WithoutCancel(ctx)) // while requests are still served: routers first
+	e.ready.Store(false)
 	e.probes.say(steer.Says{Draining: true}) // new flows that reach other edges stay there
 	keeps := e.cfg.Load().Steer.SecondChance > 0
 	if keeps { // new flows that come here go to the others, and those that are here stay to their end
@@ -259,6 +273,7 @@ func (e *Edge) close(ctx context.Context) error {
 			e.log.Warn("some requests were cut: raise listen.drain if they need longer", "error", err)
 		}
 	}
+	errs = append(errs, e.anycast.Close())
 	if e.content != nil {
 		errs = append(errs, e.content.close())
 	}

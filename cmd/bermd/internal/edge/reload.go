@@ -16,12 +16,12 @@ import (
 
 // Reload reads the file again and switches to it. A file that is wrong, or that cannot be put in
 // force, is refused: what ran before goes on, and the error says why.
-func (e *Edge) Reload(context.Context) (control.Changes, error) {
+func (e *Edge) Reload(ctx context.Context) (control.Changes, error) {
 	e.reloading.Lock()
 	defer e.reloading.Unlock()
 	e.notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", monotonicMicros()))
 	defer func() { e.notify("READY=1\nSTATUS=" + e.summary()) }()
-	done, err := e.reload()
+	done, err := e.reload(context.WithoutCancel(ctx)) // half of it would be nothing in force
 	if err != nil {
 		text := err.Error()
 		e.refused.Store(&text)
@@ -34,7 +34,7 @@ func (e *Edge) Reload(context.Context) (control.Changes, error) {
 	return control.Changes{Changed: done}, nil
 }
 
-func (e *Edge) reload() (done []string, err error) {
+func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	cfg, err := e.opts.Load()
 	if err != nil {
 		return nil, err
@@ -71,6 +71,10 @@ func (e *Edge) reload() (done []string, err error) {
 	}
 	undo = append(undo, func() { e.restored("metrics", e.scrape.apply(old.Admin.Metrics)) })
 	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { e.restored("anycast", e.applyAnycast(ctx, old)) })
+	if err := e.applyAnycast(ctx, cfg); err != nil {
 		return nil, err
 	}
 	restart := e.server.Apply(cfg.Listen) // last: it is what clients notice

@@ -62,6 +62,7 @@ func (e *Edge) registerMetrics() {
 	e.metrics.Set("cache", e.emitCache)
 	e.metrics.Set("origins", e.emitOrigins)
 	e.metrics.Set("relays", e.emitRelays)
+	e.metrics.Set("anycast", e.emitAnycast)
 }
 
 func (e *Edge) emitEdge(emit observe.Emit) {

@@ -47,19 +47,29 @@ func (e *Edge) isSelfCheck(x *pipeline.Exchange) bool {
 
 func answerSelfCheck(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }
 
-// checkSelf asks once.
+// checkSelf asks once, over a new connection.
 func (e *Edge) checkSelf(ctx context.Context) error {
+	tr := selfTransport()
+	tr.DisableKeepAlives = true
+	defer tr.CloseIdleConnections()
+	return e.askSelf(ctx, tr)
+}
+
+func selfTransport() *http.Transport {
+	return &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // asks itself, and shows only a token that nobody else can use
+	}
+}
+
+func (e *Edge) askSelf(ctx context.Context, tr *http.Transport) error {
 	target, secure := e.selfTarget()
 	if target == "" {
 		return errors.New("no TCP listener is open")
 	}
 	scheme := "http"
-	tr := &http.Transport{DisableKeepAlives: true}
 	if secure {
 		scheme = "https"
-		tr.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // asks itself, and shows only a token that nobody else can use
 	}
-	defer tr.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+target+selfPath, nil)
 	if err != nil {
 		return err

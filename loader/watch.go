@@ -1,0 +1,108 @@
+package loader
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	"github.com/bermedge/berm/bpf"
+)
+
+const (
+	// probation is how long live packets are looked at after the programs were swapped.
+	probation = time.Second
+	// glance is how often.
+	glance = 20 * time.Millisecond
+	// silent: so many packets came in and none was counted.
+	silent = 100
+)
+
+// traffic is what the interfaces and the program say about packets.
+type traffic struct {
+	received         uint64 // by the interfaces
+	counted, aborted uint64 // by the program
+}
+
+// baseline is read before the first link is updated.
+func (r *run) baseline(links []pinnedLink) (err error) {
+	r.watched = links
+	r.before, err = r.traffic()
+	return err
+}
+
+// watch looks at what the new program does with live packets, and fails when it aborts them (our own failure, which
+// the packet does not survive) or does not count them at all. Failing puts the old program back.
+func (r *run) watch() error {
+	var cfg bpf.XDPBermConfig
+	if err := r.maps["berm_config"].Lookup(uint32(0), &cfg); err != nil {
+		return fmt.Errorf("read berm_config: %w", err)
+	}
+	if cfg.Vips == 0 || len(r.report.Interfaces) == 0 {
+		return nil // without services nothing is counted
+	}
+	for deadline := time.Now().Add(r.opts.watch); time.Now().Before(deadline); time.Sleep(glance) { // a probation is a length of time
+		now, err := r.traffic()
+		if err != nil {
+			return err
+		}
+		if err := judge(r.before, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// judge allows one packet in a hundred to be aborted.
+func judge(before, now traffic) error {
+	received, counted, aborted := now.received-before.received, now.counted-before.counted, now.aborted-before.aborted
+	switch {
+	case counted == 0 && received > silent:
+		return fmt.Errorf("%w: the new program counted none of %d packets; the old one is attached again", ErrRolledBack, received)
+	case aborted*100 > counted:
+		return fmt.Errorf("%w: the new program aborted %d of %d packets; the old one is attached again", ErrRolledBack, aborted, counted)
+	}
+	return nil
+}
+
+func (r *run) traffic() (t traffic, err error) {
+	for _, l := range r.watched {
+		if l.ifname == "" || l.ifindex() == 0 {
+			continue
+		}
+		// Not an error: a link of another namespace, or a device that was just removed.
+		if dev, err := netlink.LinkByIndex(l.ifindex()); err == nil && dev.Attrs().Statistics != nil {
+			t.received += dev.Attrs().Statistics.RxPackets
+		}
+	}
+	m := r.maps["berm_stage_stats"]
+	const exits = uint32(bpf.XDPBermExitBERM_EXIT_MAX)
+	for i := range m.MaxEntries() {
+		exit := bpf.XDPBermExit(i % exits)
+		if exit == bpf.XDPBermExitBERM_EXIT_SHADOW {
+			continue // counted beside its real exit
+		}
+		n, err := packets(m, i)
+		if err != nil {
+			return t, err
+		}
+		t.counted += n
+		if exit == bpf.XDPBermExitBERM_EXIT_ABORTED {
+			t.aborted += n
+		}
+	}
+	return t, nil
+}
+
+// packets is a counter's sum over CPUs.
+func packets(m *ebpf.Map, i uint32) (sum uint64, err error) {
+	var cpus []bpf.XDPBermCounter
+	if err := m.Lookup(i, &cpus); err != nil {
+		return 0, fmt.Errorf("%s: %w", m, err)
+	}
+	for _, c := range cpus {
+		sum += c.Packets
+	}
+	return sum, nil
+}

@@ -1,0 +1,172 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/bermedge/berm/test/rig"
+)
+
+// Upgrade is the main topology, where the daemons can be started again.
+type Upgrade struct{ *Main }
+
+func upUpgrade(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
+	m := newMain(lab, opts)
+	m.units = true
+	return &Upgrade{m}, m.up(ctx)
+}
+
+// Steps are run in this order.
+func (u *Upgrade) Steps() []Step {
+	return []Step{
+		{Name: "programs replaced", Run: u.checkPrograms, Loud: true},
+		{Name: "daemons started again", Run: u.checkRestarts, Loud: true},
+	}
+}
+
+const (
+	programRounds = 2 // on each edge
+	restartRounds = 2 // on each edge
+	// Each download takes 2 s, well below the time that a daemon gives requests in flight.
+	roundSize, roundRate = 2_000_000, "1M"
+	roundDownloads       = 3 // at once
+)
+
+// checkPrograms replaces both edges' programs again and again.
+func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
+	before, err := u.programs(ctx)
+	if err != nil {
+		return err
+	}
+	l, err := u.underLoad(ctx, true, func(ctx context.Context) error {
+		for i := range programRounds * len(u.edges) {
+			e := u.edges[i%len(u.edges)]
+			if out, err := e.berm(ctx, "kernel", "upgrade"); err != nil {
+				return fmt.Errorf("%s: %w: %s", e.Name, err, out)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	after, err := u.programs(ctx)
+	if err != nil {
+		return err
+	}
+	var same uint64
+	for id := range before {
+		if after[id] {
+			same++
+		}
+	}
+	r.Equal(fmt.Sprintf("programs that outlived %d upgrades", programRounds*len(u.edges)), 0, same, "programs")
+	l.check(r, "programs replaced")
+	return nil
+}
+
+// checkRestarts starts both daemons again and again. Connections that stand end in order, with a response or GOAWAY;
+// new ones wait where nobody serves yet.
+func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
+	starts := map[string]int{}
+	l, err := u.underLoad(ctx, false, func(ctx context.Context) error {
+		for i := range restartRounds * len(u.edges) {
+			e := u.edges[i%len(u.edges)]
+			s, err := e.restart(ctx)
+			if err != nil {
+				return fmt.Errorf("%s: %w", e.Name, err)
+			}
+			starts[e.Name] = s.Starts
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, e := range u.edges {
+		r.Equal(e.Name+": starts of its daemon", restartRounds+1, uint64(starts[e.Name]), "starts")
+	}
+	l.check(r, "daemons started again")
+	return u.awaitService(ctx)
+}
+
+// met is what clients of each kind met.
+type met struct{ standing, fresh, whole, quic loadSum }
+
+func (l *met) check(r *Recorder, what string) {
+	for _, x := range []struct {
+		name, unit string
+		least      float64
+		sum        *loadSum
+	}{
+		{"requests on standing connections", "requests (wrk, h1)", 500, &l.standing},
+		{"requests on new connections", "requests (h2, TLS)", 100, &l.fresh},
+		{"downloads of two seconds", "downloads (curl, h1, TLS)", 5, &l.whole},
+		{"requests on standing connections of QUIC", "requests (h3)", 100, &l.quic},
+	} {
+		if x.sum.requests+x.sum.lost == 0 && x.sum == &l.quic {
+			continue // was not asked for
+		}
+		r.AtLeast(what+": "+x.name, x.least, float64(x.sum.requests), x.unit)
+		r.Equal(what+": of those lost", 0, x.sum.lost, x.unit+failures(x.sum.failures))
+	}
+}
+
+// underLoad runs do while clients of each kind ask; those of QUIC where their connections are to survive it.
+func (u *Upgrade) underLoad(ctx context.Context, quic bool, do func(context.Context) error) (*met, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l := &met{}
+	var done atomic.Bool
+	var wg sync.WaitGroup
+	clients := map[*loadSum]func(context.Context, *loadSum) error{&l.standing: u.wrkRound, &l.fresh: u.reconnectRound, &l.whole: u.downloadRound}
+	if quic {
+		clients[&l.quic] = u.quicRound
+	}
+	for sum, round := range clients {
+		wg.Go(func() {
+			for sum.err == nil && !done.Load() {
+				sum.err = round(ctx, sum)
+			}
+		})
+	}
+	err := do(ctx)
+	done.Store(true)
+	wg.Wait()
+	return l, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.quic.err)
+}
+
+// downloadRound has curl download at a bounded rate, each over a connection of its own.
+func (u *Upgrade) downloadRound(ctx context.Context, sum *loadSum) error {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for i := range roundDownloads {
+		wg.Go(func() {
+			vip := []string{vip4, vip6}[i%2]
+			if strings.Contains(vip, ":") {
+				vip = "[" + vip + "]"
+			}
+			out, err := u.good.Run(ctx, "curl", "-sS", "-m", "60", "--http1.1", "--cacert", u.cert, "--resolve", edgeName+":443:"+vip,
+				"--limit-rate", roundRate, "-o", "/dev/null", "-w", "%{http_code} %{size_download}",
+				fmt.Sprintf("https://%s/big/%d", edgeName, roundSize))
+			mu.Lock()
+			defer mu.Unlock()
+			sum.requests++
+			if strings.TrimSpace(out) == "200 "+strconv.Itoa(roundSize) {
+				return
+			}
+			sum.lost++
+			if sum.failures == nil {
+				sum.failures = map[string]uint64{}
+			}
+			sum.failures[fmt.Sprintf("%.80s %v", out, err)]++
+		})
+	}
+	wg.Wait()
+	return ctx.Err()
+}
