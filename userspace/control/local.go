@@ -119,6 +119,7 @@ func gateOf(g maps.Gate) (words []string) {
 			words = append(words, fmt.Sprintf("%s above %d a second", what, cmp.Or(above, otherwise)))
 		case maps.GateOn:
 			words = append(words, what+" always")
+		case maps.GateOff:
 		}
 	}
 	mode("SYN cookies", g.Cookies, g.CookiesAbove, maps.DefaultCookiesAbove)
