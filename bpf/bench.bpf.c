@@ -32,6 +32,7 @@ struct bench_case {
 	__u32 ifindex;	    /* bench_send: out through */
 	__u64 sum;	    /* of the IPv4 header without source and checksum */
 	__u64 noise[WORDS]; /* bits that vary with the flow, beside its addresses and ports */
+	__u64 tail;	    /* 1: the program changes the frame's end, and not its head */
 	__u8 frame[BENCH_FRAME + 2];
 };
 
@@ -145,7 +146,8 @@ int bench_harness(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	cur = cur_from(ctx);
 	grown = (int)distance(cur.pos, cur.end) - (int)now->len;
-	if (grown && bpf_xdp_adjust_head(ctx, grown))
+	if (grown &&
+	    (now->tail ? bpf_xdp_adjust_tail(ctx, -grown) : bpf_xdp_adjust_head(ctx, grown)))
 		return XDP_ABORTED;
 	cur = cur_from(ctx);
 	if (!put_frame(now, cur.pos, cur.end, next_flow(packets, now->flow_mask)))

@@ -23,6 +23,7 @@ type BenchBenchCase struct {
 	Ifindex    uint32
 	Sum        uint64
 	Noise      [10]uint64
+	Tail       uint64
 	Frame      [98]uint8
 	_          [6]byte
 }
@@ -40,6 +41,8 @@ const (
 	BenchMapBermConfig        = "berm_config"
 	BenchMapBermDrops         = "berm_drops"
 	BenchMapBermEvents        = "berm_events"
+	BenchMapBermGateStates    = "berm_gate_states"
+	BenchMapBermGates         = "berm_gates"
 	BenchMapBermGeoPolicies   = "berm_geo_policies"
 	BenchMapBermGeoRules      = "berm_geo_rules"
 	BenchMapBermHeart         = "berm_heart"
@@ -55,6 +58,7 @@ const (
 	BenchMapBermPrefixRecords = "berm_prefix_records"
 	BenchMapBermRateCells     = "berm_rate_cells"
 	BenchMapBermRateClasses   = "berm_rate_classes"
+	BenchMapBermReply         = "berm_reply"
 	BenchMapBermRows          = "berm_rows"
 	BenchMapBermSample        = "berm_sample"
 	BenchMapBermSets          = "berm_sets"
@@ -144,6 +148,8 @@ type BenchMapSpecs struct {
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
@@ -159,6 +165,7 @@ type BenchMapSpecs struct {
 	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
 	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
@@ -210,6 +217,8 @@ type BenchMaps struct {
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
@@ -225,6 +234,7 @@ type BenchMaps struct {
 	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.Map `ebpf:"berm_reply"`
 	BermRows          *ebpf.Map `ebpf:"berm_rows"`
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
@@ -252,6 +262,8 @@ func (m *BenchMaps) Close() error {
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
+		m.BermGateStates,
+		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
@@ -267,6 +279,7 @@ func (m *BenchMaps) Close() error {
 		m.BermPrefixRecords,
 		m.BermRateCells,
 		m.BermRateClasses,
+		m.BermReply,
 		m.BermRows,
 		m.BermSample,
 		m.BermSets,

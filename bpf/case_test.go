@@ -135,6 +135,8 @@ func counted(vip, stage, exit string, more counts) counts {
 		c["vip/"+vip+"/dropped"] = 1
 	case "FORWARD", "CHANCE", "DEADMAN":
 		c["vip/"+vip+"/forwarded"] = 1
+	case "ANSWER":
+		c["vip/"+vip+"/answered"] = 1
 	}
 	maps.Copy(c, more)
 	return c

@@ -26,6 +26,10 @@ func FuzzXDP(f *testing.F) {
 	f.Add(eth(chance(good(false)[14:], flow4, baseConfig.TagSecrets[0])))
 	f.Add(tcpTo(good4, shadow, 443, packet.ACK))
 	f.Add(packet.Ethernet{Tags: []packet.Tag{{Type: packet.TypeQinQ, TCI: 1}, {Type: packet.TypeVLAN, TCI: 2}}}.With(good(true)[14:]))
+	for _, six := range []bool{false, true} {
+		request, _ := echoes(six, payload)
+		f.Add(eth(request))
+	}
 	f.Add(eth(ip(good6, web6, packet.HopByHop, packet.Extension(packet.Fragment, 1, packet.Fragment6(packet.ProtoUDP, 8, true, payload)))))
 	for id := range byte(8) {
 		long := append([]byte{0xc0, 0, 0, 0, 1, 17 + 3*(id&1), id << 5}, make([]byte, 60)...)
@@ -100,7 +104,11 @@ func checkInvariants(t *testing.T, frame []byte, action uint32, out []byte) {
 			t.Errorf("dropped, but not ours: %x", frame)
 		}
 	case xdpTX:
-		checkOuter(t, frame, out)
+		if isAnswer(frame, out) {
+			checkAnswered(t, frame, out)
+		} else {
+			checkOuter(t, frame, out)
+		}
 	default:
 		t.Errorf("action %d for %x", action, frame)
 	}
@@ -131,6 +139,37 @@ func isOurs(frame []byte) bool {
 func isTunnel(frame []byte) bool {
 	dst, ok := destination(frame)
 	return ok && (dst == self4 || dst == self6)
+}
+
+// isAnswer reports whether a frame that was sent goes to the source of the one that came.
+func isAnswer(frame, out []byte) bool {
+	at := l3(frame)
+	if isTunnel(frame) || len(out) < at+20 || out[at]>>4 != frame[at]>>4 {
+		return false
+	}
+	if out[at]>>4 == 4 {
+		return bytes.Equal(out[at+12:at+16], frame[at+16:at+20]) && bytes.Equal(out[at+16:at+20], frame[at+12:at+16])
+	}
+	return len(out) >= at+40 && bytes.Equal(out[at+8:at+24], frame[at+24:at+40]) && bytes.Equal(out[at+24:at+40], frame[at+8:at+24])
+}
+
+// checkAnswered: echo comes back as it was asked for, but for its type and sums.
+func checkAnswered(t *testing.T, frame, out []byte) {
+	t.Helper()
+	at := l3(frame)
+	if !isOurs(frame) {
+		t.Errorf("answered, but not ours: %x", frame)
+	}
+	header := 40
+	if out[at]>>4 == 4 {
+		header = 20
+		if !checksumRight(out[at : at+20]) {
+			t.Errorf("checksum of %x", out)
+		}
+	}
+	if len(out) != len(frame) || !bytes.Equal(out[at+header+4:], frame[at+header+4:]) {
+		t.Errorf("answer to\n   %x\nis %x", frame, out)
+	}
 }
 
 // checkOwner gives the program a later packet of the flow, which another router has passed: it goes the same way.

@@ -150,6 +150,7 @@ func (k *kernel) counters(t testing.TB) map[string]tally {
 			add(all, "vip/"+name+"/dropped", s.Dropped.Packets, s.Dropped.Bytes)
 			add(all, "vip/"+name+"/shadowed", s.Shadowed.Packets, s.Shadowed.Bytes)
 			add(all, "vip/"+name+"/forwarded", s.Forwarded.Packets, s.Forwarded.Bytes)
+			add(all, "vip/"+name+"/answered", s.Answered.Packets, s.Answered.Bytes)
 			add(all, "vip/"+name+"/cid", s.Cid.Packets, s.Cid.Bytes)
 			add(all, "vip/"+name+"/cid_lost", s.CidLost.Packets, s.CidLost.Bytes)
 		}
@@ -194,10 +195,10 @@ var (
 	drops = []string{
 		"NONE", "TRUNCATED", "MALFORMED", "BAD_CHECKSUM", "BAD_TCP_FLAGS", "LAND", "BAD_SOURCE", "BAD_FRAGMENT",
 		"TUNNEL_PEER", "TUNNEL_TAG", "TUNNEL_INNER", "NO_SERVICE", "VERDICT", "ACL", "GEO", "RATE_PACKETS", "RATE_BYTES",
-		"RATE_SYN", "NO_BACKEND", "TOO_BIG",
+		"RATE_SYN", "NO_BACKEND", "TOO_BIG", "AMPLIFIED", "BAD_INITIAL",
 	}
-	stages = []string{"PARSE", "DECAP", "VIP", "VERDICT", "PREFIX", "GEO", "RATE", "STEER", "DELIVER"}
-	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED", "CHANCE", "DEADMAN"}
+	stages = []string{"PARSE", "DECAP", "VIP", "VERDICT", "PREFIX", "GEO", "RATE", "STEER", "DELIVER", "GATE", "ICMP"}
+	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED", "CHANCE", "DEADMAN", "ANSWER"}
 )
 
 // want is what becomes of a frame.

@@ -69,8 +69,8 @@ func TestBareAddress(t *testing.T) {
 	add("UDP service", udpTo(good4, web4, 443), "web-udp", flowOf(good4, web4, 40000, 443, udp))
 	add("UDP service, IPv6", udpTo(good6, web6, 443), "web6-udp", flowOf(good6, web6, 40000, 443, udp))
 	add("GRE", eth(ip(good4, web4, packet.ProtoGRE, payload)), "web-addr", flowOf(good4, web4, 0, 0, packet.ProtoGRE))
-	add("echo, IPv4", eth(ip(good4, web4, packet.ICMP, packet.ICMPMessage(8, 0, payload))), "web-addr", flowOf(good4, web4, 0, 0, packet.ICMP))
-	add("echo, IPv6", eth(ip(good6, web6, packet.ICMPv6, packet.ICMPMessage(128, 0, payload))), "web6-addr", flowOf(good6, web6, 0, 0, packet.ICMPv6))
+	add("timestamp request, IPv4", eth(ip(good4, web4, packet.ICMP, packet.ICMPMessage(13, 0, payload))), "web-addr", flowOf(good4, web4, 0, 0, packet.ICMP))
+	add("node information query, IPv6", eth(ip(good6, web6, packet.ICMPv6, packet.ICMPMessage(139, 0, payload))), "web6-addr", flowOf(good6, web6, 0, 0, packet.ICMPv6))
 	add("no next header", eth(ip(good6, web6, packet.NoNext, nil)), "web6-addr", flowOf(good6, web6, 0, 0, packet.NoNext))
 	add("tunnel packet to a VIP", eth(ip(good4, web4, packet.IPIP, good(false)[14:])), "web-addr", flowOf(good4, web4, 0, 0, packet.IPIP))
 

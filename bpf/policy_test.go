@@ -83,9 +83,6 @@ func TestRefusals(t *testing.T) {
 	tight := func(t *testing.T, k *kernel) {
 		k.configure(t, func(c *bpf.XDPBermConfig) { c.Mtu = uint32(len(four) - 14 + 19) })
 	}
-	tight6 := func(t *testing.T, k *kernel) {
-		k.configure(t, func(c *bpf.XDPBermConfig) { c.Mtu = uint32(len(six) - 14 + 39) })
-	}
 	lost := func(vip string) func(*testing.T, *kernel) {
 		return func(t *testing.T, k *kernel) {
 			k.configure(t, func(c *bpf.XDPBermConfig) { c.Self = 0 })
@@ -114,7 +111,6 @@ func TestRefusals(t *testing.T) {
 		{"no backend", "STEER", "NO_BACKEND", "web", bpf.XDPBermDropBERM_DROP_NO_BACKEND, four, lost("web"), nil, failOpen("web")},
 		{"no backend, IPv6", "STEER", "NO_BACKEND", "web6", bpf.XDPBermDropBERM_DROP_NO_BACKEND, six, lost("web6"), nil, failOpen("web6")},
 		{"too big, IPv4", "DELIVER", "TOO_BIG", "web", bpf.XDPBermDropBERM_DROP_TOO_BIG, four, tight, nil, pass4},
-		{"too big, IPv6", "DELIVER", "TOO_BIG", "web6", bpf.XDPBermDropBERM_DROP_TOO_BIG, six, tight6, nil, pass6},
 	})
 }
 

@@ -22,6 +22,8 @@ const (
 	SockOpsMapBermConfig        = "berm_config"
 	SockOpsMapBermDrops         = "berm_drops"
 	SockOpsMapBermEvents        = "berm_events"
+	SockOpsMapBermGateStates    = "berm_gate_states"
+	SockOpsMapBermGates         = "berm_gates"
 	SockOpsMapBermGeoPolicies   = "berm_geo_policies"
 	SockOpsMapBermGeoRules      = "berm_geo_rules"
 	SockOpsMapBermHeart         = "berm_heart"
@@ -37,6 +39,7 @@ const (
 	SockOpsMapBermPrefixRecords = "berm_prefix_records"
 	SockOpsMapBermRateCells     = "berm_rate_cells"
 	SockOpsMapBermRateClasses   = "berm_rate_classes"
+	SockOpsMapBermReply         = "berm_reply"
 	SockOpsMapBermRows          = "berm_rows"
 	SockOpsMapBermSample        = "berm_sample"
 	SockOpsMapBermSets          = "berm_sets"
@@ -110,6 +113,8 @@ type SockOpsMapSpecs struct {
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
@@ -125,6 +130,7 @@ type SockOpsMapSpecs struct {
 	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
 	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
@@ -174,6 +180,8 @@ type SockOpsMaps struct {
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
@@ -189,6 +197,7 @@ type SockOpsMaps struct {
 	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.Map `ebpf:"berm_reply"`
 	BermRows          *ebpf.Map `ebpf:"berm_rows"`
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
@@ -214,6 +223,8 @@ func (m *SockOpsMaps) Close() error {
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
+		m.BermGateStates,
+		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
@@ -229,6 +240,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermPrefixRecords,
 		m.BermRateCells,
 		m.BermRateClasses,
+		m.BermReply,
 		m.BermRows,
 		m.BermSample,
 		m.BermSets,

@@ -172,8 +172,11 @@ func (k *kernel) reset(t testing.TB) {
 	k.words(t, k.BermPrefix6Root, 0x2a00, recordGood, recordBad)
 	k.resetBackends(t)
 	put(t, k.BermHeart, uint32(0), &bpf.XDPBermHeart{})
+	put(t, k.BermReply, uint32(0), &bpf.XDPBermReply{})
 	for i, v := range vips {
 		k.setVIP(t, uint32(i+1), v)
+		put(t, k.BermGates, uint32(i+1), &bpf.XDPBermGate{})
+		put(t, k.BermGateStates, uint32(i+1), &bpf.XDPBermGateState{})
 	}
 	k.indexVIPs(t)
 	k.at(t, 1_000_000_000_000)

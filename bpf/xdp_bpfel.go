@@ -153,7 +153,9 @@ const (
 	XDPBermDropBERM_DROP_RATE_SYN      XDPBermDrop = 17
 	XDPBermDropBERM_DROP_NO_BACKEND    XDPBermDrop = 18
 	XDPBermDropBERM_DROP_TOO_BIG       XDPBermDrop = 19
-	XDPBermDropBERM_DROP_MAX           XDPBermDrop = 20
+	XDPBermDropBERM_DROP_AMPLIFIED     XDPBermDrop = 20
+	XDPBermDropBERM_DROP_BAD_INITIAL   XDPBermDrop = 21
+	XDPBermDropBERM_DROP_MAX           XDPBermDrop = 22
 )
 
 type XDPBermEvent struct {
@@ -186,8 +188,53 @@ const (
 	XDPBermExitBERM_EXIT_ABORTED   XDPBermExit = 7
 	XDPBermExitBERM_EXIT_CHANCE    XDPBermExit = 8
 	XDPBermExitBERM_EXIT_DEADMAN   XDPBermExit = 9
-	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 10
+	XDPBermExitBERM_EXIT_ANSWER    XDPBermExit = 10
+	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 11
 )
+
+type XDPBermGate struct {
+	_    structs.HostLayout
+	Syns struct {
+		_          structs.HostLayout
+		Cost       uint64
+		BurstUnits uint64
+	}
+	Initials struct {
+		_          structs.HostLayout
+		Cost       uint64
+		BurstUnits uint64
+	}
+	Cookies    uint8
+	Retry      uint8
+	Amplified  uint8
+	BadInitial uint8
+	Pad        uint32
+}
+
+type XDPBermGateMode uint32
+
+const (
+	XDPBermGateModeBERM_GATE_OFF  XDPBermGateMode = 0
+	XDPBermGateModeBERM_GATE_AUTO XDPBermGateMode = 1
+	XDPBermGateModeBERM_GATE_ON   XDPBermGateMode = 2
+	XDPBermGateModeBERM_GATE_MAX  XDPBermGateMode = 3
+)
+
+type XDPBermGateState struct {
+	_    structs.HostLayout
+	Syns struct {
+		_      structs.HostLayout
+		Spent  uint64
+		Over   uint64
+		OverNs uint64
+	}
+	Initials struct {
+		_      structs.HostLayout
+		Spent  uint64
+		Over   uint64
+		OverNs uint64
+	}
+}
 
 type XDPBermGeoPolicy struct {
 	_        structs.HostLayout
@@ -213,6 +260,13 @@ type XDPBermHeart struct {
 	Noted      uint64
 	Fired      uint32
 	Pad        uint32
+}
+
+type XDPBermNextHop struct {
+	_       structs.HostLayout
+	Mac     [6]uint8
+	SrcMac  [6]uint8
+	Ifindex uint32
 }
 
 type XDPBermOwner uint32
@@ -300,6 +354,23 @@ type XDPBermRateSet struct {
 	Cells [8]uint64
 }
 
+type XDPBermReply struct {
+	_           structs.HostLayout
+	Via4        XDPBermNextHop
+	Via6        XDPBermNextHop
+	Mss4        uint16
+	Mss6        uint16
+	WindowScale uint8
+	Flags       uint8
+	Pad         uint16
+}
+
+type XDPBermReplyFlags uint32
+
+const (
+	XDPBermReplyFlagsBERM_REPLY_OPTIONS XDPBermReplyFlags = 1
+)
+
 type XDPBermSample struct {
 	_    structs.HostLayout
 	Mask uint64
@@ -332,7 +403,9 @@ const (
 	XDPBermStageBERM_STAGE_RATE    XDPBermStage = 6
 	XDPBermStageBERM_STAGE_STEER   XDPBermStage = 7
 	XDPBermStageBERM_STAGE_DELIVER XDPBermStage = 8
-	XDPBermStageBERM_STAGE_MAX     XDPBermStage = 9
+	XDPBermStageBERM_STAGE_GATE    XDPBermStage = 9
+	XDPBermStageBERM_STAGE_ICMP    XDPBermStage = 10
+	XDPBermStageBERM_STAGE_MAX     XDPBermStage = 11
 )
 
 type XDPBermVerdict struct {
@@ -378,6 +451,8 @@ const (
 	XDPBermVipFlagsBERM_VIP_ADDRESS XDPBermVipFlags = 4
 	XDPBermVipFlagsBERM_VIP_STRICT  XDPBermVipFlags = 8
 	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
+	XDPBermVipFlagsBERM_VIP_GATE    XDPBermVipFlags = 256
+	XDPBermVipFlagsBERM_VIP_GUARD   XDPBermVipFlags = 512
 )
 
 type XDPBermVipStats struct {
@@ -386,6 +461,7 @@ type XDPBermVipStats struct {
 	Dropped   XDPBermCounter
 	Shadowed  XDPBermCounter
 	Forwarded XDPBermCounter
+	Answered  XDPBermCounter
 	Cid       XDPBermCounter
 	CidLost   XDPBermCounter
 }
@@ -394,6 +470,74 @@ type XDPCaptureBuffer struct {
 	_     structs.HostLayout
 	Head  XDPBermCaptured
 	Frame [2048]uint8
+}
+
+type XDPGated struct {
+	_  structs.HostLayout
+	To struct {
+		_      structs.HostLayout
+		Client XDPBermAddr
+		Vip    XDPBermAddr
+		L3     uint32
+		Outer  uint32
+		Six    uint32
+		Pad    uint32
+	}
+	Units uint64
+	Ns    uint64
+	VipId uint32
+	Syn   uint32
+	Tcp   struct {
+		_      structs.HostLayout
+		Ports  uint32
+		Seq    uint32
+		AckSeq uint32
+		Offset uint8
+		Flags  uint8
+		Window uint16
+		Check  uint16
+		Urgent uint16
+	}
+	CookieMss uint32
+	Got       struct {
+		_      structs.HostLayout
+		Mss    uint32
+		Wscale uint32
+		Sack   uint32
+		Timed  uint32
+		Stamp  uint32
+	}
+	At    uint32
+	Tuple struct {
+		_    structs.HostLayout
+		Ipv4 struct {
+			_     structs.HostLayout
+			Saddr uint32
+			Daddr uint32
+			Sport uint16
+			Dport uint16
+		}
+		_ [24]byte
+	}
+	Options [64]uint8
+	Ack     struct {
+		_   structs.HostLayout
+		Tcp struct {
+			_      structs.HostLayout
+			Ports  uint32
+			Seq    uint32
+			AckSeq uint32
+			Offset uint8
+			Flags  uint8
+			Window uint16
+			Check  uint16
+			Urgent uint16
+		}
+		Mss    uint32
+		Time   [3]uint32
+		Wscale uint32
+	}
+	_ [4]byte
 }
 
 // Names of all BPF objects in the ELF.
@@ -406,6 +550,8 @@ const (
 	XDPMapBermConfig        = "berm_config"
 	XDPMapBermDrops         = "berm_drops"
 	XDPMapBermEvents        = "berm_events"
+	XDPMapBermGateStates    = "berm_gate_states"
+	XDPMapBermGates         = "berm_gates"
 	XDPMapBermGeoPolicies   = "berm_geo_policies"
 	XDPMapBermGeoRules      = "berm_geo_rules"
 	XDPMapBermHeart         = "berm_heart"
@@ -421,6 +567,7 @@ const (
 	XDPMapBermPrefixRecords = "berm_prefix_records"
 	XDPMapBermRateCells     = "berm_rate_cells"
 	XDPMapBermRateClasses   = "berm_rate_classes"
+	XDPMapBermReply         = "berm_reply"
 	XDPMapBermRows          = "berm_rows"
 	XDPMapBermSample        = "berm_sample"
 	XDPMapBermSets          = "berm_sets"
@@ -436,6 +583,7 @@ const (
 	XDPMapBermVipStats      = "berm_vip_stats"
 	XDPMapBermVips          = "berm_vips"
 	XDPMapCaptureBuffers    = "capture_buffers"
+	XDPMapGatePackets       = "gate_packets"
 	XDPProgXdpBerm          = "xdp_berm"
 )
 
@@ -494,6 +642,8 @@ type XDPMapSpecs struct {
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
@@ -509,6 +659,7 @@ type XDPMapSpecs struct {
 	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
 	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
@@ -524,6 +675,7 @@ type XDPMapSpecs struct {
 	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
 	CaptureBuffers    *ebpf.MapSpec `ebpf:"capture_buffers"`
+	GatePackets       *ebpf.MapSpec `ebpf:"gate_packets"`
 }
 
 // XDPVariableSpecs contains global variables before they are loaded into the kernel.
@@ -558,6 +710,8 @@ type XDPMaps struct {
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
@@ -573,6 +727,7 @@ type XDPMaps struct {
 	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.Map `ebpf:"berm_reply"`
 	BermRows          *ebpf.Map `ebpf:"berm_rows"`
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
@@ -588,6 +743,7 @@ type XDPMaps struct {
 	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.Map `ebpf:"berm_vips"`
 	CaptureBuffers    *ebpf.Map `ebpf:"capture_buffers"`
+	GatePackets       *ebpf.Map `ebpf:"gate_packets"`
 }
 
 func (m *XDPMaps) Close() error {
@@ -598,6 +754,8 @@ func (m *XDPMaps) Close() error {
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
+		m.BermGateStates,
+		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
@@ -613,6 +771,7 @@ func (m *XDPMaps) Close() error {
 		m.BermPrefixRecords,
 		m.BermRateCells,
 		m.BermRateClasses,
+		m.BermReply,
 		m.BermRows,
 		m.BermSample,
 		m.BermSets,
@@ -628,6 +787,7 @@ func (m *XDPMaps) Close() error {
 		m.BermVipStats,
 		m.BermVips,
 		m.CaptureBuffers,
+		m.GatePackets,
 	)
 }
 

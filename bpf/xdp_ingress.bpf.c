@@ -7,7 +7,9 @@
 
 #include "decap.h"
 #include "deliver.h"
+#include "gate.h"
 #include "geo.h"
+#include "icmp.h"
 #include "maps.h"
 #include "packet.h"
 #include "parse.h"
@@ -42,6 +44,11 @@ int berm_types_captured(struct berm_captured *captured)
 	return captured->exit;
 }
 
+int berm_types_gate(enum berm_gate_mode *mode, enum berm_reply_flags *reply)
+{
+	return *mode + *reply;
+}
+
 /* What a peer of ours has let through, policy does not judge again; what a verdict allows, no other
  * policy does.
  */
@@ -54,7 +61,9 @@ static __always_inline int run_policy(struct packet *pkt, const struct now *now)
 		return STAGE_NEXT;
 	STAGE(prefix_check(pkt));
 	STAGE(geo_check(pkt));
-	return rate_check(pkt, now);
+	STAGE(gate_amplified(pkt));
+	STAGE(rate_check(pkt, now));
+	return icmp_echo(pkt);
 }
 
 static __always_inline int run_stages(struct packet *pkt, const struct now *now)
@@ -64,7 +73,8 @@ static __always_inline int run_stages(struct packet *pkt, const struct now *now)
 	STAGE(vip_find(pkt));
 	STAGE(run_policy(pkt, now));
 	STAGE(steer(pkt, now));
-	return deliver(pkt);
+	STAGE(gate(pkt, now));
+	return deliver(pkt, now);
 }
 
 static __always_inline int run(struct xdp_md *ctx, const struct now *now)

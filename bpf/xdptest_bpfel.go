@@ -22,6 +22,8 @@ const (
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
 	XDPTestMapBermEvents        = "berm_events"
+	XDPTestMapBermGateStates    = "berm_gate_states"
+	XDPTestMapBermGates         = "berm_gates"
 	XDPTestMapBermGeoPolicies   = "berm_geo_policies"
 	XDPTestMapBermGeoRules      = "berm_geo_rules"
 	XDPTestMapBermHeart         = "berm_heart"
@@ -37,6 +39,7 @@ const (
 	XDPTestMapBermPrefixRecords = "berm_prefix_records"
 	XDPTestMapBermRateCells     = "berm_rate_cells"
 	XDPTestMapBermRateClasses   = "berm_rate_classes"
+	XDPTestMapBermReply         = "berm_reply"
 	XDPTestMapBermRows          = "berm_rows"
 	XDPTestMapBermSample        = "berm_sample"
 	XDPTestMapBermSets          = "berm_sets"
@@ -52,6 +55,7 @@ const (
 	XDPTestMapBermVipStats      = "berm_vip_stats"
 	XDPTestMapBermVips          = "berm_vips"
 	XDPTestMapCaptureBuffers    = "capture_buffers"
+	XDPTestMapGatePackets       = "gate_packets"
 	XDPTestProgTestHash         = "test_hash"
 	XDPTestProgTestMakeCookie   = "test_make_cookie"
 	XDPTestProgXdpBerm          = "xdp_berm"
@@ -119,6 +123,8 @@ type XDPTestMapSpecs struct {
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
@@ -134,6 +140,7 @@ type XDPTestMapSpecs struct {
 	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
 	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
@@ -149,6 +156,7 @@ type XDPTestMapSpecs struct {
 	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
 	CaptureBuffers    *ebpf.MapSpec `ebpf:"capture_buffers"`
+	GatePackets       *ebpf.MapSpec `ebpf:"gate_packets"`
 }
 
 // XDPTestVariableSpecs contains global variables before they are loaded into the kernel.
@@ -186,6 +194,8 @@ type XDPTestMaps struct {
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates         *ebpf.Map `ebpf:"berm_gates"`
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
@@ -201,6 +211,7 @@ type XDPTestMaps struct {
 	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
 	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply         *ebpf.Map `ebpf:"berm_reply"`
 	BermRows          *ebpf.Map `ebpf:"berm_rows"`
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
@@ -216,6 +227,7 @@ type XDPTestMaps struct {
 	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.Map `ebpf:"berm_vips"`
 	CaptureBuffers    *ebpf.Map `ebpf:"capture_buffers"`
+	GatePackets       *ebpf.Map `ebpf:"gate_packets"`
 }
 
 func (m *XDPTestMaps) Close() error {
@@ -226,6 +238,8 @@ func (m *XDPTestMaps) Close() error {
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
+		m.BermGateStates,
+		m.BermGates,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
@@ -241,6 +255,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermPrefixRecords,
 		m.BermRateCells,
 		m.BermRateClasses,
+		m.BermReply,
 		m.BermRows,
 		m.BermSample,
 		m.BermSets,
@@ -256,6 +271,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermVipStats,
 		m.BermVips,
 		m.CaptureBuffers,
+		m.GatePackets,
 	)
 }
 

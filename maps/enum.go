@@ -33,6 +33,8 @@ const (
 	DropRateSYN     = Drop(bpf.XDPBermDropBERM_DROP_RATE_SYN)
 	DropNoBackend   = Drop(bpf.XDPBermDropBERM_DROP_NO_BACKEND)
 	DropTooBig      = Drop(bpf.XDPBermDropBERM_DROP_TOO_BIG)
+	DropAmplified   = Drop(bpf.XDPBermDropBERM_DROP_AMPLIFIED)
+	DropBadInitial  = Drop(bpf.XDPBermDropBERM_DROP_BAD_INITIAL)
 
 	dropMax = Drop(bpf.XDPBermDropBERM_DROP_MAX)
 )
@@ -59,6 +61,8 @@ var dropNames = [...][2]string{
 	DropRateSYN:     {"rate_syn", "the source's rate of new connections is above its class"},
 	DropNoBackend:   {"no_backend", "the row names no backend"},
 	DropTooBig:      {"too_big", "the packet does not fit the MTU once encapsulated"},
+	DropAmplified:   {"amplified", "UDP from the port of a service that is abused to amplify attacks"},
+	DropBadInitial:  {"bad_initial", "a QUIC packet with a long header that no client sends"},
 }
 
 // String is the reason's name.
@@ -123,13 +127,15 @@ const (
 	StageRate    = Stage(bpf.XDPBermStageBERM_STAGE_RATE)
 	StageSteer   = Stage(bpf.XDPBermStageBERM_STAGE_STEER)
 	StageDeliver = Stage(bpf.XDPBermStageBERM_STAGE_DELIVER)
+	StageGate    = Stage(bpf.XDPBermStageBERM_STAGE_GATE) // between steer and deliver
+	StageICMP    = Stage(bpf.XDPBermStageBERM_STAGE_ICMP) // between rate and steer
 
 	stageMax = Stage(bpf.XDPBermStageBERM_STAGE_MAX)
 )
 
 var stageNames = [...]string{
 	StageParse: "parse", StageDecap: "decap", StageVIP: "vip", StageVerdict: "verdict", StagePrefix: "prefix",
-	StageGeo: "geo", StageRate: "rate", StageSteer: "steer", StageDeliver: "deliver",
+	StageGeo: "geo", StageRate: "rate", StageSteer: "steer", StageDeliver: "deliver", StageGate: "gate", StageICMP: "icmp",
 }
 
 // String is the stage's name.
@@ -163,6 +169,7 @@ const (
 	ExitAborted  = Exit(bpf.XDPBermExitBERM_EXIT_ABORTED)
 	ExitChance   = Exit(bpf.XDPBermExitBERM_EXIT_CHANCE)
 	ExitDeadman  = Exit(bpf.XDPBermExitBERM_EXIT_DEADMAN)
+	ExitAnswer   = Exit(bpf.XDPBermExitBERM_EXIT_ANSWER)
 
 	exitMax = Exit(bpf.XDPBermExitBERM_EXIT_MAX)
 )
@@ -171,6 +178,7 @@ var exitNames = [...]string{
 	ExitForeign: "foreign", ExitLocal: "local", ExitDecap: "decap", ExitForward: "forward",
 	ExitDrop: "drop", ExitShadow: "shadow", ExitFailOpen: "fail_open", ExitAborted: "aborted",
 	ExitChance: "chance", ExitDeadman: "deadman",
+	ExitAnswer: "answer",
 }
 
 // String is the exit's name.
@@ -326,4 +334,44 @@ func unknown[T fmt.Stringer](kind, s string, all iter.Seq[T]) error {
 		known = append(known, v.String())
 	}
 	return fmt.Errorf("%s %q: want one of %s", kind, s, strings.Join(known, ", "))
+}
+
+// GateMode is when a gate is shut: never, above a rate, or always.
+type GateMode uint8
+
+// The gate's modes.
+const (
+	GateOff  = GateMode(bpf.XDPBermGateModeBERM_GATE_OFF)
+	GateAuto = GateMode(bpf.XDPBermGateModeBERM_GATE_AUTO)
+	GateOn   = GateMode(bpf.XDPBermGateModeBERM_GATE_ON)
+
+	gateMax = GateMode(bpf.XDPBermGateModeBERM_GATE_MAX)
+)
+
+var gateNames = [...]string{GateOff: "off", GateAuto: "auto", GateOn: "on"}
+
+// String is the mode's name.
+func (m GateMode) String() string { return nameOf("gate", gateNames[:], m) }
+
+// MarshalText gives the mode's name.
+func (m GateMode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads a mode's name; the empty text is GateOff.
+func (m *GateMode) UnmarshalText(b []byte) (err error) {
+	if len(b) == 0 {
+		*m = GateOff
+		return nil
+	}
+	*m, err = ParseGateMode(string(b))
+	return err
+}
+
+// ParseGateMode finds a mode by its name.
+func ParseGateMode(s string) (GateMode, error) {
+	for m := range upTo(0, gateMax) {
+		if m.String() == s {
+			return m, nil
+		}
+	}
+	return 0, unknown("mode", s, upTo(0, gateMax))
 }

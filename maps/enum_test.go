@@ -22,11 +22,12 @@ func TestEnumNames(t *testing.T) {
 		name   func(uint8) string
 		known  int
 	}{
-		"berm_drop":   {"BERM_DROP_", func(v uint8) string { return Drop(v).String() }, len(dropNames)},
-		"berm_stage":  {"BERM_STAGE_", func(v uint8) string { return Stage(v).String() }, len(stageNames)},
-		"berm_exit":   {"BERM_EXIT_", func(v uint8) string { return Exit(v).String() }, len(exitNames)},
-		"berm_action": {"BERM_ACTION_", func(v uint8) string { return Action(v).String() }, len(actionNames)},
-		"berm_owner":  {"BERM_OWNER_", func(v uint8) string { return Owner(v).String() }, len(ownerNames)},
+		"berm_drop":      {"BERM_DROP_", func(v uint8) string { return Drop(v).String() }, len(dropNames)},
+		"berm_stage":     {"BERM_STAGE_", func(v uint8) string { return Stage(v).String() }, len(stageNames)},
+		"berm_exit":      {"BERM_EXIT_", func(v uint8) string { return Exit(v).String() }, len(exitNames)},
+		"berm_action":    {"BERM_ACTION_", func(v uint8) string { return Action(v).String() }, len(actionNames)},
+		"berm_gate_mode": {"BERM_GATE_", func(v uint8) string { return GateMode(v).String() }, len(gateNames)},
+		"berm_owner":     {"BERM_OWNER_", func(v uint8) string { return Owner(v).String() }, len(ownerNames)},
 	} {
 		t.Run(enum, func(t *testing.T) {
 			var e *btf.Enum
@@ -73,6 +74,15 @@ func TestNamesRoundTrip(t *testing.T) {
 	}
 	if _, err := ParseAction("explode"); err == nil || !strings.Contains(err.Error(), "want one of none, allow") {
 		t.Errorf("error of an unknown action: %v", err)
+	}
+	for m := range upTo(0, gateMax) {
+		var got GateMode
+		if text, err := m.MarshalText(); err != nil || got.UnmarshalText(text) != nil || got != m {
+			t.Errorf("mode %s does not come back: %s, %v", m, got, err)
+		}
+	}
+	if _, err := ParseGateMode("ajar"); err == nil || !strings.Contains(err.Error(), "want one of off, auto, on") {
+		t.Errorf("error of an unknown mode: %v", err)
 	}
 	if got := Drop(200).String() + Stage(200).String(); got != "drop_200stage_200" {
 		t.Errorf("values of a newer kernel half read %q", got)

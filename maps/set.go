@@ -26,6 +26,7 @@ type Set struct {
 	Geo      *Geo
 	Prefixes *Prefixes
 	Rates    *Rates
+	Gates    *Gates
 	Verdicts *Verdicts
 	Sets     *Sets
 	Rows     *Rows
@@ -57,6 +58,7 @@ var names = []string{
 	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
+	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 }
@@ -142,8 +144,9 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Config = &Config{set: s, w: view(bpf.XDPMapBermConfig)}
 	s.VIPs = &VIPs{
 		set: s, seeds: view(bpf.XDPMapBermVipSeeds), slots: view(bpf.XDPMapBermVipSlots),
-		m: m[bpf.XDPMapBermVips], stats: m[bpf.XDPMapBermVipStats],
+		m: m[bpf.XDPMapBermVips], stats: m[bpf.XDPMapBermVipStats], gates: m[bpf.XDPMapBermGates],
 	}
+	s.Gates = &Gates{set: s, reply: m[bpf.XDPMapBermReply], states: view(bpf.XDPMapBermGateStates)}
 	s.Geo = &Geo{set: s, rules: view(bpf.XDPMapBermGeoRules), m: m[bpf.XDPMapBermGeoPolicies]}
 	s.Prefixes = &Prefixes{
 		set: s, four: m[bpf.XDPMapBermPrefix4], leaves4: m[bpf.XDPMapBermPrefix4Leaves], blocks: m[bpf.XDPMapBermPrefix4Blocks],

@@ -127,6 +127,7 @@ type VIPStats struct {
 	Dropped   Counter        `json:"dropped"`
 	Shadowed  Counter        `json:"shadowed"`
 	Forwarded Counter        `json:"forwarded"`
+	Answered  Counter        `json:"answered"` // from here, in place: SYN cookies
 	CID       Counter        `json:"cid"`      // steered by QUIC connection ID
 	CIDLost   Counter        `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
 }
@@ -158,6 +159,7 @@ func (s *Stats) VIPs() ([]VIPStats, error) {
 			x.Dropped.add(v.Dropped)
 			x.Shadowed.add(v.Shadowed)
 			x.Forwarded.add(v.Forwarded)
+			x.Answered.add(v.Answered)
 			x.CID.add(v.Cid)
 			x.CIDLost.add(v.CidLost)
 		}

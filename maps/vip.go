@@ -19,6 +19,7 @@ type VIPs struct {
 	set          *Set
 	seeds, slots *window
 	m, stats     *ebpf.Map
+	gates        *ebpf.Map
 }
 
 // VIP is a service: an address, a port and a protocol.
@@ -36,6 +37,7 @@ type VIP struct {
 	Shadow    bool       `json:"shadow,omitempty"`   // count what the policies would do, and do nothing
 	Strict    bool       `json:"strict,omitempty"`   // drop packets for this address to ports without a service
 	QUIC      bool       `json:"quic,omitempty"`     // packets go to the backend that their connection ID names
+	Gate      Gate       `json:"gate"`
 }
 
 // String names the service for messages.
@@ -57,6 +59,8 @@ func (v VIP) Validate() error {
 	}
 	if v.Protocol != ProtocolTCP && v.Protocol != ProtocolUDP {
 		errs = append(errs, fmt.Errorf("protocol %s: want tcp or udp", v.Protocol))
+	} else if err := v.Gate.Validate(v.Protocol); err != nil {
+		errs = append(errs, fmt.Errorf("gate: %w", err))
 	}
 	if v.QUIC && v.Protocol != ProtocolUDP {
 		errs = append(errs, fmt.Errorf("protocol %s: QUIC runs over udp", v.Protocol))
@@ -94,10 +98,16 @@ func (v *VIPs) List() ([]VIP, error) {
 	if err != nil {
 		return nil, err
 	}
+	gates, err := all[bpf.XDPBermGate](v.gates)
+	if err != nil {
+		return nil, err
+	}
 	var list []VIP
 	for id := range records {
 		if r := &records[id]; isUsed(r) && !isAddress(r) {
-			list = append(list, n.vip(uint32(id), r))
+			vip := n.vip(uint32(id), r)
+			vip.Gate = decodeGate(&gates[id])
+			list = append(list, vip)
 		}
 	}
 	return list, nil
@@ -182,7 +192,11 @@ func (v *VIPs) edit(change func([]VIP) ([]VIP, error), done func([]VIP)) error {
 		if err != nil {
 			return err
 		}
-		ids, err := v.commit(append(records, addressRecords(records)...))
+		gates := make(map[serviceKey]bpf.XDPBermGate, len(list))
+		for i := range list {
+			gates[keyOf(&records[i])] = list[i].Gate.encode()
+		}
+		ids, err := v.commit(append(records, addressRecords(records)...), gates)
 		if err != nil {
 			return err
 		}
@@ -236,6 +250,7 @@ func addressRecords(services []bpf.XDPBermVip) []bpf.XDPBermVip {
 		}
 		r.Port, r.Proto, r.Name = 0, 0, [16]int8{}
 		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC) // fragments and other ports have no connection ID
+		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_GATE | bpf.XDPBermVipFlagsBERM_VIP_GUARD)
 		r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_ADDRESS)
 		out = append(out, r)
 	}

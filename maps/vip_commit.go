@@ -10,10 +10,15 @@ import (
 	"github.com/bermedge/berm/bpf"
 )
 
-// commit makes records the whole table and returns the id of each. The caller holds the lock.
-// Everything that can fail happens before the flip and is undone when it does.
-func (v *VIPs) commit(records []bpf.XDPBermVip) (_ map[serviceKey]uint32, err error) {
+// commit makes records the whole table, with the gates of those that have one, and returns the id
+// of each. The caller holds the lock. Everything that can fail happens before the flip and is
+// undone when it does.
+func (v *VIPs) commit(records []bpf.XDPBermVip, gates map[serviceKey]bpf.XDPBermGate) (_ map[serviceKey]uint32, err error) {
 	current, err := all[bpf.XDPBermVip](v.m)
+	if err != nil {
+		return nil, err
+	}
+	currentGates, err := all[bpf.XDPBermGate](v.gates)
 	if err != nil {
 		return nil, err
 	}
@@ -32,21 +37,26 @@ func (v *VIPs) commit(records []bpf.XDPBermVip) (_ map[serviceKey]uint32, err er
 	defer func() {
 		for _, id := range written {
 			if err != nil {
-				err = errors.Join(err, put(v.m, id, current[id]))
+				err = errors.Join(err, put(v.m, id, current[id]), put(v.gates, id, currentGates[id]))
 			}
 		}
 	}()
 	for i := range records {
 		id := ids[keyOf(&records[i])]
-		if records[i] == current[id] {
+		gate := gates[keyOf(&records[i])]
+		if records[i] == current[id] && gate == currentGates[id] {
 			continue
 		}
 		if keyOf(&current[id]) != keyOf(&records[i]) {
+			v.set.Gates.forget(id)
 			if err := v.resetStats(id); err != nil {
 				return nil, err
 			}
 		}
 		written = append(written, id)
+		if err := put(v.gates, id, gate); err != nil {
+			return nil, err
+		}
 		if err := put(v.m, id, records[i]); err != nil {
 			return nil, err
 		}

@@ -65,7 +65,7 @@ func (n nameTables) records(list []VIP) ([]bpf.XDPBermVip, error) {
 	for _, v := range list {
 		r := bpf.XDPBermVip{
 			Addr: toAddr(v.Address), Port: swap16(v.Port), Proto: uint8(v.Protocol), Owner: uint8(v.Owner),
-			Flags: uint16(bpf.XDPBermVipFlagsBERM_VIP_USED), Tenant: v.Tenant, Name: toName(v.Name),
+			Flags: uint16(bpf.XDPBermVipFlagsBERM_VIP_USED) | v.Gate.flags(), Tenant: v.Tenant, Name: toName(v.Name),
 			Set:       resolve(v, "backends", v.Backends, n.sets),
 			GeoPolicy: resolve(v, "geo policy", v.GeoPolicy, n.policies),
 			RateClass: resolve(v, "rate class", v.RateClass, n.classes),

@@ -61,8 +61,10 @@ enum berm_drop {
 	BERM_DROP_RATE_PACKETS = 15,
 	BERM_DROP_RATE_BYTES = 16,
 	BERM_DROP_RATE_SYN = 17,
-	BERM_DROP_NO_BACKEND = 18, /* the row names nobody */
-	BERM_DROP_TOO_BIG = 19,	   /* cannot be encapsulated within the MTU */
+	BERM_DROP_NO_BACKEND = 18,  /* the row names nobody */
+	BERM_DROP_TOO_BIG = 19,	    /* cannot be encapsulated within the MTU */
+	BERM_DROP_AMPLIFIED = 20,   /* UDP from the port of a service that amplifies */
+	BERM_DROP_BAD_INITIAL = 21, /* of QUIC: a long header that no client sends */
 	BERM_DROP_MAX,
 };
 
@@ -77,6 +79,8 @@ enum berm_stage {
 	BERM_STAGE_RATE = 6,
 	BERM_STAGE_STEER = 7,
 	BERM_STAGE_DELIVER = 8,
+	BERM_STAGE_GATE = 9,  /* between steer and deliver */
+	BERM_STAGE_ICMP = 10, /* between rate and steer */
 	BERM_STAGE_MAX,
 };
 
@@ -92,6 +96,7 @@ enum berm_exit {
 	BERM_EXIT_ABORTED = 7,	 /* our own failure after the first write to the packet */
 	BERM_EXIT_CHANCE = 8, /* sent to the row's previous owner: this host has no socket for it */
 	BERM_EXIT_DEADMAN = 9, /* sent to another edge, since this one's daemon is silent */
+	BERM_EXIT_ANSWER = 10, /* answered from here, in place */
 	BERM_EXIT_MAX,
 };
 
@@ -158,6 +163,8 @@ enum berm_vip_flags {
 	BERM_VIP_ADDRESS = 1 << 2, /* entry for the bare address: fragments, ICMP, other ports */
 	BERM_VIP_STRICT = 1 << 3,  /* on the address entry: drop ports that have no service */
 	BERM_VIP_QUIC = 1 << 4,	   /* packets go to the server that their connection ID names */
+	BERM_VIP_GATE = 1 << 8,	   /* has an entry in berm_gates, for the owner */
+	BERM_VIP_GUARD = 1 << 9,   /* and one for the first hop */
 };
 
 /* A service, or (flag ADDRESS, port and proto 0) the bare address of services. */
@@ -260,6 +267,65 @@ struct berm_rate_set {
 	__u64 cells[BERM_RATE_WAYS];
 };
 
+/* Guards against floods, by VIP, where it has BERM_VIP_GATE. */
+enum berm_gate_mode {
+	BERM_GATE_OFF = 0,
+	BERM_GATE_AUTO =
+		1, /* above a rate, and until it has been below half of it for BERM_GATE_HOLD_NS */
+	BERM_GATE_ON = 2,
+	BERM_GATE_MAX,
+};
+
+#define BERM_GATE_HOLD_NS 5000000000ULL
+
+/* Limits are of all sources together, on this host, and burst_units covers two ticks. */
+struct berm_gate {
+	struct berm_limit syns;	    /* above it, SYN cookies */
+	struct berm_limit initials; /* of QUIC: above it, Retry */
+	__u8 cookies;		    /* enum berm_gate_mode */
+	__u8 retry;		    /* enum berm_gate_mode; it is the daemon that sends Retry */
+	__u8 amplified;		    /* enum berm_action */
+	__u8 bad_initial;	    /* enum berm_action */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct berm_gate) == 40, "berm_gate is a map value");
+
+/* A rate against its limit. Units of 64 ns are of the coarse clock. */
+struct berm_gauge {
+	__u64 spent;   /* the time up to which the allowance is spent, in units */
+	__u64 over;    /* when the limit was last exceeded, in units; moves once a tick */
+	__u64 over_ns; /* the same, for userspace; 0 = never */
+};
+
+struct berm_gate_state {
+	struct berm_gauge syns;
+	struct berm_gauge initials;
+};
+
+/* How this host answers in place of its stack. */
+enum berm_reply_flags {
+	/* The kernel decodes a SYN cookie's options from the timestamp as it is: tcp_timestamps = 2. */
+	BERM_REPLY_OPTIONS = 1 << 0,
+};
+
+struct berm_next_hop {
+	__u8 mac[6];
+	__u8 src_mac[6];
+	__u32 ifindex; /* 0 = not known */
+};
+
+/* The one entry of berm_reply. */
+struct berm_reply {
+	struct berm_next_hop via4; /* towards clients, for packets that came through a tunnel */
+	struct berm_next_hop via6;
+	__u16 mss4; /* what SYN-ACKs announce; 0 = what every link carries */
+	__u16 mss6;
+	__u8 window_scale; /* as the kernel computes it when it gets the cookie back */
+	__u8 flags;	   /* enum berm_reply_flags */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct berm_reply) == 40, "berm_reply is a map value");
+
 struct berm_verdict_key {
 	struct berm_addr source; /* IPv6: the /64, low half zero */
 	__u32 vip;		 /* VIP id; 0 = all */
@@ -330,6 +396,7 @@ struct berm_vip_stats {
 	struct berm_counter dropped;
 	struct berm_counter shadowed;
 	struct berm_counter forwarded;
+	struct berm_counter answered;
 	struct berm_counter cid; /* steered by connection ID */
 	struct berm_counter
 		cid_lost; /* by row instead: the ID names no server, or one that is not ready */

@@ -8,9 +8,8 @@
 #include "chance.h"
 #include "maps.h"
 #include "packet.h"
+#include "quic.h"
 
-#define QUIC_LONG 0x80	      /* first octet of a long header */
-#define QUIC_V2 0x6b3343cfu   /* counts its packet types one higher (RFC 9369) */
 #define QUIC_TYPES_OF_START 2 /* Initial and 0-RTT: sent before the server has said anything */
 
 /* A beat and the tick at which it was seen are one word, so that no CPU sees half of the news. An

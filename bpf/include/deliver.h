@@ -15,6 +15,7 @@
 #include "chance.h"
 #include "csum.h"
 #include "decap.h"
+#include "icmp.h"
 #include "packet.h"
 
 #define OUTER_TTL 64
@@ -126,7 +127,7 @@ static __always_inline enum berm_exit exit_of(const struct packet *pkt)
 }
 
 /* six is constant, so that each of the two ways knows its sizes. */
-static __always_inline int encapsulate(struct packet *pkt, bool six)
+static __always_inline int encapsulate(struct packet *pkt, const struct now *now, bool six)
 {
 	const struct berm_backend *to = pkt->backend;
 	__u32 size = six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr), away = to->ifindex;
@@ -140,7 +141,7 @@ static __always_inline int encapsulate(struct packet *pkt, bool six)
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	if (UNLIKELY(total > (most ? most : IP_TOTAL_MAX))) {
 		if (most)
-			STAGE(refuse(pkt, BERM_DROP_TOO_BIG, false));
+			STAGE(icmp_too_big(pkt, now, most - size));
 		if (total > IP_TOTAL_MAX)
 			return fail_open(pkt, BERM_STAGE_DELIVER);
 	}
@@ -193,15 +194,15 @@ static __always_inline int strip_outer(struct packet *pkt)
 	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_DECAP, XDP_PASS);
 }
 
-static __always_inline int deliver(struct packet *pkt)
+static __always_inline int deliver(struct packet *pkt, const struct now *now)
 {
 	if (UNLIKELY(is(pkt, PACKET_OUTER)) && !pkt->backend)
 		return strip_outer(pkt);
 	if (!pkt->backend)
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
 	if (pkt->backend->family == 6)
-		return encapsulate(pkt, true);
-	return encapsulate(pkt, false);
+		return encapsulate(pkt, now, true);
+	return encapsulate(pkt, now, false);
 }
 
 #endif

@@ -42,6 +42,9 @@ ARRAY(berm_geo_rules, struct berm_geo_rule, BERM_GEO_POLICIES * BERM_COUNTRIES, 
 ARRAY(berm_geo_policies, struct berm_geo_policy, BERM_GEO_POLICIES, 0);
 ARRAY(berm_rate_classes, struct berm_rate_class, BERM_RATE_CLASSES, 0);
 
+ARRAY(berm_gates, struct berm_gate, BERM_VIPS, 0);
+ARRAY(berm_reply, struct berm_reply, 1, 0);
+
 /* prefix compiler */
 ARRAY(berm_prefix4, __u64, 2 * BERM_PREFIX4_CELLS, BPF_F_MMAPABLE);
 ARRAY(berm_prefix4_leaves, __u64, 2 * BERM_PREFIX4_LEAVES, BPF_F_MMAPABLE);
@@ -53,6 +56,8 @@ ARRAY(berm_prefix_records, struct berm_prefix_record, 2 * BERM_RECORDS, BPF_F_MM
 
 /* XDP */
 ARRAY(berm_rate_cells, struct berm_rate_set, BERM_RATE_SETS, BPF_F_MMAPABLE);
+
+ARRAY(berm_gate_states, struct berm_gate_state, BERM_VIPS, BPF_F_MMAPABLE);
 
 /* guard, operator (hits: XDP) */
 ARRAY(berm_verdict_bits, __u64, BERM_VERDICT_WORDS, BPF_F_MMAPABLE);

@@ -47,6 +47,9 @@ static __always_inline enum berm_stage stage_of(__u32 why)
 		return BERM_STAGE_STEER;
 	case BERM_DROP_TOO_BIG:
 		return BERM_STAGE_DELIVER;
+	case BERM_DROP_AMPLIFIED:
+	case BERM_DROP_BAD_INITIAL:
+		return BERM_STAGE_GATE;
 	default:
 		return BERM_STAGE_RATE;
 	}
@@ -68,6 +71,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 	else if (exit == BERM_EXIT_FORWARD ||
 		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN))
 		add(&stats->forwarded, pkt->len);
+	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
+		add(&stats->answered, pkt->len);
 	if (UNLIKELY(is(pkt, PACKET_CID | PACKET_CID_LOST)))
 		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
 	if (pkt->vip->tenant)

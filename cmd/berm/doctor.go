@@ -84,7 +84,7 @@ func fromTables(set *maps.Set, e *doctor.Edge) error {
 		}
 	}
 	for _, v := range vips {
-		e.VIPs = append(e.VIPs, doctor.VIP{Name: v.Name, Address: v.Address, Local: selfServes[v.Backends]})
+		e.VIPs = append(e.VIPs, doctor.VIP{Name: v.Name, Address: v.Address, Local: selfServes[v.Backends], Cookies: v.Gate.Cookies != maps.GateOff})
 	}
 	e.Drops = map[maps.Drop]uint64{}
 	for d, n := range drops {

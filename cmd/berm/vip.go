@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/bermedge/berm/cmd/berm/internal/out"
+	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/control"
 )
 
@@ -36,6 +37,13 @@ type vipAdd struct {
 	Shadow   bool    `help:"Count what the policies would refuse, and refuse nothing."`
 	Strict   bool    `help:"Drop packets to other ports of this address."`
 	QUIC     bool    `name:"quic" help:"Send packets to the backend that their QUIC connection ID names."`
+
+	Cookies      maps.GateMode `placeholder:"off|auto|on" help:"TCP: answer SYNs with cookies, in auto above a rate. They need net.ipv4.tcp_syncookies = 2."`
+	CookiesAbove uint64        `placeholder:"N" help:"SYNs a second of all sources, with --cookies auto (10000)."`
+	Retry        maps.GateMode `placeholder:"off|auto|on" help:"UDP: QUIC clients show their address first, in auto above a rate."`
+	RetryAbove   uint64        `placeholder:"N" help:"QUIC Initials a second of all sources, with --retry auto (1000)."`
+	BadInitials  maps.Action   `placeholder:"shadow|drop" help:"UDP: QUIC packets with a long header that no client sends."`
+	Amplified    maps.Action   `placeholder:"shadow|drop" help:"UDP: packets from ports of services that are abused to amplify attacks."`
 }
 
 // Help is what berm vip add --help adds.
@@ -46,13 +54,19 @@ Examples:
 
   berm vip add web 192.0.2.10:443 --backends edges --geo default --rate default
   berm vip add quic '[2001:db8::10]:443/udp' --backends edges --quic
-  berm vip add trial 192.0.2.11:80 --geo default --shadow`
+  berm vip add trial 192.0.2.11:80 --geo default --shadow
+  berm vip add web 192.0.2.10:443 --backends edges --cookies auto
+  berm vip add quic 192.0.2.10:443/udp --backends edges --retry auto --bad-initials drop --amplified shadow`
 }
 
 func (c *vipAdd) Run(a *app) error {
 	v := control.VIP{
 		Name: c.Name, Address: c.Address.Addr(), Port: c.Address.Port(), Protocol: c.Address.protocol,
 		Backends: c.Backends, Geo: c.Geo, Rate: c.Rate, Shadow: c.Shadow, Strict: c.Strict, QUIC: c.QUIC,
+		Gate: maps.Gate{
+			Cookies: c.Cookies, CookiesAbove: c.CookiesAbove, Retry: c.Retry, RetryAbove: c.RetryAbove,
+			BadInitials: c.BadInitials, Amplified: c.Amplified,
+		},
 	}
 	return a.change(func(ctx context.Context, t control.Tables) (control.Changes, error) { return t.AddVIP(ctx, v) })
 }
@@ -78,7 +92,7 @@ type vipList struct{}
 
 // Help is what berm vip list --help adds.
 func (vipList) Help() string {
-	return `Counters are packets since the kernel half was loaded; berm top shows rates.
+	return `Counters are packets since the kernel half was loaded; berm top shows rates. The flags cookies and retry say that the service is flooded, and new connections have to show their address first.
 
 Examples:
 
@@ -108,7 +122,7 @@ func (a *app) vips(vips []control.VIP) {
 	rows := make([][]out.Cell, 0, len(vips))
 	for _, v := range vips {
 		r := out.Row(v.Name, serviceName(v.Address, v.Port, v.Protocol), or(v.Backends, "here"), or(v.Geo, "-"), or(v.Rate, "-"), v.Owner,
-			count(v.Counters.In.Packets), count(v.Counters.Dropped.Packets), count(v.Counters.Shadowed.Packets), count(v.Counters.Forwarded.Packets), flags(v))
+			count(v.Counters.In.Packets), count(v.Counters.Dropped.Packets), count(v.Counters.Shadowed.Packets), count(v.Counters.Forwarded.Packets), count(v.Counters.Answered.Packets), flags(v))
 		if v.Counters.Dropped.Packets > 0 {
 			r[7].Style = out.Bad
 		}
@@ -117,7 +131,7 @@ func (a *app) vips(vips []control.VIP) {
 		}
 		rows = append(rows, r)
 	}
-	a.out.Table([]string{"NAME", "SERVICE", "BACKENDS", "GEO", "RATE", "FROM", "IN>", "DROPPED>", "SHADOW>", "FORWARD>", "FLAGS"}, rows)
+	a.out.Table([]string{"NAME", "SERVICE", "BACKENDS", "GEO", "RATE", "FROM", "IN>", "DROPPED>", "SHADOW>", "FORWARD>", "ANSWER>", "FLAGS"}, rows)
 }
 
 func flags(v control.VIP) string {
@@ -130,6 +144,12 @@ func flags(v control.VIP) string {
 	}
 	if v.QUIC {
 		f = append(f, "quic")
+	}
+	if v.Shut.Cookies {
+		f = append(f, "cookies")
+	}
+	if v.Shut.Retry {
+		f = append(f, "retry")
 	}
 	return strings.Join(f, ",")
 }

@@ -160,3 +160,13 @@ func MustEqual(t testing.TB, got, want []byte) {
 		t.Fatalf("frame\n got %x\nwant %x", got, want)
 	}
 }
+
+// Monotonic is the clock of the contract's times.
+func Monotonic(t testing.TB) uint64 {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(ts.Nano())
+}

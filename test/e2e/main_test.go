@@ -59,6 +59,11 @@ func TestUpgrade(t *testing.T) {
 	runScenario(t, "upgrade", "ip", "bird", "curl", "wrk", "tcpdump")
 }
 
+// TestFlood runs the scenario "flood".
+func TestFlood(t *testing.T) {
+	runScenario(t, "flood", "ip", "bird", "curl", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

@@ -61,6 +61,11 @@ func (e *Edge) connect(ctx context.Context) (err error) {
 	if err := e.node.Sysctl("net.ipv6.conf.eth0.keep_addr_on_down", "1"); err != nil {
 		return err
 	}
+	for key, value := range e.m.edgeSysctls {
+		if err := e.node.Sysctl(key, value); err != nil {
+			return err
+		}
+	}
 	// bermd binds below 1024 with a capability of its own, the VIP lives on lo.
 	if err := e.node.AddAddr("lo", vip4+"/32", vip6+"/128"); err != nil {
 		return err
@@ -205,8 +210,8 @@ func (e *Edge) configFile() string {
 		{"quic6", vip6, "udp", 443},
 		{"sink6", vip6, "udp", sinkPort},
 	} {
-		fmt.Fprintf(&vips, "  - {name: %s, address: %q, port: %d, protocol: %s, backends: edges, geo: default, rate: default}\n",
-			v.name, v.addr, v.port, v.proto)
+		fmt.Fprintf(&vips, "  - {name: %s, address: %q, port: %d, protocol: %s, backends: edges, geo: default, rate: default%s}\n",
+			v.name, v.addr, v.port, v.proto, e.m.vipSettings[v.name])
 	}
 	for _, peer := range e.m.peers() {
 		fmt.Fprintf(&backends, "    - {name: %s, address: %s}\n", peer.Name, peer.addr4)

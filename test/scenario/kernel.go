@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/bermedge/berm/test/rig"
 	"github.com/bermedge/berm/userspace/control"
@@ -34,6 +35,26 @@ func (e *Edge) drops(ctx context.Context, reason string) (dropped, shadowed uint
 		}
 	}
 	return 0, 0, nil // reasons that never happened may be left out
+}
+
+// metric reads one of the daemon's metrics; all of its labels are added up.
+func (e *Edge) metric(ctx context.Context, name string) (sum float64, err error) {
+	text, err := e.node.Run(ctx, "curl", "-sf", "-m", "5", "http://127.0.0.1:9190/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		series, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if series, _, _ = strings.Cut(series, "{"); !ok || series != name {
+			continue
+		}
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: metric %s: %w", e.Name, name, err)
+		}
+		sum += v
+	}
+	return sum, nil
 }
 
 // sunk adds up what reached the edges' counting sockets from one source.

@@ -59,11 +59,13 @@ type Main struct {
 	routerConfig string             // "": edges announce by a BIRD of their own
 	edgeConfig   func(*Edge) string // added to an edge's file
 
-	spares   []*Edge // edges that are connected, and take no part yet
-	listed   int     // how many edges the files name
-	steering string  // more of section steer of the edges' files, by lines
-	failures int     // probes that a peer may miss
-	units    bool    // bermd runs under the lab's stand-in for systemd, which can start it again
+	spares      []*Edge           // edges that are connected, and take no part yet
+	listed      int               // how many edges the files name
+	steering    string            // more of section steer of the edges' files, by lines
+	failures    int               // probes that a peer may miss
+	units       bool              // bermd runs under the lab's stand-in for systemd, which can start it again
+	vipSettings map[string]string // more of the edges' files, by VIP: ", key: value"
+	edgeSysctls map[string]string
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {

@@ -102,6 +102,10 @@ func All() []Scenario {
 		ID:      "anycast",
 		Summary: "edges that announce themselves by BGP and BFD: announced, drained, hung, killed, back",
 		Up:      upAnycast,
+	}, {
+		ID:      "flood",
+		Summary: "the same: SYNs and QUIC Initials of made-up sources at one service, good clients at it and at its neighbour",
+		Up:      upFlood,
 	}}
 }
 

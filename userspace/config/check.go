@@ -169,6 +169,7 @@ func (c *Config) checkVIPs(d *decoder) {
 			d.report(at, fmt.Sprintf("%s/%s overlaps %s: one service has an address, port and protocol", netip.AddrPortFrom(v.Address, v.Port), v.Protocol, first), "change the port, or remove one")
 		}
 		seen[key] = cmp.Or(seen[key], fmt.Sprintf("%s (%s)", at, v.Name))
+		c.checkGate(d, at, v)
 		named(d, at+".backends", "backend set", v.Backends, c.Backends)
 		named(d, at+".geo", "geo policy", v.Geo, c.Geo.Policies)
 		named(d, at+".rate", "rate class", v.Rate, c.Rate.Classes)
@@ -189,6 +190,30 @@ func (c *Config) checkAddress(d *decoder, at string, v VIP) {
 	}
 	if v.Protocol != bermmaps.ProtocolTCP && v.Protocol != bermmaps.ProtocolUDP {
 		d.report(at+".protocol", fmt.Sprintf("is %s", v.Protocol), "write tcp or udp; a service of both takes two entries")
+	}
+}
+
+// checkGate: what is wrong with one key does not hide what is wrong with another.
+func (c *Config) checkGate(d *decoder, at string, v VIP) {
+	g := v.Gate
+	for _, part := range []struct {
+		key  string
+		gate Gate
+	}{
+		{"cookies", Gate{Cookies: g.Cookies}},
+		{"cookies_above", Gate{Cookies: g.Cookies, CookiesAbove: g.CookiesAbove}},
+		{"retry", Gate{Retry: g.Retry}},
+		{"retry_above", Gate{Retry: g.Retry, RetryAbove: g.RetryAbove}},
+		{"bad_initials", Gate{BadInitials: g.BadInitials}},
+		{"amplified", Gate{Amplified: g.Amplified}},
+	} {
+		err := bermmaps.Gate(part.gate).Validate(v.Protocol)
+		if err == nil || !d.knows(at+".gate."+part.key) {
+			continue
+		}
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		_, message, _ := strings.Cut(first, ": ")
+		d.report(at+".gate."+part.key, message, "")
 	}
 }
 

@@ -78,10 +78,22 @@ type VIP struct {
 	Rate     string        `yaml:"rate"`     // a class; empty: none
 	Shadow   bool          `yaml:"shadow"`   // count what policies would do, and do nothing
 	Strict   bool          `yaml:"strict"`   // drop packets for this address to ports without a service
+	Gate     Gate          `yaml:"gate"`
 	Tenant   uint16        `yaml:"tenant"`
 	// QUIC sends packets to the backend that their connection ID names; default: where bermd serves
 	// HTTP/3 at the VIP's port.
 	QUIC bool `yaml:"quic"`
+}
+
+// Gate guards a service against floods whose sources are made up. Rates are of all sources
+// together, on one edge.
+type Gate struct {
+	Cookies      maps.GateMode `yaml:"cookies"`       // tcp: SYN cookies, off, auto or on; they need net.ipv4.tcp_syncookies = 2
+	CookiesAbove uint64        `yaml:"cookies_above"` // SYNs a second, with auto; 0: 10000
+	Retry        maps.GateMode `yaml:"retry"`         // udp: QUIC clients show their address first, off, auto or on
+	RetryAbove   uint64        `yaml:"retry_above"`   // Initials a second, with auto; 0: 1000
+	BadInitials  maps.Action   `yaml:"bad_initials"`  // udp: QUIC packets that no client sends, none, shadow or drop
+	Amplified    maps.Action   `yaml:"amplified"`     // udp: from ports of services that amplify, none, shadow or drop
 }
 
 // Rate is the section rate.
@@ -179,5 +191,6 @@ func (v VIP) Service() maps.VIP {
 	return maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol, Owner: maps.OwnerFile, Tenant: v.Tenant,
 		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
+		Gate: maps.Gate(v.Gate),
 	}
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,8 +59,9 @@ func (l *Local) VIPs(context.Context) ([]VIP, error) {
 		out = append(out, VIP{
 			ID: v.ID, Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol.String(), Backends: v.Backends,
 			Geo: v.GeoPolicy, Rate: v.RateClass, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, Owner: v.Owner.String(),
+			Gate: v.Gate, Shut: l.set.Gates.Shut(v),
 			Counters: VIPCounters{
-				In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded),
+				In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded), Answered: Counter(s.Answered),
 				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost),
 			},
 		})
@@ -76,6 +78,7 @@ func (l *Local) AddVIP(_ context.Context, v VIP) (Changes, error) {
 	want := maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: proto, Owner: maps.OwnerOperator,
 		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
+		Gate: v.Gate,
 	}
 	old, err := l.set.VIPs.Get(v.Name)
 	switch {
@@ -111,7 +114,30 @@ func policiesOf(v maps.VIP) string {
 	if v.QUIC {
 		words = append(words, "QUIC goes by connection ID")
 	}
+	words = append(words, gateOf(v.Gate)...)
 	return strings.Join(words, ", ")
+}
+
+// gateOf describes a service's guards in words.
+func gateOf(g maps.Gate) (words []string) {
+	mode := func(what string, m maps.GateMode, above, otherwise uint64) {
+		switch m {
+		case maps.GateAuto:
+			words = append(words, fmt.Sprintf("%s above %d a second", what, cmp.Or(above, otherwise)))
+		case maps.GateOn:
+			words = append(words, what+" always")
+		case maps.GateOff:
+		}
+	}
+	mode("SYN cookies", g.Cookies, g.CookiesAbove, maps.DefaultCookiesAbove)
+	mode("Retry", g.Retry, g.RetryAbove, maps.DefaultRetryAbove)
+	if g.BadInitials != maps.ActionNone {
+		words = append(words, "bad Initials: "+g.BadInitials.String())
+	}
+	if g.Amplified != maps.ActionNone {
+		words = append(words, "amplified: "+g.Amplified.String())
+	}
+	return words
 }
 
 func orWord(s, none string) string {

@@ -6,6 +6,8 @@ package control
 import (
 	"net/netip"
 	"time"
+
+	"github.com/bermedge/berm/maps"
 )
 
 // DefaultSocket is where bermd listens unless admin.socket says otherwise.
@@ -82,7 +84,9 @@ type VIP struct {
 	Shadow   bool        `json:"shadow,omitempty"`
 	Strict   bool        `json:"strict,omitempty"` // on the address: drop ports that have no service
 	QUIC     bool        `json:"quic,omitempty"`   // packets go to the backend that their connection ID names
-	Owner    string      `json:"owner,omitempty"`  // operator, file or guard; set by Berm
+	Gate     maps.Gate   `json:"gate"`
+	Shut     maps.Shut   `json:"shut"`            // which gates are shut now; set by Berm
+	Owner    string      `json:"owner,omitempty"` // operator, file or guard; set by Berm
 	Counters VIPCounters `json:"counters"`
 }
 
@@ -92,6 +96,7 @@ type VIPCounters struct {
 	Dropped   Counter `json:"dropped"`
 	Shadowed  Counter `json:"shadowed"`
 	Forwarded Counter `json:"forwarded"`
+	Answered  Counter `json:"answered"`
 	CID       Counter `json:"cid"`      // steered by QUIC connection ID
 	CIDLost   Counter `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
 }

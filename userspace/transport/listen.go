@@ -127,6 +127,24 @@ func localPort(a net.Addr) uint16 {
 	return ap.Port()
 }
 
+// setMaxSegment bounds the segments that connections of a listener announce and send; 0 lifts the
+// bound.
+func setMaxSegment(l net.Listener, most uint16) error {
+	sc, ok := l.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("%T is no socket", l)
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) {
+		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, int(most))
+	})
+	return errors.Join(err, serr)
+}
+
 // receiveBuffer returns the bytes that a socket's receive buffer holds; 0 when unknown. The kernel
 // reports twice what it grants, for its own bookkeeping.
 func receiveBuffer(c *net.UDPConn) int {

@@ -27,6 +27,9 @@ type Options struct {
 	ResetKey [32]byte
 	// ConnectionIDs makes those of QUIC; nil leaves it to quic-go.
 	ConnectionIDs quic.ConnectionIDGenerator
+	// VerifyClients reports whether QUIC clients have to show first that they receive at their
+	// address. It is asked for each new one; nil: never, beyond what the listener itself counts.
+	VerifyClients func() bool
 	// Failed is told when a listener breaks after it was opened.
 	Failed func(error)
 	// Keeper keeps the sockets open while no process serves them; nil when nobody does. Held are those that it kept
@@ -44,6 +47,7 @@ type Server struct {
 	mu      sync.Mutex // held while listeners are opened or closed
 	cfg     Config
 	units   map[unitKey]*unit
+	mss     [2]uint16           // largest segments of IPv4 and IPv6 clients; 0 = no bound
 	held    map[string]*os.File // until Listen returns
 	retired sync.WaitGroup      // listeners that still drain
 }
@@ -113,6 +117,7 @@ func (s *Server) Apply(cfg Config) error {
 	for _, u := range opened {
 		s.units[u.key] = u
 		s.hold(u)
+		u.boundSegments(s.mss)
 		u.serve()
 	}
 	for k, u := range s.units {
@@ -127,6 +132,20 @@ func (s *Server) Apply(cfg Config) error {
 		return fmt.Errorf("listen: a changed timeout or limit of open listeners %w", ErrRestart)
 	}
 	return nil
+}
+
+// BoundSegments sets the largest TCP segments that new connections announce, by family: what goes
+// through a tunnel on its way here has to fit that. What other links bring needs no bound.
+func (s *Server) BoundSegments(four, six uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mss == [2]uint16{four, six} {
+		return
+	}
+	s.mss = [2]uint16{four, six}
+	for _, u := range s.units {
+		u.boundSegments(s.mss)
+	}
 }
 
 func wanted(cfg Config) []unitKey {

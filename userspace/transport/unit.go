@@ -113,7 +113,8 @@ func (u *unit) sizeBuffer() {
 }
 
 func (u *unit) verifySource(net.Addr) bool {
-	if !u.flood.tooMany(time.Now()) {
+	flooded := u.flood.tooMany(time.Now()) // always asked, since it counts
+	if ask := u.s.opts.VerifyClients; !flooded && (ask == nil || !ask()) {
 		return false
 	}
 	u.s.stats.Retries.Add(1)
@@ -137,6 +138,22 @@ func (u *unit) connState(_ net.Conn, st http.ConnState) {
 	case http.StateClosed, http.StateHijacked:
 		p.Open.Add(-1)
 	case http.StateActive, http.StateIdle:
+	}
+}
+
+// boundSegments bounds the segments of connections that are accepted from now on. A listener of
+// both families has one bound for both.
+func (u *unit) boundSegments(mss [2]uint16) {
+	family, _, err := split(u.key.address)
+	if err != nil {
+		return // it is open, so it is an address
+	}
+	most := mss[1] // IPv6's is the smaller one
+	if family == "4" {
+		most = mss[0]
+	}
+	if err := setMaxSegment(u.tcp, most); err != nil {
+		u.s.opts.Log.Warn("bound the segments of new connections", "address", u.key.address, "bytes", most, "error", err)
 	}
 }
 

@@ -95,6 +95,11 @@ func Run(ctx context.Context, opts Options, emit func(Result) error) error {
 		return err
 	}
 	defer release()
+	leave, err := enterHost()
+	if err != nil {
+		return err
+	}
+	defer leave()
 
 	opts.Progress("loading the programs and half a million prefixes of each family")
 	w, err := newWorld()

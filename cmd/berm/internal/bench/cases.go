@@ -109,6 +109,10 @@ var cases = []benchCase{
 		name: "second_chance", packet: kind{port: portMoved, proto: maps.ProtocolTCP, flags: tcpACK},
 		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitChance},
 	},
+	{
+		name: "syn_cookie", packet: kind{port: portCookie, proto: maps.ProtocolTCP, flags: tcpSYN, tail: true},
+		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageGate, Exit: maps.ExitAnswer},
+	},
 }
 
 // minRepeat packets make a timed run at least, so that what surrounds it does not matter.
@@ -192,6 +196,9 @@ func (w *world) set(packet kind, family, flows, sources, first, ifindex int) ([]
 		if err := w.nameServers(family); err != nil {
 			return nil, err
 		}
+	}
+	if packet.tail {
+		setting.Tail = 1
 	}
 	copy(setting.Frame[:], frame)
 	if err := w.harness.BenchCases.Put(uint32(0), &setting); err != nil {

@@ -20,6 +20,7 @@ const (
 	portVerdict = 446
 	portMoved   = 447
 	portQUIC    = 448
+	portCookie  = 449 // delivered here, where SYNs are answered with cookies
 )
 
 var (
@@ -39,6 +40,7 @@ type kind struct {
 	proto   maps.Protocol
 	flags   byte
 	cid     *maps.CIDFormat // of a QUIC packet with a short header; nil = none
+	tail    bool            // its answer is shorter; to restore that costs the harness a call, which is not taken off
 }
 
 // payloadLen makes every frame longer than what the harness restores.

@@ -252,6 +252,12 @@ func (w *world) setVIPs() error {
 	add("verdict", portVerdict, maps.ProtocolTCP, "open", "open")
 	set = "moved"
 	add("moved", portMoved, maps.ProtocolTCP, "open", "open")
+	add("cookie", portCookie, maps.ProtocolTCP, "open", "open")
+	for i := range list {
+		if list[i].Port == portCookie {
+			list[i].Backends, list[i].Gate.Cookies = "", maps.GateOn
+		}
+	}
 	return w.maps.VIPs.Replace(maps.OwnerFile, list)
 }
 

@@ -69,6 +69,7 @@ type VIP struct {
 	Name    string
 	Address netip.Addr
 	Local   bool // this host may be asked to serve it
+	Cookies bool // its gate may answer SYNs with cookies
 }
 
 // Backend is another host that packets are sent to.

@@ -89,7 +89,7 @@ func newHost(t *testing.T) *host {
 			Programs:   []loader.Program{{Name: "xdp_berm", Instructions: 100, JITed: 100}},
 		},
 		Self4:    netip.MustParseAddr("10.9.0.1"),
-		VIPs:     []VIP{{"web", netip.MustParseAddr(vip), true}},
+		VIPs:     []VIP{{"web", netip.MustParseAddr(vip), true, false}},
 		Backends: []Backend{{"edge2", netip.MustParseAddr("10.9.0.2"), true}},
 	}
 	return h
@@ -243,6 +243,10 @@ func TestFindings(t *testing.T) {
 			h.edge.VIPs[0].Address = netip.MustParseAddr("2001:db8::10")
 			h.sysctl("net/ipv6/conf/edge0/disable_ipv6", "1")
 		}, "ipv6", "edge0", "sysctl -w net/ipv6/conf/edge0/disable_ipv6=0", true},
+		{"SYN cookies of a gate", func(h *host) {
+			h.edge.VIPs[0].Cookies = true
+			h.sysctl("net/ipv4/tcp_syncookies", "1")
+		}, "sysctl", "net.ipv4.tcp_syncookies", "sysctl -w net.ipv4.tcp_syncookies=2", true},
 		{"no SYN cookies", func(h *host) { h.sysctl("net/ipv4/tcp_syncookies", "0") }, "sysctl", "net.ipv4.tcp_syncookies", "sysctl -w net.ipv4.tcp_syncookies=1", true},
 		{"short queue", func(h *host) { h.sysctl("net/core/somaxconn", "128") }, "sysctl", "net.core.somaxconn", "sysctl -w net.core.somaxconn=4096", true},
 		{"wrong secret", func(h *host) { h.edge.Drops = map[maps.Drop]uint64{maps.DropTunnelTag: 7} }, "drops", "drops tunnel_tag", "secret_file", false},

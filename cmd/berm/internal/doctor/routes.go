@@ -204,20 +204,30 @@ func checkIPv6(x *exam) {
 	}
 }
 
-// wanted are settings below which something suffers.
-var wanted = []struct {
+// setting is one that should not be below least.
+type setting struct {
 	key   string
 	least int
 	why   string
-}{
+}
+
+// wanted are settings below which something suffers.
+var wanted = []setting{
 	{"net.core.rmem_max", 7 << 20, "QUIC's socket loses packets in a burst: HTTP/3 is slow"},
 	{"net.core.wmem_max", 7 << 20, "QUIC's socket blocks in a burst: HTTP/3 is slow"},
 	{"net.core.somaxconn", 4096, "connections are refused in a burst"},
 	{"net.ipv4.tcp_syncookies", 1, "a flood of SYNs fills the queue, and nobody can connect"},
 }
 
+// wantedByGates is what services whose gates answer with cookies need.
+var wantedByGates = setting{"net.ipv4.tcp_syncookies", 2, "the kernel gives cookies to nobody but itself: floods that a gate should answer reach the stack"}
+
 func checkSysctls(x *exam) {
-	for _, w := range wanted {
+	list := wanted
+	if slices.ContainsFunc(x.edge.VIPs, func(v VIP) bool { return v.Cookies }) {
+		list = append(slices.Clone(wanted), wantedByGates)
+	}
+	for _, w := range list {
 		v, err := sysctl(w.key)
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // only the first network namespace shows it

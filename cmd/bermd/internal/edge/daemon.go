@@ -266,6 +266,7 @@ func (e *Edge) health() observe.Health {
 		h.Problems = append(h.Problems, s)
 	}
 	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
+	h.Problems = append(h.Problems, e.kernel.gateProblems()...)
 	h.Problems = append(h.Problems, e.certProblems()...)
 	h.Problems = append(h.Problems, e.originProblems()...)
 	return h

@@ -164,6 +164,7 @@ func (e *Edge) listen(cfg *config.Config) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.certs.TLS(), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
 		ConnectionIDs: e.cids.generator(), Keeper: e.opts.Keeper, Held: e.opts.Held,
+		VerifyClients: e.kernel.clientsMustShow,
 	})
 	if err != nil {
 		e.server = nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/gate"
 	"github.com/bermedge/berm/userspace/geo"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/steer"
@@ -32,6 +34,10 @@ type kernelLink struct {
 	inode  uint64 // of the pins' directory: another one means another kernel half
 	why    error  // why there is no set
 	broken error  // why the file is not in force there
+
+	resolver *steer.Resolver // of the way to clients
+	gate     *gate.Keeper    // of set
+	retry    *maps.Retry     // of set; made anew each second and when services change
 
 	geo   atomic.Pointer[control.GeoInfo]
 	drift drift
@@ -84,6 +90,7 @@ func (k *kernelLink) run(ctx context.Context) {
 		if n%driftEvery == 0 {
 			k.lookForDrift()
 		}
+		k.keepGate()
 		k.e.snapshot()
 		if k.e.ready.Load() && k.e.sound.Load() {
 			k.beat()
@@ -154,8 +161,9 @@ func (k *kernelLink) connect(cfg *config.Config) {
 	inode := pinInode(cfg.Kernel.Pins)
 	set, err := maps.Open(maps.PinDir(cfg.Kernel.Pins))
 	var ctl *steer.Controller
+	var resolver *steer.Resolver
 	if err == nil {
-		if ctl, err = steer.New(set, k.e.log.Logger); err != nil {
+		if ctl, resolver, err = newSteering(set, k.e.log.Logger); err != nil {
 			err = errors.Join(err, set.Close())
 			set = nil
 		}
@@ -164,6 +172,9 @@ func (k *kernelLink) connect(cfg *config.Config) {
 	first := k.why == nil || errors.Is(k.why, errNotYet)
 	k.pins = cfg.Kernel.Pins
 	k.set, k.steer, k.why, k.inode = set, ctl, err, inode
+	if set != nil {
+		k.resolver, k.gate = resolver, gate.New(set, resolver, os.DirFS("/proc/sys"))
+	}
 	k.mu.Unlock()
 	if err != nil {
 		if first {
@@ -180,7 +191,22 @@ func (k *kernelLink) connect(cfg *config.Config) {
 	if err := set.WatchDrift(); err != nil {
 		k.e.log.Warn("changes behind the daemon will not be noticed", "error", err)
 	}
+	k.keepGate()
 	k.readEvents()
+}
+
+// newSteering makes what writes rows, and what finds the way to clients.
+func newSteering(set *maps.Set, log *slog.Logger) (*steer.Controller, *steer.Resolver, error) {
+	resolver, err := steer.NewResolver()
+	if err != nil {
+		return nil, nil, err
+	}
+	ctl, err := steer.New(set, log)
+	if err != nil {
+		resolver.Close()
+		return nil, nil, err
+	}
+	return ctl, resolver, nil
 }
 
 // readEvents feeds sampled packets to the view of busy sources.
@@ -212,10 +238,12 @@ func (k *kernelLink) close() {
 		return
 	}
 	k.steer.Close()
+	k.resolver.Close()
 	if err := k.set.Close(); err != nil {
 		k.e.log.Warn("let go of the kernel half", "error", err)
 	}
 	k.set, k.steer, k.why = nil, nil, errors.New("the daemon let go of it")
+	k.resolver, k.gate, k.retry = nil, nil, nil
 }
 
 // apply puts cfg in force in the kernel half, if that is there.

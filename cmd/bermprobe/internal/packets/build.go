@@ -19,7 +19,9 @@ func (o *Options) build(buf []byte, src netip.Addr, sport uint16, seq uint32) []
 	}
 	l4 := buf[head:]
 	proto, length := uint8(protoUDP), 8+o.Size
-	if o.Kind != "udp" {
+	if o.Kind == "initial" {
+		length = 8 + initialSize
+	} else if o.Kind != "udp" {
 		proto, length = protoTCP, 20
 	}
 	clear(buf[:head+length])
@@ -28,6 +30,9 @@ func (o *Options) build(buf []byte, src netip.Addr, sport uint16, seq uint32) []
 	check := l4[6:8]
 	if proto == protoUDP {
 		binary.BigEndian.PutUint16(l4[4:], uint16(length))
+		if o.Kind == "initial" {
+			initial(l4[8:length], seq)
+		}
 	} else {
 		check = l4[16:18]
 		binary.BigEndian.PutUint32(l4[4:], seq)
@@ -49,6 +54,22 @@ func (o *Options) build(buf []byte, src netip.Addr, sport uint16, seq uint32) []
 		ipv6Header(buf, src, o.Dst.Addr(), proto, length)
 	}
 	return buf[:head+length]
+}
+
+// initialSize is the least that servers take (RFC 9000, section 14.1).
+const initialSize = 1200
+
+// initial fills b with an Initial of QUIC version 1 whose content nobody can decrypt. Servers learn
+// that only after they have made keys, or never when they answer with Retry.
+func initial(b []byte, seq uint32) {
+	const idLen, header = 8, 18
+	b[0] = 0xc3 // long header, fixed bit, Initial, packet number of four bytes
+	binary.BigEndian.PutUint32(b[1:], 1)
+	b[5] = idLen
+	binary.BigEndian.PutUint64(b[6:], uint64(seq)*0x9e3779b97f4a7c15|1) // destination connection ID
+	b[14], b[15] = 0, 0                                                 // no source connection ID, no token
+	binary.BigEndian.PutUint16(b[16:], 0x4000|uint16(len(b)-header))    // length of the rest
+	binary.BigEndian.PutUint32(b[header:], seq*2654435761)
 }
 
 // ipv4Header leaves the ID and the checksum to the kernel, which fills them for raw sockets.

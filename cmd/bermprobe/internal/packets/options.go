@@ -15,7 +15,7 @@ var ErrRefused = errors.New("refused")
 type Options struct {
 	Src      Source         `required:"" placeholder:"IP[/BITS]" help:"Source address, or a prefix whose addresses take turns."`
 	Dst      netip.AddrPort `required:"" placeholder:"IP:PORT" help:"Destination."`
-	Kind     string         `enum:"udp,syn,ack" default:"udp" help:"udp, or bare TCP segments: syn, ack."`
+	Kind     string         `enum:"udp,syn,ack,initial" default:"udp" help:"udp; bare TCP segments: syn, ack; or what looks like a QUIC client's first packet: initial."`
 	Sport    uint16         `default:"0" help:"Source port; 0 = 1024 to 65535 in turn."`
 	Size     int            `default:"64" help:"Payload bytes of UDP."`
 	PPS      float64        `name:"pps" default:"1000" help:"Packets per second; 0 = as fast as possible."`
