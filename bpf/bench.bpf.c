@@ -14,21 +14,25 @@
 
 #include "addr.h"
 #include "csum.h"
+#include "hash.h"
 #include "packet.h"
 #include "prefix.h"
 
 #define BENCH_FRAME 96	     /* bytes of a frame that a program may have written to */
 #define GOLDEN32 2654435761u /* odd, so a bijection; its high bits are well mixed */
+/* Words of 8 bytes behind the Ethernet header that are restored. */
+#define WORDS ((BENCH_FRAME - sizeof(struct ethhdr)) / 8)
 
 struct bench_case {
-	__u32 len;	   /* of the frame */
-	__u32 family;	   /* 4 or 6 */
-	__u32 flow_mask;   /* flows - 1 */
-	__u32 source_mask; /* different sources - 1: as many as flows or fewer */
-	__u32 first;	   /* number of the first source */
-	__u32 ifindex;	   /* bench_send: out through */
-	__u64 sum;	   /* of the IPv4 header without source and checksum */
-	__u64 tail;	   /* 1: the program changes the frame's end, and not its head */
+	__u32 len;	    /* of the frame */
+	__u32 family;	    /* 4 or 6 */
+	__u32 flow_mask;    /* flows - 1 */
+	__u32 source_mask;  /* different sources - 1: as many as flows or fewer */
+	__u32 first;	    /* number of the first source */
+	__u32 ifindex;	    /* bench_send: out through */
+	__u64 sum;	    /* of the IPv4 header without source and checksum */
+	__u64 noise[WORDS]; /* bits that vary with the flow, beside its addresses and ports */
+	__u64 tail;	    /* 1: the program changes the frame's end, and not its head */
 	__u8 frame[BENCH_FRAME + 2];
 };
 
@@ -85,8 +89,7 @@ static __always_inline __be64 source6(__u32 n)
 	return bpf_cpu_to_be64(0x2a00ULL << 48 | (__u64)(x & 15) << 48 | (__u64)(x >> 4) << 20);
 }
 
-/* Words of 8 bytes behind the Ethernet header that are restored, and those that vary. */
-#define WORDS ((BENCH_FRAME - sizeof(struct ethhdr)) / 8)
+/* Words that always vary. */
 #define WORD_SOURCE 1 /* IPv4: TTL, protocol, checksum, source; IPv6: the source's high half */
 #define WORD_PORTS4 2 /* destination, ports */
 #define WORD_PORTS6 5
@@ -105,6 +108,7 @@ static __always_inline bool put_frame(const struct bench_case *now, void *frame,
 	__u64 varied = six ? source6(source) :
 			     (__u64)v4 << 32 | (__u64)(__u16)~csum_fold(now->sum + v4) << 16;
 	const void *from = now->frame;
+	__u64 noise = mix(flow * HASH_A);
 
 	if (frame + BENCH_FRAME > end)
 		return false;
@@ -115,6 +119,7 @@ static __always_inline bool put_frame(const struct bench_case *now, void *frame,
 	for (__u32 i = 0; i < WORDS; i++) {
 		__u64 word = *(__u64 *)(from + sizeof(struct ethhdr) + 8 * i);
 
+		word |= noise & now->noise[i];
 		if (i == WORD_SOURCE)
 			word |= varied;
 		if (i == WORD_PORTS4)

@@ -22,6 +22,7 @@ type BenchBenchCase struct {
 	First      uint32
 	Ifindex    uint32
 	Sum        uint64
+	Noise      [10]uint64
 	Tail       uint64
 	Frame      [98]uint8
 	_          [6]byte
@@ -35,6 +36,8 @@ const (
 	BenchMapBenchPackets      = "bench_packets"
 	BenchMapBenchTarget       = "bench_target"
 	BenchMapBermBackends      = "berm_backends"
+	BenchMapBermCaptures      = "berm_captures"
+	BenchMapBermCids          = "berm_cids"
 	BenchMapBermConfig        = "berm_config"
 	BenchMapBermDrops         = "berm_drops"
 	BenchMapBermEvents        = "berm_events"
@@ -43,6 +46,7 @@ const (
 	BenchMapBermGeoPolicies   = "berm_geo_policies"
 	BenchMapBermGeoRules      = "berm_geo_rules"
 	BenchMapBermHeart         = "berm_heart"
+	BenchMapBermPackets       = "berm_packets"
 	BenchMapBermPaths         = "berm_paths"
 	BenchMapBermPeers         = "berm_peers"
 	BenchMapBermPrefix4       = "berm_prefix4"
@@ -59,6 +63,8 @@ const (
 	BenchMapBermSample        = "berm_sample"
 	BenchMapBermSets          = "berm_sets"
 	BenchMapBermShadows       = "berm_shadows"
+	BenchMapBermSids          = "berm_sids"
+	BenchMapBermSidsLong      = "berm_sids_long"
 	BenchMapBermStageStats    = "berm_stage_stats"
 	BenchMapBermTenantStats   = "berm_tenant_stats"
 	BenchMapBermVerdictBits   = "berm_verdict_bits"
@@ -137,6 +143,8 @@ type BenchMapSpecs struct {
 	BenchPackets      *ebpf.MapSpec `ebpf:"bench_packets"`
 	BenchTarget       *ebpf.MapSpec `ebpf:"bench_target"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -145,6 +153,7 @@ type BenchMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -161,6 +170,8 @@ type BenchMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -201,6 +212,8 @@ type BenchMaps struct {
 	BenchPackets      *ebpf.Map `ebpf:"bench_packets"`
 	BenchTarget       *ebpf.Map `ebpf:"bench_target"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -209,6 +222,7 @@ type BenchMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -225,6 +239,8 @@ type BenchMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -241,6 +257,8 @@ func (m *BenchMaps) Close() error {
 		m.BenchPackets,
 		m.BenchTarget,
 		m.BermBackends,
+		m.BermCaptures,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -249,6 +267,7 @@ func (m *BenchMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
@@ -265,6 +284,8 @@ func (m *BenchMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,

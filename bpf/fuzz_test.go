@@ -31,6 +31,11 @@ func FuzzXDP(f *testing.F) {
 		f.Add(eth(request))
 	}
 	f.Add(eth(ip(good6, web6, packet.HopByHop, packet.Extension(packet.Fragment, 1, packet.Fragment6(packet.ProtoUDP, 8, true, payload)))))
+	for id := range byte(8) {
+		long := append([]byte{0xc0, 0, 0, 0, 1, 17 + 3*(id&1), id << 5}, make([]byte, 60)...)
+		f.Add(eth(ip(good4, web4, packet.ProtoUDP, packet.UDP{Src: 40000, Dst: 443}.With(long))))
+		f.Add(eth(ip(good6, web6, packet.ProtoUDP, packet.UDP{Src: 40000, Dst: 443}.With(append([]byte{0x40, id << 5}, make([]byte, 60)...)))))
+	}
 	f.Add(eth(ip(good4, web4, packet.ICMP, packet.ICMPMessage(3, 4, ip(web4, good4, packet.ProtoTCP, payload)))))
 
 	f.Fuzz(func(t *testing.T, frame []byte) {
@@ -59,7 +64,16 @@ var fuzzWorld bool
 
 func fuzzKernel(t *testing.T) *kernel {
 	if !fuzzWorld {
-		peers(t, newKernel(t))
+		k := newKernel(t)
+		peers(t, k)
+		quicWorld(t, k)
+		for id, flags := range map[uint32]bpf.XDPBermCidFlags{3: bpf.XDPBermCidFlagsBERM_CID_BLOCK, 4: bpf.XDPBermCidFlagsBERM_CID_FEISTEL} {
+			// Any keys do: what comes out is a server ID, of somebody or nobody.
+			put(t, k.BermCids, id, &bpf.XDPBermCid{Flags: uint32(flags | bpf.XDPBermCidFlagsBERM_CID_USED), ServerLen: 1, ContentLen: 16 + uint8(id-3)*3})
+		}
+		for id := range uint32(256) {
+			put(t, k.BermSids, id, &bpf.XDPBermSid{Backend: backend4 + id%2, Sets: ^uint64(0)})
+		}
 		inSet("shadow", setMoved4)(t, loaded)
 		fuzzWorld = true
 	}

@@ -444,8 +444,8 @@ func TestGateOn(t *testing.T) {
 	}
 }
 
-// initial is a QUIC packet of so many bytes with a long header, to port 443.
-func initial(six bool, first byte, version uint32, idLen byte, size int) []byte {
+// longHeader is a QUIC packet of so many bytes with a long header, to port 443.
+func longHeader(six bool, first byte, version uint32, idLen byte, size int) []byte {
 	b := make([]byte, max(size, 6))
 	b[0], b[5] = first, idLen
 	binary.BigEndian.PutUint32(b[1:], version)
@@ -464,7 +464,7 @@ func TestBadInitials(t *testing.T) {
 	drop := gated(bpf.XDPBermGate{BadInitial: actDrop}, "web-udp", "web6-udp")
 	var list []refusal
 	for _, six := range []bool{false, true} {
-		name, in := "web-udp", initial(six, 0xc0, 1, 8, 1199)
+		name, in := "web-udp", longHeader(six, 0xc0, 1, 8, 1199)
 		if six {
 			name = "web6-udp"
 		}
@@ -483,21 +483,21 @@ func TestBadInitials(t *testing.T) {
 			in   []byte
 			bad  bool
 		}{
-			{"Initial", initial(six, 0xc0, v1, 8, 1200), false},
-			{"Initial, all bits that vary", initial(six, 0xcf, v1, 20, 1200), false},
-			{"Initial of version 2", initial(six, 0xd0, v2, 8, 1200), false},
-			{"Initial of version 2, small", initial(six, 0xd0, v2, 8, 1199), true},
-			{"0-RTT", initial(six, 0xd0, v1, 8, 100), false},
-			{"Handshake", initial(six, 0xe0, v1, 8, 40), false},
-			{"Retry of version 2 from a client", initial(six, 0xc0, v2, 8, 100), false},
-			{"another version", initial(six, 0xc0, 0xbabababa, 8, 1200), false},
-			{"another version, small", initial(six, 0xc0, 0xbabababa, 8, 1199), true},
-			{"another version, no fixed bit", initial(six, 0x80, 0xbabababa, 8, 1200), false},
-			{"no fixed bit", initial(six, 0x80, v1, 8, 1200), true},
-			{"version negotiation", initial(six, 0xc0, 0, 8, 1200), true},
-			{"a short ID, of the server's", initial(six, 0xc0, v1, 4, 1200), false},
-			{"ID too long", initial(six, 0xe0, v1, 21, 1200), true},
-			{"cut off in the header", initial(six, 0xc0, v1, 8, 5), true},
+			{"Initial", longHeader(six, 0xc0, v1, 8, 1200), false},
+			{"Initial, all bits that vary", longHeader(six, 0xcf, v1, 20, 1200), false},
+			{"Initial of version 2", longHeader(six, 0xd0, v2, 8, 1200), false},
+			{"Initial of version 2, small", longHeader(six, 0xd0, v2, 8, 1199), true},
+			{"0-RTT", longHeader(six, 0xd0, v1, 8, 100), false},
+			{"Handshake", longHeader(six, 0xe0, v1, 8, 40), false},
+			{"Retry of version 2 from a client", longHeader(six, 0xc0, v2, 8, 100), false},
+			{"another version", longHeader(six, 0xc0, 0xbabababa, 8, 1200), false},
+			{"another version, small", longHeader(six, 0xc0, 0xbabababa, 8, 1199), true},
+			{"another version, no fixed bit", longHeader(six, 0x80, 0xbabababa, 8, 1200), false},
+			{"no fixed bit", longHeader(six, 0x80, v1, 8, 1200), true},
+			{"version negotiation", longHeader(six, 0xc0, 0, 8, 1200), true},
+			{"a short ID, of the server's", longHeader(six, 0xc0, v1, 4, 1200), false},
+			{"ID too long", longHeader(six, 0xe0, v1, 21, 1200), true},
+			{"cut off in the header", longHeader(six, 0xc0, v1, 8, 5), true},
 			{"empty", quicTo(six, nil), true},
 			{"short header", quicTo(six, []byte{0x40}), false},
 			{"short header without the fixed bit", quicTo(six, []byte{0, 1, 2}), false},
@@ -508,7 +508,7 @@ func TestBadInitials(t *testing.T) {
 			}
 			cases = append(cases, testCase{name + ": " + c.name, drop, c.in, w})
 		}
-		inner := initial(six, 0xc0, v1, 8, 1199)
+		inner := longHeader(six, 0xc0, v1, 8, 1199)
 		flow := flowOf(good4, web4, 40000, 443, udp)
 		if six {
 			flow = flowOf(good6, web6, 40000, 443, udp)
@@ -540,15 +540,15 @@ func TestInitialGauge(t *testing.T) {
 			return s.Initials.OverNs
 		}
 		for range 20 {
-			run(t, k.XdpBermAt, initial(six, 0xe0, 1, 8, 1200)) // Handshake packets
+			run(t, k.XdpBermAt, longHeader(six, 0xe0, 1, 8, 1200)) // Handshake packets
 		}
 		for range 10 {
-			run(t, k.XdpBermAt, initial(six, 0xc0, 1, 8, 1200))
+			run(t, k.XdpBermAt, longHeader(six, 0xc0, 1, 8, 1200))
 		}
 		if n := over(); n != 0 {
 			t.Errorf("IPv6 %v: over at %d with ten Initials", six, n)
 		}
-		if action, _ := run(t, k.XdpBermAt, initial(six, 0xc0, 1, 8, 1200)); action != xdpPass {
+		if action, _ := run(t, k.XdpBermAt, longHeader(six, 0xc0, 1, 8, 1200)); action != xdpPass {
 			t.Errorf("IPv6 %v: an Initial above the limit ended as %d", six, action)
 		}
 		if n := over(); n != 1_000_000_000_000 {

@@ -150,6 +150,8 @@ func (k *kernel) counters(t testing.TB) map[string]tally {
 			add(all, "vip/"+name+"/dropped", s.Dropped.Packets, s.Dropped.Bytes)
 			add(all, "vip/"+name+"/shadowed", s.Shadowed.Packets, s.Shadowed.Bytes)
 			add(all, "vip/"+name+"/forwarded", s.Forwarded.Packets, s.Forwarded.Bytes)
+			add(all, "vip/"+name+"/cid", s.Cid.Packets, s.Cid.Bytes)
+			add(all, "vip/"+name+"/cid_lost", s.CidLost.Packets, s.CidLost.Bytes)
 			add(all, "vip/"+name+"/answered", s.Answered.Packets, s.Answered.Bytes)
 		}
 	}

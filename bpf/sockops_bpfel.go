@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	SockOpsMapBermBackends      = "berm_backends"
+	SockOpsMapBermCaptures      = "berm_captures"
+	SockOpsMapBermCids          = "berm_cids"
 	SockOpsMapBermConfig        = "berm_config"
 	SockOpsMapBermDrops         = "berm_drops"
 	SockOpsMapBermEvents        = "berm_events"
@@ -25,6 +27,7 @@ const (
 	SockOpsMapBermGeoPolicies   = "berm_geo_policies"
 	SockOpsMapBermGeoRules      = "berm_geo_rules"
 	SockOpsMapBermHeart         = "berm_heart"
+	SockOpsMapBermPackets       = "berm_packets"
 	SockOpsMapBermPaths         = "berm_paths"
 	SockOpsMapBermPeers         = "berm_peers"
 	SockOpsMapBermPrefix4       = "berm_prefix4"
@@ -41,6 +44,8 @@ const (
 	SockOpsMapBermSample        = "berm_sample"
 	SockOpsMapBermSets          = "berm_sets"
 	SockOpsMapBermShadows       = "berm_shadows"
+	SockOpsMapBermSids          = "berm_sids"
+	SockOpsMapBermSidsLong      = "berm_sids_long"
 	SockOpsMapBermStageStats    = "berm_stage_stats"
 	SockOpsMapBermTenantStats   = "berm_tenant_stats"
 	SockOpsMapBermVerdictBits   = "berm_verdict_bits"
@@ -103,6 +108,8 @@ type SockOpsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockOpsMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -111,6 +118,7 @@ type SockOpsMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -127,6 +135,8 @@ type SockOpsMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -165,6 +175,8 @@ func (o *SockOpsObjects) Close() error {
 // It can be passed to LoadSockOpsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockOpsMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -173,6 +185,7 @@ type SockOpsMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -189,6 +202,8 @@ type SockOpsMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -203,6 +218,8 @@ type SockOpsMaps struct {
 func (m *SockOpsMaps) Close() error {
 	return _SockOpsClose(
 		m.BermBackends,
+		m.BermCaptures,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -211,6 +228,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
@@ -227,6 +245,8 @@ func (m *SockOpsMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,

@@ -50,6 +50,52 @@ const (
 	XDPBermBackendFlagsBERM_BACKEND_READY XDPBermBackendFlags = 2
 )
 
+type XDPBermCapture struct {
+	_       structs.HostLayout
+	Left    uint64
+	Seen    uint64
+	Lost    uint64
+	Reasons uint64
+	Stages  uint32
+	Vip     uint32
+	Mask    uint32
+	Snap    uint32
+}
+
+type XDPBermCaptured struct {
+	_      structs.HostLayout
+	TimeNs uint64
+	Len    uint32
+	Vip    uint32
+	Record uint32
+	Weight uint32
+	Stage  uint8
+	Exit   uint8
+	Reason uint8
+	Shadow uint8
+	Pad    uint32
+}
+
+type XDPBermCid struct {
+	_          structs.HostLayout
+	Flags      uint32
+	ServerLen  uint8
+	ContentLen uint8
+	Pad        [2]uint8
+	Left       [2]uint64
+	Right      [2]uint64
+	Key        [16]uint8
+	Keys       [44]uint32
+}
+
+type XDPBermCidFlags uint32
+
+const (
+	XDPBermCidFlagsBERM_CID_USED    XDPBermCidFlags = 1
+	XDPBermCidFlagsBERM_CID_BLOCK   XDPBermCidFlags = 2
+	XDPBermCidFlagsBERM_CID_FEISTEL XDPBermCidFlags = 4
+)
+
 type XDPBermConfig struct {
 	_            structs.HostLayout
 	Contract     uint32
@@ -75,6 +121,7 @@ type XDPBermConfigFlags uint32
 const (
 	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY  XDPBermConfigFlags = 1
 	XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED XDPBermConfigFlags = 2
+	XDPBermConfigFlagsBERM_CONFIG_CAPTURE       XDPBermConfigFlags = 4
 )
 
 type XDPBermCounter struct {
@@ -337,6 +384,13 @@ type XDPBermSet struct {
 	Pad   [6]uint8
 }
 
+type XDPBermSid struct {
+	_       structs.HostLayout
+	Sets    uint64
+	Backend uint32
+	Pad     uint32
+}
+
 type XDPBermStage uint32
 
 const (
@@ -396,6 +450,7 @@ const (
 	XDPBermVipFlagsBERM_VIP_SHADOW  XDPBermVipFlags = 2
 	XDPBermVipFlagsBERM_VIP_ADDRESS XDPBermVipFlags = 4
 	XDPBermVipFlagsBERM_VIP_STRICT  XDPBermVipFlags = 8
+	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
 	XDPBermVipFlagsBERM_VIP_GATE    XDPBermVipFlags = 256
 	XDPBermVipFlagsBERM_VIP_GUARD   XDPBermVipFlags = 512
 )
@@ -406,7 +461,15 @@ type XDPBermVipStats struct {
 	Dropped   XDPBermCounter
 	Shadowed  XDPBermCounter
 	Forwarded XDPBermCounter
+	Cid       XDPBermCounter
+	CidLost   XDPBermCounter
 	Answered  XDPBermCounter
+}
+
+type XDPCaptureBuffer struct {
+	_     structs.HostLayout
+	Head  XDPBermCaptured
+	Frame [2048]uint8
 }
 
 type XDPGated struct {
@@ -482,6 +545,8 @@ type XDPGated struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	XDPMapBermBackends      = "berm_backends"
+	XDPMapBermCaptures      = "berm_captures"
+	XDPMapBermCids          = "berm_cids"
 	XDPMapBermConfig        = "berm_config"
 	XDPMapBermDrops         = "berm_drops"
 	XDPMapBermEvents        = "berm_events"
@@ -490,6 +555,7 @@ const (
 	XDPMapBermGeoPolicies   = "berm_geo_policies"
 	XDPMapBermGeoRules      = "berm_geo_rules"
 	XDPMapBermHeart         = "berm_heart"
+	XDPMapBermPackets       = "berm_packets"
 	XDPMapBermPaths         = "berm_paths"
 	XDPMapBermPeers         = "berm_peers"
 	XDPMapBermPrefix4       = "berm_prefix4"
@@ -506,6 +572,8 @@ const (
 	XDPMapBermSample        = "berm_sample"
 	XDPMapBermSets          = "berm_sets"
 	XDPMapBermShadows       = "berm_shadows"
+	XDPMapBermSids          = "berm_sids"
+	XDPMapBermSidsLong      = "berm_sids_long"
 	XDPMapBermStageStats    = "berm_stage_stats"
 	XDPMapBermTenantStats   = "berm_tenant_stats"
 	XDPMapBermVerdictBits   = "berm_verdict_bits"
@@ -514,6 +582,7 @@ const (
 	XDPMapBermVipSlots      = "berm_vip_slots"
 	XDPMapBermVipStats      = "berm_vip_stats"
 	XDPMapBermVips          = "berm_vips"
+	XDPMapCaptureBuffers    = "capture_buffers"
 	XDPMapGatePackets       = "gate_packets"
 	XDPProgXdpBerm          = "xdp_berm"
 )
@@ -568,6 +637,8 @@ type XDPProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -576,6 +647,7 @@ type XDPMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -592,6 +664,8 @@ type XDPMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -600,6 +674,7 @@ type XDPMapSpecs struct {
 	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
+	CaptureBuffers    *ebpf.MapSpec `ebpf:"capture_buffers"`
 	GatePackets       *ebpf.MapSpec `ebpf:"gate_packets"`
 }
 
@@ -630,6 +705,8 @@ func (o *XDPObjects) Close() error {
 // It can be passed to LoadXDPObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -638,6 +715,7 @@ type XDPMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -654,6 +732,8 @@ type XDPMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -662,12 +742,15 @@ type XDPMaps struct {
 	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.Map `ebpf:"berm_vips"`
+	CaptureBuffers    *ebpf.Map `ebpf:"capture_buffers"`
 	GatePackets       *ebpf.Map `ebpf:"gate_packets"`
 }
 
 func (m *XDPMaps) Close() error {
 	return _XDPClose(
 		m.BermBackends,
+		m.BermCaptures,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -676,6 +759,7 @@ func (m *XDPMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
@@ -692,6 +776,8 @@ func (m *XDPMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,
@@ -700,6 +786,7 @@ func (m *XDPMaps) Close() error {
 		m.BermVipSlots,
 		m.BermVipStats,
 		m.BermVips,
+		m.CaptureBuffers,
 		m.GatePackets,
 	)
 }

@@ -28,10 +28,20 @@ int berm_types_rules(enum berm_config_flags *config, enum berm_vip_flags *vip,
 	return *config + *vip + *rate + *backend + *action;
 }
 
+int berm_types_cid(enum berm_cid_flags *cid)
+{
+	return *cid;
+}
+
 int berm_types_fates(enum berm_drop *drop, enum berm_stage *stage, enum berm_exit *exit,
 		     struct berm_event *event, enum berm_owner *owner)
 {
 	return *drop + *stage + *exit + event->exit + *owner;
+}
+
+int berm_types_captured(struct berm_captured *captured)
+{
+	return captured->exit;
 }
 
 int berm_types_gate(enum berm_gate_mode *mode, enum berm_reply_flags *reply)

@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	XDPTestMapBermBackends      = "berm_backends"
+	XDPTestMapBermCaptures      = "berm_captures"
+	XDPTestMapBermCids          = "berm_cids"
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
 	XDPTestMapBermEvents        = "berm_events"
@@ -25,6 +27,7 @@ const (
 	XDPTestMapBermGeoPolicies   = "berm_geo_policies"
 	XDPTestMapBermGeoRules      = "berm_geo_rules"
 	XDPTestMapBermHeart         = "berm_heart"
+	XDPTestMapBermPackets       = "berm_packets"
 	XDPTestMapBermPaths         = "berm_paths"
 	XDPTestMapBermPeers         = "berm_peers"
 	XDPTestMapBermPrefix4       = "berm_prefix4"
@@ -41,6 +44,8 @@ const (
 	XDPTestMapBermSample        = "berm_sample"
 	XDPTestMapBermSets          = "berm_sets"
 	XDPTestMapBermShadows       = "berm_shadows"
+	XDPTestMapBermSids          = "berm_sids"
+	XDPTestMapBermSidsLong      = "berm_sids_long"
 	XDPTestMapBermStageStats    = "berm_stage_stats"
 	XDPTestMapBermTenantStats   = "berm_tenant_stats"
 	XDPTestMapBermVerdictBits   = "berm_verdict_bits"
@@ -49,6 +54,7 @@ const (
 	XDPTestMapBermVipSlots      = "berm_vip_slots"
 	XDPTestMapBermVipStats      = "berm_vip_stats"
 	XDPTestMapBermVips          = "berm_vips"
+	XDPTestMapCaptureBuffers    = "capture_buffers"
 	XDPTestMapGatePackets       = "gate_packets"
 	XDPTestProgTestHash         = "test_hash"
 	XDPTestProgTestMakeCookie   = "test_make_cookie"
@@ -112,6 +118,8 @@ type XDPTestProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
 	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
@@ -120,6 +128,7 @@ type XDPTestMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
@@ -136,6 +145,8 @@ type XDPTestMapSpecs struct {
 	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
 	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
 	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
@@ -144,6 +155,7 @@ type XDPTestMapSpecs struct {
 	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
+	CaptureBuffers    *ebpf.MapSpec `ebpf:"capture_buffers"`
 	GatePackets       *ebpf.MapSpec `ebpf:"gate_packets"`
 }
 
@@ -177,6 +189,8 @@ func (o *XDPTestObjects) Close() error {
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
 	BermEvents        *ebpf.Map `ebpf:"berm_events"`
@@ -185,6 +199,7 @@ type XDPTestMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
 	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
@@ -201,6 +216,8 @@ type XDPTestMaps struct {
 	BermSample        *ebpf.Map `ebpf:"berm_sample"`
 	BermSets          *ebpf.Map `ebpf:"berm_sets"`
 	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids          *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
@@ -209,12 +226,15 @@ type XDPTestMaps struct {
 	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
 	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips          *ebpf.Map `ebpf:"berm_vips"`
+	CaptureBuffers    *ebpf.Map `ebpf:"capture_buffers"`
 	GatePackets       *ebpf.Map `ebpf:"gate_packets"`
 }
 
 func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
 		m.BermBackends,
+		m.BermCaptures,
+		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
 		m.BermEvents,
@@ -223,6 +243,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,
 		m.BermPrefix4,
@@ -239,6 +260,8 @@ func (m *XDPTestMaps) Close() error {
 		m.BermSample,
 		m.BermSets,
 		m.BermShadows,
+		m.BermSids,
+		m.BermSidsLong,
 		m.BermStageStats,
 		m.BermTenantStats,
 		m.BermVerdictBits,
@@ -247,6 +270,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermVipSlots,
 		m.BermVipStats,
 		m.BermVips,
+		m.CaptureBuffers,
 		m.GatePackets,
 	)
 }

@@ -149,7 +149,8 @@ var shapes = map[string]shape{
 	"berm_vip_seeds": halves, "berm_vip_slots": halves, "berm_prefix4": halves, "berm_prefix4_blocks": halves, "berm_prefix6_root": halves,
 	"berm_prefix6_nodes": halves, "berm_prefix6_leaves": halves, "berm_prefix_records": halves,
 	"berm_drops": flat, "berm_shadows": flat, "berm_vip_stats": flat, "berm_tenant_stats": flat, "berm_sample": flat,
-	"berm_events": anew,
+	"berm_events":   anew,
+	"berm_captures": anew, "berm_packets": anew, // whoever captures asks again
 }
 
 // carrier copies one map.

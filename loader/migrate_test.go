@@ -224,7 +224,13 @@ func TestMigrateFailsWithoutTrace(t *testing.T) {
 	h.fill(53)
 	want := h.content()
 	h.opts.Group, h.opts.spec, h.opts.contract = "12345", reshaped, next
-	h.failEach(migrateSteps, Upgrade)
+	var steps []step // those that an upgrade within a contract does not have, or has elsewhere
+	for _, s := range migrateSteps {
+		if slices.Contains([]string{"load new programs", "carry content over", "publish", "update links", "move links", "sum up"}, s.name) {
+			steps = append(steps, s)
+		}
+	}
+	h.failEach(steps, Upgrade)
 	h.opts.Group, h.opts.spec, h.opts.contract = "0", nil, 0
 	if got := h.content(); got != want {
 		t.Errorf("content\n got %s\nwant %s", got, want)

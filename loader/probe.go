@@ -126,7 +126,7 @@ func needHelpers(objs *objects) []Need {
 	since := map[asm.BuiltinFunc]string{
 		asm.FnJiffies64: "5.5", asm.FnRingbufOutput: "5.8", asm.FnRingbufReserve: "5.8", asm.FnRingbufSubmit: "5.8",
 		asm.FnXdpAdjustHead: "4.10", asm.FnXdpAdjustTail: "4.18", asm.FnKtimeGetNs: "4.1", asm.FnRedirect: "4.4",
-		asm.FnKtimeGetCoarseNs: "5.11", asm.FnLoop: "5.17", asm.FnXdpGetBuffLen: "5.18", asm.FnSkcLookupTcp: "5.2",
+		asm.FnKtimeGetCoarseNs: "5.11", asm.FnLoop: "5.17", asm.FnXdpGetBuffLen: "5.18", asm.FnXdpLoadBytes: "5.18", asm.FnSkcLookupTcp: "5.2",
 		asm.FnSockOpsCbFlagsSet: "4.16", asm.FnGetSmpProcessorId: "4.1", asm.FnGetPrandomU32: "4.1",
 	}
 	type call struct {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 )
 
 // Verified is what the kernel's verifier needed for one program. Its limits are one million
@@ -19,7 +21,7 @@ type Verified struct {
 	Processed    int    `json:"processed"`    // walked, over all paths
 	States       int    `json:"states"`       // kept, in total
 	PeakStates   int    `json:"peak_states"`  // kept at once
-	Stack        int    `json:"stack_bytes"`  // of the program's frame and the two largest others: calls nest no deeper
+	Stack        int    `json:"stack_bytes"`  // of the deepest chain of calls
 }
 
 var (
@@ -44,7 +46,7 @@ func Verify() ([]Verified, error) {
 			return nil, explainLoad(err)
 		}
 		for name, p := range coll.Programs {
-			v, err := parseVerifierLog(p.VerifierLog)
+			v, err := parseVerifierLog(p.VerifierLog, spec.Programs[name].Instructions)
 			if err != nil {
 				coll.Close()
 				return nil, fmt.Errorf("program %s: %w", name, err)
@@ -58,7 +60,7 @@ func Verify() ([]Verified, error) {
 	return all, nil
 }
 
-func parseVerifierLog(log string) (v Verified, err error) {
+func parseVerifierLog(log string, insns asm.Instructions) (v Verified, err error) {
 	m := verifierLine.FindStringSubmatch(log)
 	if m == nil {
 		return v, fmt.Errorf("the verifier's log has no statistics: %q", log)
@@ -77,20 +79,46 @@ func parseVerifierLog(log string) (v Verified, err error) {
 			}
 			frames = append(frames, n)
 		}
-		v.Stack = deepest(frames)
+		v.Stack, err = deepest(insns, frames)
 	}
-	return v, nil
+	return v, err
 }
 
-// deepest is the stack of a program whose functions call one that calls another at most, its own
-// frame being the first.
-func deepest(frames []int) (bytes int) {
-	slices.Sort(frames[1:])
-	slices.Reverse(frames[1:])
-	for _, n := range frames[:min(len(frames), 3)] {
-		bytes += n
+// stackUnit is what a frame takes a multiple of, at least one: kernels before 6.9 count so, newer ones
+// with less.
+const stackUnit = 32
+
+// deepest is the stack of the deepest chain of calls: the verifier's log has each function's own frame,
+// in their order, and its limit is for what is on the stack at once. It lets no function call itself.
+func deepest(insns asm.Instructions, frames []int) (int, error) {
+	calls := map[string][]string{}
+	var order []string
+	for i := range insns {
+		if fn := btf.FuncMetadata(&insns[i]); fn != nil {
+			order = append(order, fn.Name)
+		}
+		if n := len(order); n > 0 && insns[i].IsFunctionCall() {
+			calls[order[n-1]] = append(calls[order[n-1]], insns[i].Reference())
+		}
 	}
-	return bytes
+	if len(order) != len(frames) {
+		return 0, fmt.Errorf("the verifier tells of %d functions, the program has %d", len(frames), len(order))
+	}
+	depth := map[string]int{}
+	var walk func(string) int
+	walk = func(name string) int {
+		if d, ok := depth[name]; ok {
+			return d
+		}
+		below := 0
+		for _, callee := range calls[name] {
+			below = max(below, walk(callee))
+		}
+		frame := max(frames[slices.Index(order, name)], 1)
+		depth[name] = below + (frame+stackUnit-1)/stackUnit*stackUnit
+		return depth[name]
+	}
+	return walk(order[0]), nil
 }
 
 // shrink makes the large tables small, for programs that never see traffic. A lookup

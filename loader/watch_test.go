@@ -51,7 +51,7 @@ func aborting(ifindex int, counted bool) func(*objects) {
 
 // A program that passes its self-test and then does wrong by live packets does not stay.
 func TestRolledBack(t *testing.T) {
-	for name, counted := range map[string]bool{"aborted ": true, "counted none": false} {
+	for name, to := range map[string][]int{"aborted ": {next, contract}, "counted none": {contract}} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t, "wa0", "wa1")
 			c := h.newClient("wa0")
@@ -63,8 +63,8 @@ func TestRolledBack(t *testing.T) {
 			stop := c.trickle(netip.AddrPortFrom(vip4, udp))
 			defer stop()
 			before := h.snapshot()
-			h.opts.spec, h.opts.watch = aborting(ifindex(t, "wa0"), counted), 10*time.Second
-			for _, contract := range []int{next, contract} {
+			h.opts.spec, h.opts.watch = aborting(ifindex(t, "wa0"), name == "aborted "), 10*time.Second
+			for _, contract := range to {
 				h.opts.contract = contract
 				if _, err := Upgrade(h.ctx(), h.opts); !errors.Is(err, ErrRolledBack) || !strings.Contains(err.Error(), name) {
 					t.Errorf("contract %d: error %v", contract, err)

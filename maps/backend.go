@@ -144,7 +144,7 @@ func (b *Backends) Put(v Backend) (uint32, error) {
 
 // SetNextHop says how frames reach a backend, or that it is not known.
 func (b *Backends) SetNextHop(id uint32, hop NextHop) error {
-	return b.change(id, func(e *bpf.XDPBermBackend) {
+	return b.change(b.set.lock.hold, id, func(e *bpf.XDPBermBackend) {
 		e.Flags &^= uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_READY)
 		if hop.Ready {
 			e.Flags |= uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_READY)
@@ -155,11 +155,11 @@ func (b *Backends) SetNextHop(id uint32, hop NextHop) error {
 
 // Beat records a sign of life of a backend.
 func (b *Backends) Beat(id uint32) error {
-	return b.change(id, func(e *bpf.XDPBermBackend) { e.HeartbeatNs = monotonic() })
+	return b.change(b.set.lock.holdQuietly, id, func(e *bpf.XDPBermBackend) { e.HeartbeatNs = monotonic() })
 }
 
-func (b *Backends) change(id uint32, fn func(*bpf.XDPBermBackend)) error {
-	return b.set.lock.hold(func() error {
+func (b *Backends) change(hold func(func() error) error, id uint32, fn func(*bpf.XDPBermBackend)) error {
+	return hold(func() error {
 		var e bpf.XDPBermBackend
 		if err := b.m.Lookup(id, &e); err != nil {
 			return fmt.Errorf("backend %d: %w", id, err)

@@ -81,6 +81,25 @@ func (d Drop) Meaning() string {
 	return "a reason that this program does not know: it is older than the kernel half"
 }
 
+// Stage is the stage that refuses for this reason: stage_of() of stats.h.
+func (d Drop) Stage() Stage {
+	switch {
+	case d <= DropBadFragment:
+		return StageParse
+	case d <= DropTunnelInner:
+		return StageDecap
+	}
+	if s, ok := dropStages[d]; ok {
+		return s
+	}
+	return StageRate
+}
+
+var dropStages = map[Drop]Stage{
+	DropNoService: StageVIP, DropVerdict: StageVerdict, DropACL: StagePrefix, DropGeo: StageGeo,
+	DropNoBackend: StageSteer, DropTooBig: StageDeliver,
+}
+
 // ParseDrop finds a reason by its name.
 func ParseDrop(s string) (Drop, error) {
 	for d := range AllDrops() {
@@ -121,6 +140,16 @@ var stageNames = [...]string{
 
 // String is the stage's name.
 func (s Stage) String() string { return nameOf("stage", stageNames[:], s) }
+
+// ParseStage finds a stage by its name.
+func ParseStage(s string) (Stage, error) {
+	for st := range AllStages() {
+		if st.String() == s {
+			return st, nil
+		}
+	}
+	return 0, unknown("stage", s, AllStages())
+}
 
 // AllStages lists the stages in their order.
 func AllStages() iter.Seq[Stage] { return upTo(0, stageMax) }

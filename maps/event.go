@@ -2,7 +2,6 @@ package maps
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"sync/atomic"
@@ -10,7 +9,6 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/ringbuf"
 
 	"github.com/bermedge/berm/bpf"
 )
@@ -30,7 +28,7 @@ func (s *Samples) Set(d Drop, every uint64) error {
 	if every&(every-1) != 0 {
 		return fmt.Errorf("sample of %s: 1 in %d: want a power of two, or 0 for none", d, every)
 	}
-	return s.set.lock.hold(func() error {
+	return s.set.lock.holdQuietly(func() error {
 		atomic.StoreUint64(&s.w.words()[d], every-1) // 0 - 1 is all ones: never
 		if d == DropNone {
 			s.set.Config.setFlag(bpf.XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED, every != 0)
@@ -67,33 +65,8 @@ type Event struct {
 
 // Read calls fn for each event until the context ends, which is no error, or fn returns one. Only
 // one reader at a time gets events; a second one would take some of them away from the first.
-func (e *Events) Read(ctx context.Context, fn func(Event) error) (err error) {
-	r, err := ringbuf.NewReader(e.m)
-	if err != nil {
-		return fmt.Errorf("read events: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = r.Close() }) // wakes ReadInto below
-	defer func() {
-		if stop() {
-			err = errors.Join(err, r.Close())
-		}
-	}()
-	var rec ringbuf.Record
-	for {
-		switch err := r.ReadInto(&rec); {
-		case errors.Is(err, ringbuf.ErrClosed):
-			return nil
-		case err != nil:
-			return fmt.Errorf("read events: %w", err)
-		}
-		if len(rec.RawSample) < int(unsafe.Sizeof(bpf.XDPBermEvent{})) {
-			return fmt.Errorf("event of %d bytes, want %d: %w (run: berm kernel upgrade)",
-				len(rec.RawSample), unsafe.Sizeof(bpf.XDPBermEvent{}), ErrContract)
-		}
-		if err := fn(decodeEvent(rec.RawSample)); err != nil {
-			return err
-		}
-	}
+func (e *Events) Read(ctx context.Context, fn func(Event) error) error {
+	return readRing(ctx, e.m, int(unsafe.Sizeof(bpf.XDPBermEvent{})), func(raw []byte) error { return fn(decodeEvent(raw)) })
 }
 
 func decodeEvent(raw []byte) Event {

@@ -14,8 +14,9 @@ import (
 // read permission, and lives exactly as long as the maps: no lock file can be left behind.
 // Readers take no lock; what they read is consistent by single stores and flips.
 type lock struct {
-	mu  sync.Mutex
-	dir *os.File // nil: maps without a directory, used by one process
+	mu     sync.Mutex
+	dir    *os.File // nil: maps without a directory, used by one process
+	ledger *ledger  // nil: nobody watches for drift
 }
 
 func lockDir(path string) (*lock, error) {
@@ -28,6 +29,18 @@ func lockDir(path string) (*lock, error) {
 
 // hold runs fn as the only writer.
 func (l *lock) hold(fn func() error) (err error) {
+	return l.holdQuietly(func() error {
+		if l.ledger != nil {
+			l.ledger.before()
+			defer l.ledger.after()
+		}
+		return fn()
+	})
+}
+
+// holdQuietly is hold for what is written often and is not in the ledger's tables: samples,
+// signs of life, and verdicts, whose writers tell the ledger themselves.
+func (l *lock) holdQuietly(fn func() error) (err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.dir != nil {

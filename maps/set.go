@@ -33,9 +33,11 @@ type Set struct {
 	Heart    *Heart
 	Backends *Backends
 	Peers    *Peers
+	CIDs     *CIDs
 	Stats    *Stats
 	Samples  *Samples
 	Events   *Events
+	Captures *Captures
 	Paths    *Paths
 
 	lock    *lock
@@ -54,9 +56,11 @@ var names = []string{
 	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
 	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
+	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
 	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
+	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 }
 
 // Open opens the pinned maps of a contract directory (see PinDir).
@@ -156,12 +160,14 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Heart = &Heart{set: s, w: view(bpf.XDPMapBermHeart)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
+	s.CIDs = &CIDs{set: s, formats: m[bpf.XDPMapBermCids], sids: m[bpf.XDPMapBermSids], large: m[bpf.XDPMapBermSidsLong]}
 	s.Stats = &Stats{
 		set: s, drops: m[bpf.XDPMapBermDrops], shadows: m[bpf.XDPMapBermShadows],
 		stages: m[bpf.XDPMapBermStageStats], vips: m[bpf.XDPMapBermVipStats], tenants: m[bpf.XDPMapBermTenantStats],
 	}
 	s.Samples = &Samples{set: s, w: view(bpf.XDPMapBermSample)}
 	s.Events = &Events{m: m[bpf.XDPMapBermEvents]}
+	s.Captures = &Captures{set: s, w: view(bpf.XDPMapBermCaptures), ring: m[bpf.XDPMapBermPackets]}
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}
 	if errs != nil {
 		return errors.Join(errs...)

@@ -127,6 +127,8 @@ type VIPStats struct {
 	Dropped   Counter        `json:"dropped"`
 	Shadowed  Counter        `json:"shadowed"`
 	Forwarded Counter        `json:"forwarded"`
+	CID       Counter        `json:"cid"`      // steered by QUIC connection ID
+	CIDLost   Counter        `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
 	Answered  Counter        `json:"answered"` // from here, in place: SYN cookies
 }
 
@@ -157,6 +159,8 @@ func (s *Stats) VIPs() ([]VIPStats, error) {
 			x.Dropped.add(v.Dropped)
 			x.Shadowed.add(v.Shadowed)
 			x.Forwarded.add(v.Forwarded)
+			x.CID.add(v.Cid)
+			x.CIDLost.add(v.CidLost)
 			x.Answered.add(v.Answered)
 		}
 		list = append(list, x)

@@ -52,7 +52,7 @@ func (v *Verdicts) Put(x Verdict) error {
 	if err != nil {
 		return err
 	}
-	return v.set.lock.hold(func() error {
+	return v.set.lock.holdQuietly(func() error {
 		key, err := v.key(x.Source, x.VIP)
 		if err != nil {
 			return err
@@ -77,6 +77,7 @@ func (v *Verdicts) put(key bpf.XDPBermVerdictKey, e bpf.XDPBermVerdict, source n
 	if err := v.m.Put(&key, &e); err != nil {
 		return fmt.Errorf("verdict about %s: %w", source, err)
 	}
+	v.wrote(key, &e)
 	return nil
 }
 
@@ -95,7 +96,7 @@ type VerdictChange struct {
 // made. The bits are rebuilt once, however many were removed.
 func (v *Verdicts) Change(list []VerdictChange) (errs []error, err error) {
 	errs = make([]error, len(list))
-	err = v.set.lock.hold(func() error {
+	err = v.set.lock.holdQuietly(func() error {
 		vips, err := v.set.VIPs.List()
 		if err != nil {
 			return err
@@ -149,7 +150,15 @@ func (v *Verdicts) remove(key bpf.XDPBermVerdictKey, source netip.Addr, owner Ow
 	case err != nil:
 		return fmt.Errorf("remove verdict about %s: %w", source, err)
 	}
+	v.wrote(key, nil)
 	return nil
+}
+
+// wrote tells whoever watches for drift.
+func (v *Verdicts) wrote(key bpf.XDPBermVerdictKey, e *bpf.XDPBermVerdict) {
+	if l := v.set.lock.ledger; l != nil {
+		l.verdicts.wrote(key, e)
+	}
 }
 
 func (x Verdict) expired() bool { return !x.Expires.IsZero() && !x.Expires.After(time.Now()) }
@@ -167,7 +176,7 @@ func (x Verdict) encode() (e bpf.XDPBermVerdict, err error) {
 	if !x.Expires.IsZero() {
 		left := time.Until(x.Expires)
 		if left <= 0 {
-			return e, fmt.Errorf("verdict about %s: expired %s ago", x.Source, -left.Round(time.Millisecond))
+			return e, fmt.Errorf("verdict about %s: expired %s ago", x.Source, -left.Round(time.Second))
 		}
 		e.ExpiresNs = monotonic() + uint64(left)
 	}
@@ -252,7 +261,7 @@ func (v *Verdicts) each(fn func(*bpf.XDPBermVerdictKey, *bpf.XDPBermVerdict)) er
 
 // Remove takes away the verdict about a source for a VIP ("" = all), or says ErrNotFound.
 func (v *Verdicts) Remove(source netip.Addr, vip string) error {
-	return v.set.lock.hold(func() error {
+	return v.set.lock.holdQuietly(func() error {
 		key, err := v.key(source, vip)
 		if err != nil {
 			return err
@@ -278,7 +287,7 @@ func (v *Verdicts) RemoveOwner(owner Owner) (int, error) {
 }
 
 func (v *Verdicts) removeIf(fits func(*bpf.XDPBermVerdictKey, *bpf.XDPBermVerdict) bool) (n int, err error) {
-	err = v.set.lock.hold(func() error {
+	err = v.set.lock.holdQuietly(func() error {
 		n, err = v.removeLocked(fits)
 		return err
 	})
@@ -306,12 +315,13 @@ func (v *Verdicts) removeLocked(fits func(*bpf.XDPBermVerdictKey, *bpf.XDPBermVe
 		if err := v.m.Delete(&doomed[i]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return i, fmt.Errorf("remove verdict about %s: %w", fromAddr(doomed[i].Source), err)
 		}
+		v.wrote(doomed[i], nil)
 	}
 	return len(doomed), v.rebuild()
 }
 
 // Rebuild makes the bits say what the table holds, as after a writer died or the seed changed.
-func (v *Verdicts) Rebuild() error { return v.set.lock.hold(v.rebuild) }
+func (v *Verdicts) Rebuild() error { return v.set.lock.holdQuietly(v.rebuild) }
 
 func (v *Verdicts) rebuild() error {
 	seed := v.set.Config.Get().Seed
@@ -330,4 +340,34 @@ func (v *Verdicts) rebuild() error {
 		}
 	}
 	return nil
+}
+
+// Keys lists the keys of the verdicts about a source, in the order in which the kernel half asks:
+// one for a VIP goes before one for all.
+func (v *Verdicts) Keys(source netip.Addr) (keys []bpf.XDPBermVerdictKey, err error) {
+	want := toAddr(SourceOf(source))
+	err = v.each(func(key *bpf.XDPBermVerdictKey, _ *bpf.XDPBermVerdict) {
+		if key.Source == want {
+			keys = append(keys, *key)
+		}
+	})
+	slices.SortFunc(keys, func(a, b bpf.XDPBermVerdictKey) int { return int(b.Vip) - int(a.Vip) })
+	return keys, err
+}
+
+// ByKey returns the verdict with a key, or ErrNotFound.
+func (v *Verdicts) ByKey(key bpf.XDPBermVerdictKey) (Verdict, error) {
+	var e bpf.XDPBermVerdict
+	switch err := v.m.Lookup(&key, &e); {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return Verdict{}, fmt.Errorf("verdict about %s: %w", fromAddr(key.Source), ErrNotFound)
+	case err != nil:
+		return Verdict{}, fmt.Errorf("verdict about %s: %w", fromAddr(key.Source), err)
+	}
+	names := map[uint32]string{}
+	vips, err := v.set.VIPs.List()
+	for _, x := range vips {
+		names[x.ID] = x.Name
+	}
+	return decodeVerdict(&key, &e, names), err
 }

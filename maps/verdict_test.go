@@ -163,7 +163,7 @@ func TestVerdictErrors(t *testing.T) {
 		"source is missing":     {Action: maps.ActionDrop},
 		"action none":           {Source: a},
 		"at most 15 fit":        {Source: a, Action: maps.ActionDrop, Reason: "sixteen letters!"},
-		"expired 1m0s ago":      {Source: a, Action: maps.ActionDrop, Expires: time.Now().Add(-time.Minute)},
+		"expired 1m":            {Source: a, Action: maps.ActionDrop, Expires: time.Now().Add(-time.Minute)},
 		`VIP "none": not found`: {Source: a, Action: maps.ActionDrop, VIP: "none"},
 	} {
 		if err := k.Verdicts.Put(v); err == nil || !strings.Contains(err.Error(), says) {

@@ -36,6 +36,7 @@ type VIP struct {
 	RateClass string     `json:"rate,omitempty"`     // where the source's record names none; "" = none
 	Shadow    bool       `json:"shadow,omitempty"`   // count what the policies would do, and do nothing
 	Strict    bool       `json:"strict,omitempty"`   // drop packets for this address to ports without a service
+	QUIC      bool       `json:"quic,omitempty"`     // packets go to the backend that their connection ID names
 	Gate      Gate       `json:"gate"`
 }
 
@@ -60,6 +61,9 @@ func (v VIP) Validate() error {
 		errs = append(errs, fmt.Errorf("protocol %s: want tcp or udp", v.Protocol))
 	} else if err := v.Gate.Validate(v.Protocol); err != nil {
 		errs = append(errs, fmt.Errorf("gate: %w", err))
+	}
+	if v.QUIC && v.Protocol != ProtocolUDP {
+		errs = append(errs, fmt.Errorf("protocol %s: QUIC runs over udp", v.Protocol))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("VIP %q: %w", v.Name, err)
@@ -245,6 +249,7 @@ func addressRecords(services []bpf.XDPBermVip) []bpf.XDPBermVip {
 			continue
 		}
 		r.Port, r.Proto, r.Name = 0, 0, [16]int8{}
+		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC) // fragments and other ports have no connection ID
 		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_GATE | bpf.XDPBermVipFlagsBERM_VIP_GUARD)
 		r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_ADDRESS)
 		out = append(out, r)

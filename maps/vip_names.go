@@ -76,6 +76,9 @@ func (n nameTables) records(list []VIP) ([]bpf.XDPBermVip, error) {
 		if v.Strict {
 			r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_STRICT)
 		}
+		if v.QUIC {
+			r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC)
+		}
 		out = append(out, r)
 	}
 	return out, errors.Join(errs...)
@@ -90,5 +93,6 @@ func (n nameTables) vip(id uint32, r *bpf.XDPBermVip) VIP {
 		RateClass: n.classNames[uint32(r.RateClass)],
 		Shadow:    r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_SHADOW) != 0,
 		Strict:    r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_STRICT) != 0,
+		QUIC:      r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC) != 0,
 	}
 }

@@ -15,6 +15,8 @@ packages=(
 	qemu-system-x86 cpio xz-utils
 	# units, pages, packages and completion
 	systemd man-db jq zsh fish
+	# reads the captures that we write
+	tshark
 	# a codec to compare with
 	python3-zfec
 )

@@ -2,7 +2,7 @@
 /* The contract: every type, enum and limit that the kernel half and userspace both see.
  * A change of layout or of sense bumps BERM_CONTRACT, which names the pin directory.
  * Enums are append-only; padding is explicit and zero; times are CLOCK_MONOTONIC ns.
- * Longer than 400 lines: a change of the contract is to be seen in one place.
+ * Longer than 400 lines: a diff here is a change of the contract, and nowhere else is one.
  */
 #ifndef BERM_CONTRACT_H
 #define BERM_CONTRACT_H
@@ -36,7 +36,10 @@
 #define BERM_PEERS 4096
 #define BERM_TENANTS 1024
 #define BERM_PATHS 65536
-#define BERM_NAME 16 /* bytes of a name, NUL-padded */
+#define BERM_NAME 16	    /* bytes of a name, NUL-padded */
+#define BERM_CIDS 8	    /* formats of QUIC connection IDs, by the three bits that name one */
+#define BERM_SIDS 65536	    /* server IDs that fit two bytes: 16 B each */
+#define BERM_SIDS_LONG 4096 /* those that do not */
 
 /* Why a packet was refused. Numbers are for ever. */
 enum berm_drop {
@@ -127,6 +130,7 @@ struct berm_addr {
 enum berm_config_flags {
 	BERM_CONFIG_OBSERVE_ONLY = 1 << 0,  /* every drop becomes a shadow drop */
 	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never" */
+	BERM_CONFIG_CAPTURE = 1 << 2,	    /* somebody wants copies of packets: see berm_capture */
 };
 
 /* The one entry of berm_config. Index writes (vip_active, prefix_active) are single
@@ -158,6 +162,7 @@ enum berm_vip_flags {
 	BERM_VIP_SHADOW = 1 << 1,  /* every policy of this VIP is counted and not enforced */
 	BERM_VIP_ADDRESS = 1 << 2, /* entry for the bare address: fragments, ICMP, other ports */
 	BERM_VIP_STRICT = 1 << 3,  /* on the address entry: drop ports that have no service */
+	BERM_VIP_QUIC = 1 << 4,	   /* packets go to the server that their connection ID names */
 	BERM_VIP_GATE = 1 << 8,	   /* has an entry in berm_gates, for the owner */
 	BERM_VIP_GUARD = 1 << 9,   /* and one for the first hop */
 };
@@ -391,6 +396,9 @@ struct berm_vip_stats {
 	struct berm_counter dropped;
 	struct berm_counter shadowed;
 	struct berm_counter forwarded;
+	struct berm_counter cid; /* steered by connection ID */
+	struct berm_counter
+		cid_lost; /* by row instead: the ID names no server, or one that is not ready */
 	struct berm_counter answered;
 };
 
@@ -421,6 +429,35 @@ struct berm_event {
 	__u32 weight; /* packets that this event stands for */
 };
 
+/* The one entry of berm_captures: which packets are copied to the ring berm_packets. Whoever wants
+ * them writes all of it before setting BERM_CONFIG_CAPTURE; left, seen and lost are the kernel's then.
+ */
+struct berm_capture {
+	__u64 left;    /* packets still wanted, signed: CPUs may race below 0 */
+	__u64 seen;    /* that fitted */
+	__u64 lost;    /* that found the ring full */
+	__u64 reasons; /* bit n: refused, or in shadow, for reason n; bit 0: neither */
+	__u32 stages;  /* bit n: stage n had the last word */
+	__u32 vip;     /* 0 = every */
+	__u32 mask;    /* 2^n - 1: every 2^n-th that fits */
+	__u32 snap;    /* bytes of the frame that are copied, at most BERM_SNAP */
+};
+
+/* What precedes the frame's bytes in the ring. */
+#define BERM_SNAP 2047
+struct berm_captured {
+	__u64 time_ns;
+	__u32 len; /* of the frame */
+	__u32 vip;
+	__u32 record;
+	__u32 weight; /* packets that this one stands for */
+	__u8 stage;   /* enum berm_stage */
+	__u8 exit;    /* enum berm_exit */
+	__u8 reason;  /* enum berm_drop */
+	__u8 shadow;  /* enum berm_drop that would have dropped it */
+	__u32 pad;
+};
+
 /* Network facts of a prefix: IPv4 /24, IPv6 /48. */
 struct berm_path_key {
 	struct berm_addr prefix;
@@ -442,6 +479,39 @@ struct berm_path {
 	__u32 rttvar_us;
 	__u32 rate_kbps; /* best delivery rate seen, decaying */
 	__u32 bursts[BERM_BURSTS];
+};
+
+/* A format of QUIC connection IDs, as draft-ietf-quic-load-balancers-21 has them: first byte
+ * (format in the high three bits), server ID, nonce. Server IDs are numbers, big-endian.
+ */
+enum berm_cid_flags {
+	BERM_CID_USED = 1 << 0,
+	BERM_CID_BLOCK = 1 << 1,   /* server ID and nonce are one block of AES-128 */
+	BERM_CID_FEISTEL = 1 << 2, /* or four passes of a Feistel network over AES-128 */
+};
+
+#define BERM_CID_CONTENT 19 /* bytes of server ID and nonce at most */
+#define BERM_CID_SERVER 8   /* of server ID; the draft allows 15 */
+#define BERM_CID_KEYS 44    /* words of AES-128's round keys */
+
+struct berm_cid {
+	__u32 flags;	  /* enum berm_cid_flags */
+	__u8 server_len;  /* 1 to BERM_CID_SERVER */
+	__u8 content_len; /* with the nonce, 5 to BERM_CID_CONTENT */
+	__u8 pad[2];
+	__u64 left[2]; /* FEISTEL: bits of the halves, each at the start of a block, as numbers */
+	__u64 right[2];
+	__u8 key[16];
+	__u32 keys
+		[BERM_CID_KEYS]; /* to decrypt a BLOCK (the equivalent inverse cipher's), to encrypt for FEISTEL */
+};
+_Static_assert(sizeof(struct berm_cid) == 232, "berm_cid is a map value");
+
+/* Who has a server ID. */
+struct berm_sid {
+	__u64 sets;    /* bit n: it is a backend of set n */
+	__u32 backend; /* 0 = nobody */
+	__u32 pad;
 };
 
 #endif

@@ -75,6 +75,16 @@ struct {
 	__type(value, __u64);	       /* backend id */
 } berm_peers SEC(".maps");
 
+/* steering: QUIC connection IDs */
+ARRAY(berm_cids, struct berm_cid, BERM_CIDS, 0);
+ARRAY(berm_sids, struct berm_sid, BERM_SIDS, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, BERM_SIDS_LONG);
+	__type(key, __u64); /* server ID */
+	__type(value, struct berm_sid);
+} berm_sids_long SEC(".maps");
+
 /* XDP; metrics and top read */
 PERCPU(berm_drops, struct berm_counter, BERM_DROP_MAX);
 PERCPU(berm_shadows, struct berm_counter, BERM_DROP_MAX);
@@ -88,6 +98,13 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } berm_events SEC(".maps");
+
+/* whoever captures (left, seen, lost: XDP); XDP writes packets; whoever captures reads them */
+ARRAY(berm_captures, struct berm_capture, 1, BPF_F_MMAPABLE);
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} berm_packets SEC(".maps");
 
 /* sock_ops (TCP), daemon (QUIC) */
 LRU(berm_paths, struct berm_path_key, struct berm_path, BERM_PATHS);

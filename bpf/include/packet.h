@@ -60,9 +60,11 @@ enum packet_fact {
 	PACKET_ALLOWED = 1 << 7, /* a verdict lets it past the other policies */
 	PACKET_TAGGED = 1 << 8,	 /* has a VLAN tag */
 	PACKET_TAGGED_TWICE = 1 << 9,
-	PACKET_OTHER = 1 << 10,	  /* its payload is neither TCP nor UDP */
-	PACKET_OPTIONS = 1 << 11, /* has IPv4 options or IPv6 extension headers */
-	PACKET_SHADOW = 1 << 12,  /* its VIP's policies are counted and not enforced */
+	PACKET_OTHER = 1 << 10,	   /* its payload is neither TCP nor UDP */
+	PACKET_OPTIONS = 1 << 11,  /* has IPv4 options or IPv6 extension headers */
+	PACKET_SHADOW = 1 << 12,   /* its VIP's policies are counted and not enforced */
+	PACKET_CID = 1 << 13,	   /* its connection ID named its backend */
+	PACKET_CID_LOST = 1 << 14, /* should have, and did not */
 
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
 	PACKET_BAD = 0xff << 16, /* see BAD() */
@@ -72,6 +74,10 @@ enum packet_fact {
 	PACKET_SILENT =
 		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
 };
+
+_Static_assert(!((PACKET_CID | PACKET_CID_LOST | PACKET_HANDED | PACKET_SILENT) &
+		 (BERM_ROW_MOVED | BERM_ROW_BACKEND | BERM_ROW_BACKEND << BERM_ROW_SECOND)),
+	       "steer has them in rows");
 
 /* To be refused for this reason if it is for a VIP; only parse has such reasons. */
 #define BAD(why) (1ULL << (16 + (why)))
@@ -105,8 +111,11 @@ struct packet {
 
 	/* vip and policy */
 	struct berm_vip *vip; /* NULL until found */
+	/* As struct fate, for whoever is told of the packet (capture.h). */
 	__u32 vip_id;
 	__u32 record_id;
+	__u32 drop;   /* enum berm_drop */
+	__u32 end;    /* how it ended: stage * BERM_EXIT_MAX + exit */
 	__u64 number; /* source_number() of src; parse sets it */
 	__u64 source; /* and its hash */
 	union {
@@ -117,10 +126,6 @@ struct packet {
 	/* steer */
 	__u64 flow;		      /* flow hash */
 	struct berm_backend *backend; /* NULL = this host */
-
-	/* how it ended, for finish() */
-	__u32 drop; /* enum berm_drop */
-	__u32 end;  /* stage * BERM_EXIT_MAX + exit */
 };
 
 static __always_inline bool is(const struct packet *pkt, __u64 facts)

@@ -5,6 +5,7 @@
 #ifndef BERM_STATS_H
 #define BERM_STATS_H
 
+#include "capture.h"
 #include "clock.h"
 #include "maps.h"
 #include "packet.h"
@@ -72,6 +73,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(&stats->forwarded, pkt->len);
 	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
 		add(&stats->answered, pkt->len);
+	if (UNLIKELY(is(pkt, PACKET_CID | PACKET_CID_LOST)))
+		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }
@@ -126,6 +129,17 @@ static __always_inline void sample(const struct packet *pkt, const struct now *n
 	bpf_ringbuf_submit(event, 0);
 }
 
+/* A function of its own, verified by itself and out of the way of packets that nobody asks for. */
+__noinline int copy_packet(struct xdp_md *ctx, const struct fate *fate, __u32 shadow)
+{
+	__u32 why;
+
+	if (!fate)
+		return 0;
+	why = fate->reason ? fate->reason : shadow;
+	return capture(ctx, fate, shadow, why ? stage_of(why) : fate->end / BERM_EXIT_MAX);
+}
+
 static __always_inline int finish(struct packet *pkt, const struct now *now, int act)
 {
 	__u32 shadow = 0;
@@ -142,8 +156,11 @@ static __always_inline int finish(struct packet *pkt, const struct now *now, int
 		shadow = count_shadows(pkt->facts >> SHADOWED_SHIFT, pkt->len);
 	if (pkt->drop)
 		before = count(&berm_drops, pkt->drop, pkt->len);
-	if (pkt->end % BERM_EXIT_MAX != BERM_EXIT_FOREIGN || shadow)
-		sample(pkt, now, before, shadow);
+	if (pkt->end % BERM_EXIT_MAX == BERM_EXIT_FOREIGN && !shadow)
+		return act;
+	sample(pkt, now, before, shadow);
+	if (UNLIKELY(pkt->cfg->flags & BERM_CONFIG_CAPTURE))
+		copy_packet(pkt->ctx, fate_of(pkt), shadow);
 	return act;
 }
 

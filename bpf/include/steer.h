@@ -3,12 +3,14 @@
  * on every edge of the site, without any state. The second gets the packet while the owner cannot
  * be reached, where the row has moved and the owner has no socket for it (chance.h), and, if it
  * begins a flow, while the owner's daemon is silent (deadman.h). If neither can be
- * reached, this host serves the flow if it is an edge at all.
+ * reached, this host serves the flow if it is an edge at all. A QUIC packet is its server's that
+ * its connection ID names (cid.h), whatever the row says.
  */
 #ifndef BERM_STEER_H
 #define BERM_STEER_H
 
 #include "chance.h"
+#include "cid.h"
 #include "deadman.h"
 #include "hash.h"
 #include "maps.h"
@@ -22,6 +24,24 @@ static __always_inline struct berm_backend *backend_ready(__u32 id)
 	if (!backend || !(backend->flags & BERM_BACKEND_READY))
 		return NULL;
 	return backend;
+}
+
+/* A row for a QUIC packet whose connection ID names a backend: that one owns it, and there is no
+ * second, since nobody else knows the connection. 0 if it names nobody who can be reached.
+ * PACKET_CID or PACKET_CID_LOST is among the row's free bits. Verified by itself, as whose() is.
+ */
+__noinline int row_of_cid(struct xdp_md *ctx, __u64 facts, __u32 set, __u32 self)
+{
+	int id;
+
+	if (facts & (PACKET_OTHER | PACKET_FRAGMENT | PACKET_OUTER))
+		return 0; /* ICMP errors quote IDs of the client's, and a peer has seen to it already */
+	id = cid_backend(ctx, facts, set);
+	if (!id)
+		return 0;
+	if (id != CID_LOST && ((__u32)id == self || backend_ready(id)))
+		return (id & BERM_ROW_BACKEND) | PACKET_CID;
+	return PACKET_CID_LOST;
 }
 
 /* Whose is a packet whose row alone does not tell? Answers with the row as it is for this packet:
@@ -87,7 +107,7 @@ static __always_inline bool is_contested(const struct packet *pkt, const struct 
 static __always_inline int steer(struct packet *pkt, const struct now *now)
 {
 	__u32 set = pkt->vip->set, self = pkt->cfg->self;
-	__u32 row, key, owner, second;
+	__u32 row, named, key, owner, second;
 	bool silent = false;
 	__u64 *cell;
 
@@ -104,6 +124,11 @@ static __always_inline int steer(struct packet *pkt, const struct now *now)
 	if (!cell)
 		return fail_open(pkt, BERM_STAGE_STEER);
 	row = *cell >> (row & 1) * 32;
+	if (UNLIKELY(pkt->vip->flags & BERM_VIP_QUIC)) {
+		named = row_of_cid(pkt->ctx, pkt->facts, set, self);
+		row = named & PACKET_CID ? named : row;
+		pkt->facts |= named & (PACKET_CID | PACKET_CID_LOST);
+	}
 	if (UNLIKELY(self && is_contested(pkt, now, row, &silent))) {
 		row = whose(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts, row, silent);
 		pkt->facts |= row & (PACKET_HANDED | PACKET_SILENT);

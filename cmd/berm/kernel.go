@@ -96,7 +96,7 @@ type kernelUpgrade struct{ kernelFlags }
 
 // Help is what berm kernel upgrade --help adds.
 func (kernelUpgrade) Help() string {
-	return `The programs are replaced under their links, on all interfaces or none; no packet is lost, and maps keep their content.
+	return `The programs are replaced under their links, on all interfaces or none; no packet is lost, and maps keep their content, also where their layout has changed. The new program first answers known packets on tables of its own. When it then does wrong by live ones, the old one is back and the exit code is 1.
 
 Examples:
 

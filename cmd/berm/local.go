@@ -6,6 +6,7 @@ import (
 
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/quiclb"
 )
 
 // openLocal opens the pinned maps, the way that is left while the daemon is down.
@@ -14,7 +15,12 @@ func (a *app) openLocal(pins string) (control.Tables, func() error, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return control.NewLocal(set, a.compiler(set)), set.Close, nil
+	return control.NewLocal(set, a.compiler(set)).WithCIDs(readCID), set.Close, nil
+}
+
+// readCID reads connection IDs for explaining them.
+func readCID(f maps.CIDFormat, cid []byte) (uint64, error) {
+	return quiclb.Number(quiclb.Format(f), cid)
 }
 
 // neither explains why nothing could be reached, and what to do about it.

@@ -35,6 +35,11 @@ func (a *app) names(kind string) (found []string) {
 		for _, r := range all {
 			found = append(found, r.Name)
 		}
+	case "shadow":
+		all, _ := t.ShadowRules(a.ctx)
+		for _, r := range all {
+			found = append(found, r.Rule)
+		}
 	case "verdict":
 		all, _ := t.Verdicts(a.ctx)
 		for _, v := range all {

@@ -35,12 +35,15 @@ type root struct {
 	Drops  dropsCmd  `cmd:"" group:"see" help:"Count refused packets by reason."`
 	FEC    fecCmd    `cmd:"" name:"fec" group:"see" help:"Forward error correction: relays, and what parity is worth."`
 	Steer  steerCmd  `cmd:"" group:"see" help:"Explain which edge a flow goes to."`
+	Why    whyCmd    `cmd:"" group:"see" help:"Explain what becomes of a packet, stage by stage."`
+	Pcap   pcapCmd   `cmd:"" group:"see" help:"Copy packets into a file, by stage, reason and VIP."`
 	Doctor doctorCmd `cmd:"" group:"see" help:"Find known causes of trouble on this host, and the command that mends each."`
 
 	VIP     vipCmd     `cmd:"" name:"vip" group:"change" help:"Services: address, port, protocol, and the policies of each."`
 	Geo     geoCmd     `cmd:"" group:"change" help:"Countries: databases, policies, and what is known about an address."`
 	Rate    rateCmd    `cmd:"" group:"change" help:"Classes of limits for one source."`
 	Verdict verdictCmd `cmd:"" group:"change" help:"Time-limited decisions about one source."`
+	Shadow  shadowCmd  `cmd:"" group:"change" help:"Rules that are only counted: what they would drop, and promoting them."`
 	Purge   purgeCmd   `cmd:"" group:"change" help:"Make the cache forget objects."`
 	Anycast anycastCmd `cmd:"" group:"change" help:"What routers are told of this edge."`
 
@@ -48,6 +51,7 @@ type root struct {
 	Conf   confCmd   `cmd:"" name:"config" group:"run" help:"Check the configuration file."`
 	Reload reloadCmd `cmd:"" group:"run" help:"Make bermd read its configuration again."`
 
+	Replay     replayCmd     `cmd:"" group:"more" help:"Compare what a new configuration would do with recorded packets."`
 	Bench      benchCmd      `cmd:"" group:"more" help:"Measure the kernel half on this machine."`
 	Completion completionCmd `cmd:"" group:"more" help:"Print a completion script for a shell."`
 	Man        manCmd        `cmd:"" group:"more" help:"Write the manual pages into a directory."`

@@ -86,6 +86,7 @@ func (d *daemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, e
 func (d *daemon) Top(ctx context.Context, seconds int) (control.Top, error) {
 	t := control.Top{Seconds: float64(seconds), Requests: 1234, Cache: control.Cache{Objects: 7, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .875}}
 	t.Sources = []control.TopSource{{Source: netip.MustParseAddr("198.51.100.7"), Country: "DE", Packets: 1500, Bytes: 90000, Dropped: 20, Reason: "geo"}}
+	t.Sources = append(t.Sources, control.TopSource{Source: netip.MustParseAddr("198.51.100.9"), Packets: 3, Reason: "geo"}) // only counted
 	t.VIPs = []control.TopVIP{{Name: "web", Address: netip.MustParseAddr("192.0.2.10"), Port: 443, Protocol: "tcp", In: control.Rate{Packets: 1500, Bytes: 90000}}}
 	t.Drops = []control.TopDrop{{Reason: "geo", Dropped: control.Rate{Packets: 20, Bytes: 1200}}}
 	return t, nil

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/bermedge/berm/cmd/berm/internal/flow"
 	"github.com/bermedge/berm/cmd/berm/internal/out"
+	"github.com/bermedge/berm/userspace/control"
 )
 
 type steerCmd struct {
@@ -24,23 +27,27 @@ func (steerCmd) Help() string {
 }
 
 type steerExplain struct {
-	Flow []string `arg:"" help:"SOURCE:PORT DESTINATION:PORT [tcp|udp], or a flow as tcpdump, ss or conntrack print it."`
+	Flow    []string `arg:"" optional:"" help:"SOURCE:PORT DESTINATION:PORT [tcp|udp], or a flow as tcpdump, ss or conntrack print it."`
+	CID     string   `name:"cid" xor:"quic" placeholder:"HEX" help:"QUIC connection ID that a packet is for."`
+	Payload string   `xor:"quic" placeholder:"HEX" help:"Start of a UDP payload, from which the connection ID is taken."`
 }
 
 // Help is what berm steer explain --help adds.
 func (steerExplain) Help() string {
-	return `It computes what the kernel half computes: VIP, flow hash, row, owner and previous owner. The protocol is TCP unless named.
+	return `It computes what the kernel half computes: VIP, flow hash, row, owner and previous owner, and for QUIC the server ID in the connection ID. The protocol is TCP unless named, or UDP with a connection ID. A connection ID alone tells format, server ID and backend.
 
 Examples:
 
   berm steer explain 198.51.100.7:5000 192.0.2.10:443
   berm steer explain '[2001:db8::7]:5000 -> [2001:db8::10]:443/udp'
   berm steer explain 198.51.100.7,5000,192.0.2.10,443,tcp
+  berm steer explain --cid 08c4605e4504cc4f
+  berm steer explain 198.51.100.7:5000 192.0.2.10:443 udp --payload 4008c4605e4504cc4f9a3b
   berm steer explain 'IP 198.51.100.7.5000 > 192.0.2.10.443: Flags [S]'`
 }
 
 func (c *steerExplain) Run(a *app) error {
-	f, err := flow.Parse(c.Flow)
+	f, err := c.flow()
 	if err != nil {
 		return badInput("steer explain: %w", err)
 	}
@@ -53,10 +60,19 @@ func (c *steerExplain) Run(a *app) error {
 		return err
 	}
 	return a.out.Value(s, func() {
-		a.out.Field("flow", "%s %s -> %s", s.Flow.Protocol, s.Flow.Source, s.Flow.Destination)
-		a.out.Field("vip", "%s", or(s.VIP, "none: not for a service of ours"))
+		if s.Flow.Source.IsValid() {
+			a.out.Field("flow", "%s %s -> %s", s.Flow.Protocol, s.Flow.Source, s.Flow.Destination)
+			a.out.Field("vip", "%s", or(s.VIP, "none: not for a service of ours"))
+		}
+		if s.CID != nil {
+			a.out.Field("cid", "%s", s.Flow.CID)
+			a.out.Field("server id", "%d (format %d)", s.CID.ServerID, s.CID.Format)
+			a.out.Field("backend", "%s", or(s.CID.Backend, "nobody"))
+		}
 		if s.Set != "" {
 			a.out.Field("set", "%s", s.Set)
+		}
+		if s.Row >= 0 {
 			a.out.Field("row", "%d (hash %016x)", s.Row, s.Hash)
 			a.out.Field("owner", "%s", or(s.Owner, "nobody"))
 			if s.Heir != "" {
@@ -77,4 +93,24 @@ func (c *steerExplain) Run(a *app) error {
 			a.out.Printf("%10d. %s\n", i+1, step)
 		}
 	})
+}
+
+// flow is what the command line asks about.
+func (c *steerExplain) flow() (f control.Flow, err error) {
+	cid, long := c.CID, false
+	if c.Payload != "" {
+		if cid, long, err = flow.ConnectionID(c.Payload); err != nil {
+			return f, err
+		}
+	}
+	if len(c.Flow) > 0 || cid == "" {
+		if f, err = flow.Parse(c.Flow); err != nil {
+			return f, err
+		}
+	}
+	if cid != "" {
+		f.Protocol = "udp"
+	}
+	f.CID, f.Long = strings.ToLower(cid), long
+	return f, nil
 }

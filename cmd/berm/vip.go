@@ -36,6 +36,7 @@ type vipAdd struct {
 	Rate     string  `complete:"rate" placeholder:"CLASS" help:"Rate class of sources that have none of their own; without it, no limit."`
 	Shadow   bool    `help:"Count what the policies would refuse, and refuse nothing."`
 	Strict   bool    `help:"Drop packets to other ports of this address."`
+	QUIC     bool    `name:"quic" help:"Send packets to the backend that their QUIC connection ID names."`
 
 	Cookies      maps.GateMode `placeholder:"off|auto|on" help:"TCP: answer SYNs with cookies, in auto above a rate. They need net.ipv4.tcp_syncookies = 2."`
 	CookiesAbove uint64        `placeholder:"N" help:"SYNs a second of all sources, with --cookies auto (10000)."`
@@ -52,7 +53,7 @@ func (vipAdd) Help() string {
 Examples:
 
   berm vip add web 192.0.2.10:443 --backends edges --geo default --rate default
-  berm vip add quic '[2001:db8::10]:443/udp' --backends edges
+  berm vip add quic '[2001:db8::10]:443/udp' --backends edges --quic
   berm vip add trial 192.0.2.11:80 --geo default --shadow
   berm vip add web 192.0.2.10:443 --backends edges --cookies auto
   berm vip add quic 192.0.2.10:443/udp --backends edges --retry auto --bad-initials drop --amplified shadow`
@@ -61,7 +62,7 @@ Examples:
 func (c *vipAdd) Run(a *app) error {
 	v := control.VIP{
 		Name: c.Name, Address: c.Address.Addr(), Port: c.Address.Port(), Protocol: c.Address.protocol,
-		Backends: c.Backends, Geo: c.Geo, Rate: c.Rate, Shadow: c.Shadow, Strict: c.Strict,
+		Backends: c.Backends, Geo: c.Geo, Rate: c.Rate, Shadow: c.Shadow, Strict: c.Strict, QUIC: c.QUIC,
 		Gate: maps.Gate{
 			Cookies: c.Cookies, CookiesAbove: c.CookiesAbove, Retry: c.Retry, RetryAbove: c.RetryAbove,
 			BadInitials: c.BadInitials, Amplified: c.Amplified,
@@ -140,6 +141,9 @@ func flags(v control.VIP) string {
 	}
 	if v.Strict {
 		f = append(f, "strict")
+	}
+	if v.QUIC {
+		f = append(f, "quic")
 	}
 	if v.Shut.Cookies {
 		f = append(f, "cookies")

@@ -357,3 +357,63 @@ func TestPageInABrowser(t *testing.T) {
 		t.Error("the page cannot refresh itself: its policy or its script is wrong")
 	}
 }
+
+// TestNoticesDrift: what is changed behind the daemon is told within five seconds, with the
+// difference; what goes through its socket is no drift.
+func TestNoticesDrift(t *testing.T) {
+	k := mapstest.New(t)
+	pins := filepath.Dir(k.Pin(t))
+	p := mustStart(t, onLoopback, fmt.Sprintf("kernel: {pins: %s}", pins), "vips: [{name: web, address: 192.0.2.1, port: 80, protocol: tcp}]")
+	if err := p.notes.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	go func() { // whoever does not read its notifications holds the daemon up
+		for buf := make([]byte, 4096); ; {
+			if _, _, err := p.notes.ReadFrom(buf); errors.Is(err, net.ErrClosed) {
+				return
+			}
+		}
+	}()
+	problems := func() string {
+		s, err := p.client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(s.Problems, "\n")
+	}
+	within(t, 5*time.Second, "the VIP", func() (bool, error) {
+		list, err := p.client.VIPs(t.Context())
+		return len(list) == 1, err
+	})
+	for range 3 {
+		if _, err := p.client.AddVerdict(t.Context(), control.Verdict{Source: netip.MustParseAddr("198.51.100.7"), Action: "drop"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := p.client.AddVIP(t.Context(), control.VIP{Name: "mine", Address: netip.MustParseAddr("192.0.2.2"), Port: 80, Protocol: "tcp"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Maps["berm_rate_classes"].Put(uint32(5), make([]byte, 72)); err != nil { // as it was
+		t.Fatal(err)
+	}
+	// The daemon's own process is another one: this set is somebody else to it.
+	if err := k.Config.SetObserveOnly(true); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 5*time.Second, "the drift to be told", func() (bool, error) {
+		return strings.Contains(problems(), "1 change to the kernel half's tables behind the daemon, the last: berm_config[0]: flags is 1, was 0"), nil
+	})
+	if s := problems(); strings.Contains(s, "berm_vip") || strings.Contains(s, "berm_verdicts") {
+		t.Errorf("what went through the socket is told as drift: %s", s)
+	}
+	if _, err := p.client.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := problems(); s != "" || k.Config.ObserveOnly() {
+		t.Errorf("after a reload: %q, observe only %v", s, k.Config.ObserveOnly())
+	}
+	_ = p.stop(t, syscall.SIGKILL) // nobody writes the log any more
+	if out := p.out.String(); strings.Count(out, "behind the daemon") != 1 || !strings.Contains(out, "flags is 1, was 0") {
+		t.Errorf("the log does not tell the difference once:\n%s", out)
+	}
+}

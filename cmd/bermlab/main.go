@@ -109,7 +109,7 @@ func (l listCmd) Run(o *output) error {
 		return json.NewEncoder(o.out).Encode(all)
 	}
 	for _, s := range scenario.All() {
-		fmt.Fprintf(o.out, "%-8s %s\n", s.ID, s.Summary)
+		fmt.Fprintf(o.out, "%-12s %s\n", s.ID, s.Summary)
 	}
 	for _, name := range up {
 		fmt.Fprintf(o.out, "up: %s\n", name)
@@ -128,7 +128,7 @@ func (u *upCmd) Run(ctx context.Context, o *output) (err error) {
 	if err != nil {
 		return err
 	}
-	lab, err := rig.New(cmp.Or(u.Lab, s.ID))
+	lab, err := rig.New(cmp.Or(u.Lab, s.Lab()))
 	if err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func (c *runCmd) Run(ctx context.Context, o *output) (err error) {
 	if err != nil {
 		return err
 	}
-	lab, err := rig.New(cmp.Or(c.Lab, s.ID))
+	lab, err := rig.New(cmp.Or(c.Lab, s.Lab()))
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -108,6 +109,9 @@ func (k *Kernel) Pin(t testing.TB) string {
 		t.Fatal(err)
 	}
 	for name, m := range k.Maps {
+		if !strings.HasPrefix(name, "berm_") {
+			continue // the program's own
+		}
 		if err := m.Pin(filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}

@@ -39,6 +39,11 @@ func TestMainPath(t *testing.T) {
 	runScenario(t, "main", "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
 }
 
+// TestQUICRebind runs the scenario "quic-rebind".
+func TestQUICRebind(t *testing.T) {
+	runScenario(t, "quic-rebind", "ip", "bird", "curl", "gtlsclient", "tcpdump")
+}
+
 // TestDrain runs the scenario "drain".
 func TestDrain(t *testing.T) {
 	runScenario(t, "drain", "ip", "bird", "birdc", "curl", "tcpdump")

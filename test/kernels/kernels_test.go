@@ -44,7 +44,8 @@ const (
 // packetTests are those of bpf that run on each kernel: all that give packets to the program, with the tables of
 // mutated ones. Not those of userspace's arithmetic (TestRateAccuracy, TestSpread …): they would only repeat it, slowly.
 const packetTests = "^(TestForward|TestBareAddress|TestFragments|TestMalformed|TestForeignUntouched|TestNoServices|TestRefusals|" +
-	"TestPolicyPasses|TestVerdictHits|TestPrefixLevels|TestRateDimensions|TestSteer|TestDecap|TestThereAndBack|TestEvents|TestHashes|TestPaths)$"
+	"TestPolicyPasses|TestVerdictHits|TestPrefixLevels|TestRateDimensions|TestSteer|TestDecap|TestThereAndBack|TestEvents|TestHashes|TestPaths|" +
+	"TestSecondChanceEnds|TestDeadman|TestClockSteps)$"
 
 // TestKernels runs the checks of ./init in each kernel.
 func TestKernels(t *testing.T) {

@@ -351,7 +351,7 @@ func (a *Anycast) checkSick(ctx context.Context, r *Recorder) error {
 	if err := e.bermd.Kill(); err != nil {
 		return err
 	}
-	if err := e.launchDaemon(); err != nil {
+	if err := e.launchDaemon(ctx); err != nil {
 		return err
 	}
 	if err := e.bermd.Realtime(true); err != nil {

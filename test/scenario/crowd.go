@@ -27,8 +27,9 @@ type crowd struct {
 
 const (
 	crowdDownloads = 6
-	downloadSize   = 2_000_000
-	downloadRate   = "400k" // five seconds each
+	// Five seconds each: curl takes the first 2.6 MB at once, whatever its limit.
+	downloadSize = 12_000_000
+	downloadRate = "2M"
 )
 
 // startCrowd opens n flows from the good client and begins downloads. Each flow has had answers

@@ -114,14 +114,14 @@ func (e *Edge) reload(ctx context.Context) error {
 
 // startDaemon starts bermd without privilege, as its unit would, and waits until it is ready.
 func (e *Edge) startDaemon(ctx context.Context) error {
-	if err := e.launchDaemon(); err != nil {
+	if err := e.launchDaemon(ctx); err != nil {
 		return err
 	}
 	return e.awaitReady(ctx)
 }
 
-// launchDaemon starts bermd and waits for nothing.
-func (e *Edge) launchDaemon() error {
+// launchDaemon starts bermd, and waits only for what stands in for systemd.
+func (e *Edge) launchDaemon(ctx context.Context) (err error) {
 	bin, err := rig.Binary(e.m.opts.Bin, "bermd")
 	if err != nil {
 		return err
@@ -233,6 +233,7 @@ listen:
   http: ["0.0.0.0:80", "[::]:80"]
   https: ["0.0.0.0:443", "[::]:443"]
   status_allow: [127.0.0.0/8, "::1/128"]
+  drain: 6s # below the 10 s that clients are patient for: new ones may wait as long as old ones take
 tls:
   certificates: [{cert: %s, key: %s}]
 admin: {socket: %s, metrics: "127.0.0.1:9190"}

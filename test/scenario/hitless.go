@@ -33,8 +33,8 @@ const (
 	programRounds = 2 // on each edge
 	restartRounds = 2 // on each edge
 	// Each download takes 2 s, well below the time that a daemon gives requests in flight.
-	roundSize, roundRate = 2_000_000, "1M"
-	roundDownloads       = 3 // at once
+	roundSize, roundRate = 6_000_000, "2M" // curl takes the first 2.6 MB at once
+	roundDownloads       = 3               // at once
 )
 
 // checkPrograms replaces both edges' programs again and again.

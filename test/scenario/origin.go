@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,13 +29,14 @@ const maxBig = 16 << 20
 // originCounts is what the origin has been asked for.
 type originCounts struct {
 	Objects uint64 `json:"objects"` // below /o/
+	Paced   uint64 `json:"paced"`   // below /paced/
 	Other   uint64 `json:"other"`   // probes
 }
 
 // actOrigin serves cacheable objects below /o/ and, of any size, below /big/ at the first argument, counts at
 // the second.
 func actOrigin(ctx context.Context, args []string) error {
-	var objects, other atomic.Uint64
+	var objects, paced, other atomic.Uint64
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		other.Add(1)
@@ -48,6 +50,12 @@ func actOrigin(ctx context.Context, args []string) error {
 		h.Set("Content-Type", "text/plain")
 		h.Set("ETag", strconv.Quote(r.URL.Path))
 		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(objectBody(r.URL.Path)))
+	})
+	mux.HandleFunc("/paced/", func(w http.ResponseWriter, r *http.Request) {
+		paced.Add(1)
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Content-Length", strconv.Itoa(pacedSize))
+		servePaced(r.Context(), w)
 	})
 	mux.HandleFunc("/big/", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/big/"))
@@ -65,8 +73,40 @@ func actOrigin(ctx context.Context, args []string) error {
 	srv := &http.Server{Handler: mux}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(ln) }()
-	err = serveCounts(ctx, args[1], func() any { return originCounts{objects.Load(), other.Load()} })
+	err = serveCounts(ctx, args[1], func() any { return originCounts{objects.Load(), paced.Load(), other.Load()} })
 	return errors.Join(err, srv.Close(), ignoreClosed(<-failed))
+}
+
+// What is below /paced/ comes as a live stream does: so many bytes over so long.
+const (
+	pacedSize = 2 << 20
+	pacedStep = 20 * time.Millisecond
+	pacedTime = 4 * time.Second
+)
+
+func pacedBody() []byte {
+	line := []byte("what comes slowly is cut by what changes meanwhile\n")
+	return bytes.Repeat(line, pacedSize/len(line)+1)[:pacedSize]
+}
+
+func servePaced(ctx context.Context, w http.ResponseWriter) {
+	body := pacedBody()
+	each := len(body) / int(pacedTime/pacedStep)
+	tick := time.NewTicker(pacedStep)
+	defer tick.Stop()
+	for len(body) > 0 {
+		n := min(each, len(body))
+		if _, err := w.Write(body[:n]); err != nil {
+			return // the client's trouble
+		}
+		body = body[n:]
+		_ = http.NewResponseController(w).Flush() // the next Write would say why not
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 func ignoreClosed(err error) error {

@@ -40,6 +40,9 @@ type Scenario struct {
 	Up func(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error)
 }
 
+// Lab is the name that the scenario's lab has unless another is given.
+func (s Scenario) Lab() string { return strings.ReplaceAll(s.ID, "-", "") }
+
 // Topology is a lab with everything started.
 type Topology interface {
 	// Steps are what to run; each leaves the topology as it found it.
@@ -79,6 +82,10 @@ func All() []Scenario {
 		ID:      "main",
 		Summary: "clients, an ECMP router (BIRD), two edges and an origin: from the wire to the cache and back",
 		Up:      upMain,
+	}, {
+		ID:      "quic-rebind",
+		Summary: "the same topology: QUIC clients change address and port in downloads, and stay with their edge",
+		Up:      upQUICRebind,
 	}, {
 		ID:      "drain",
 		Summary: "edges are added, drained, weighed, lost and removed under flows: none breaks, and without second chances some do",

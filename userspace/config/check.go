@@ -28,6 +28,7 @@ func (c *Config) check(d *decoder) {
 	c.checkPorts(d)
 	c.checkRates(d)
 	c.checkGeo(d)
+	c.checkQUIC(d)
 	c.checkSteer(d)
 	c.checkVIPs(d)
 	c.checkAnycast(d)

@@ -18,6 +18,7 @@ import (
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/origin"
 	"github.com/bermedge/berm/userspace/pipeline"
+	"github.com/bermedge/berm/userspace/quiclb"
 	"github.com/bermedge/berm/userspace/steer"
 	"github.com/bermedge/berm/userspace/transport"
 )
@@ -35,6 +36,7 @@ type Config struct {
 	VIPs     []VIP                      `yaml:"vips"`
 	Backends map[string][]steer.Backend `yaml:"backends"`
 	Steer    Steer                      `yaml:"steer"`
+	QUIC     quiclb.Config              `yaml:"quic"`
 	Anycast  anycast.Config             `yaml:"anycast"`
 	Geo      geo.Config                 `yaml:"geo"`
 	Rate     Rate                       `yaml:"rate"`
@@ -78,6 +80,9 @@ type VIP struct {
 	Strict   bool          `yaml:"strict"`   // drop packets for this address to ports without a service
 	Gate     Gate          `yaml:"gate"`
 	Tenant   uint16        `yaml:"tenant"`
+	// QUIC sends packets to the backend that their connection ID names; default: where bermd serves
+	// HTTP/3 at the VIP's port.
+	QUIC bool `yaml:"quic"`
 }
 
 // Gate guards a service against floods whose sources are made up. Rates are of all sources
@@ -113,7 +118,7 @@ func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
 		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
-		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman}, Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
+		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }
 
@@ -185,7 +190,7 @@ func (c RateClass) Class(name string) maps.RateClass {
 func (v VIP) Service() maps.VIP {
 	return maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol, Owner: maps.OwnerFile, Tenant: v.Tenant,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
 		Gate: maps.Gate(v.Gate),
 	}
 }

@@ -59,6 +59,11 @@ func TestFullFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte("8f95f09245765f80256934e50c66207f\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	src = bytes.ReplaceAll(src, []byte("KEY"), []byte(key))
 	c, err := Parse("full.yaml", bytes.ReplaceAll(src, []byte("SECRET"), []byte(secret)))
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +76,17 @@ func TestFullFile(t *testing.T) {
 	}
 	if s := c.Steering(); s.Node.Name != "edge1" || len(s.Sets["edges"]) != 2 || s.SecretFile != secret || s.Probe.Interval != 200*time.Millisecond || s.Probe.Protocol != "udp" {
 		t.Errorf("%+v", s)
+	}
+	// The UDP service at a port where HTTP/3 is served is QUIC's; no other is.
+	if c.VIPs[0].QUIC || !c.VIPs[1].Service().QUIC || c.VIPs[2].QUIC {
+		t.Errorf("services of QUIC: %+v", c.VIPs)
+	}
+	s, err := c.ReadSteering()
+	if err != nil || len(s.CIDs) != 2 || len(s.CIDs[0].Key) != 16 || len(c.Steering().CIDs[0].Key) != 0 || s.CIDs[1].ServerIDLen != 2 {
+		t.Errorf("%+v %v", s.CIDs, err)
+	}
+	if id := c.ServerID(); id == nil || *id != c.Backends["edges"][0].Server() || c.Backends["edges"][1].Server() != 0x2000 {
+		t.Errorf("server IDs of %+v", c.Backends)
 	}
 	if p := c.Anycast.Peers[0]; p.Port != 179 || p.BFD.Multiplier != 3 || p.BFD.Interval != 80*time.Millisecond || c.Anycast.RouterID != c.Node.Address4 || *c.Anycast.Announcements[0].MED != 5 {
 		t.Errorf("%+v %+v", c.Anycast, p)

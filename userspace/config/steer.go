@@ -3,10 +3,14 @@ package config
 import (
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
+	bermmaps "github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/quiclb"
 	"github.com/bermedge/berm/userspace/steer"
 )
 
@@ -23,8 +27,65 @@ func (c *Config) Steering() steer.Config {
 	return steer.Config{
 		Node: steer.Node{Name: c.Node.Name, Address4: c.Node.Address4, Address6: c.Node.Address6},
 		Sets: c.Backends, SecretFile: c.Steer.SecretFile, Probe: c.Steer.Probe,
-		SecondChance: c.Steer.SecondChance, Deadman: c.Steer.Deadman,
+		SecondChance: c.Steer.SecondChance, Deadman: c.Steer.Deadman, CIDs: cidFormats(c.QUIC.Plain()),
 	}
+}
+
+// ReadSteering is Steering with the keys of connection IDs.
+func (c *Config) ReadSteering() (steer.Config, error) {
+	s := c.Steering()
+	formats, err := c.QUIC.Formats()
+	s.CIDs = cidFormats(formats)
+	return s, err
+}
+
+func cidFormats(formats []quiclb.Format) []bermmaps.CIDFormat {
+	var out []bermmaps.CIDFormat
+	for _, f := range formats {
+		out = append(out, bermmaps.CIDFormat(f))
+	}
+	return out
+}
+
+// ServerID is this edge's number in QUIC connection IDs; nil if it is no backend.
+func (c *Config) ServerID() *uint64 {
+	for _, set := range c.Backends {
+		for _, b := range set {
+			if b.Name == c.Node.Name {
+				id := b.Server()
+				return &id
+			}
+		}
+	}
+	return nil
+}
+
+// checkQUIC reports what is wrong with connection IDs, and makes VIPs' defaults.
+func (c *Config) checkQUIC(d *decoder) {
+	d.reportTree("quic", c.QUIC.Validate())
+	for i, x := range c.QUIC.CIDs {
+		if x.KeyFile == "" {
+			continue
+		}
+		if _, err := quiclb.ReadKey(x.KeyFile); err != nil {
+			d.report(fmt.Sprintf("quic.cid[%d].key_file", i), err.Error(), "")
+		}
+	}
+	for i := range c.VIPs {
+		v, at := &c.VIPs[i], fmt.Sprintf("vips[%d].quic", i)
+		if !d.knows(at) {
+			v.QUIC = v.Protocol == bermmaps.ProtocolUDP && v.Backends != "" && len(c.QUIC.CIDs) > 0 && c.listensQUIC(v.Port)
+		} else if v.QUIC && v.Protocol != bermmaps.ProtocolUDP {
+			d.report(at, fmt.Sprintf("is true, but protocol is %s", v.Protocol), "QUIC runs over udp: a service of both takes two entries")
+		}
+	}
+}
+
+func (c *Config) listensQUIC(port uint16) bool {
+	return slices.ContainsFunc(c.Listen.HTTPS, func(a string) bool {
+		_, p, err := net.SplitHostPort(a)
+		return err == nil && p == strconv.Itoa(int(port))
+	})
 }
 
 // AnswersProbes lists where this edge answers its peers' probes: at its addresses, if it is a

@@ -161,9 +161,23 @@ func (c *Client) ChangeVerdicts(ctx context.Context, changes []VerdictChange) (o
 	return out, c.call(ctx, http.MethodPost, "/v1/verdicts/batch", changes, &out)
 }
 
+// ShadowRules lists what is counted and not enforced.
+func (c *Client) ShadowRules(ctx context.Context) (out []ShadowRule, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/shadow", nil, &out)
+}
+
+// SetShadow promotes a rule to being enforced, or puts it in shadow.
+func (c *Client) SetShadow(ctx context.Context, change ShadowChange) (out Changes, err error) {
+	return out, c.call(ctx, http.MethodPut, "/v1/shadow", change, &out)
+}
+
 // ExplainSteer tells where a flow's packets go, and why.
 func (c *Client) ExplainSteer(ctx context.Context, f Flow) (out Steering, err error) {
-	q := url.Values{"protocol": {f.Protocol}, "source": {f.Source.String()}, "destination": {f.Destination.String()}}
+	q := url.Values{"protocol": {f.Protocol}, "cid": {f.CID}, "long": {strconv.FormatBool(f.Long)}}
+	if f.Source.IsValid() || f.Destination.IsValid() {
+		q.Set("source", f.Source.String())
+		q.Set("destination", f.Destination.String())
+	}
 	return out, c.call(ctx, http.MethodGet, "/v1/steer/explain?"+q.Encode(), nil, &out)
 }
 

@@ -255,9 +255,9 @@ func TestExplainAgreesWithTheKernel(t *testing.T) {
 	must(nil, k.Backends.SetNextHop(you, maps.NextHop{Ready: true, MAC: maps.MAC{2, 0, 0, 0, 0, 2}, SourceMAC: maps.MAC{2, 0, 0, 0, 0, 1}}))
 	must(nil, k.Config.SetSelf(maps.Self{Backend: me, Address4: netip.MustParseAddr("10.0.0.1")}))
 	rows := make([]maps.Row, maps.RowCount)
-	for i := range rows { // every combination of owner and previous owner
+	for i := range rows { // every combination of owner, second and whether it moved
 		pick := []uint32{me, you, lost, 0}
-		rows[i] = maps.Row{Owner: uint16(pick[i%4]), Second: uint16(pick[i/4%4])}
+		rows[i] = maps.Row{Owner: uint16(pick[i%4]), Second: uint16(pick[i/4%4]), Moved: i/16%2 == 1}
 	}
 	must(nil, k.Rows.Write(set, rows))
 	must(k.VIPs.Put(maps.VIP{Name: "web", Address: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: maps.ProtocolTCP, Backends: "edges"}))
@@ -272,6 +272,12 @@ func TestExplainAgreesWithTheKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen[s.Delivery] = true
+		if s.Set != "" && s.Row >= 0 {
+			row := rows[s.Row]
+			if named := s.Previous != ""; row.Moved != named && row.Second != 0 && s.Owner == "lost" {
+				t.Errorf("row %+v: previous %q, heir %q", row, s.Previous, s.Heir)
+			}
+		}
 		before, _ := k.Stats.Stages()
 		k.Run(t, mapstest.TCP(src, dst, mapstest.SYN))
 		after, err := k.Stats.Stages()

@@ -10,6 +10,9 @@ import (
 
 // ExplainSteer tells where a flow's packets go, and why, by the steps that the kernel half takes.
 func (l *Local) ExplainSteer(_ context.Context, f Flow) (Steering, error) {
+	if f.CID != "" && !f.Source.IsValid() && !f.Destination.IsValid() {
+		return l.explainCIDAlone(f)
+	}
 	proto, err := maps.ParseProtocol(f.Protocol)
 	if err != nil {
 		return Steering{}, err
@@ -83,6 +86,9 @@ func (l *Local) explainRow(vip maps.VIP, f Flow, proto maps.Protocol, out *Steer
 		if s.Name == vip.Backends {
 			id = s.ID
 		}
+	}
+	if done, err := l.byCID(vip, id, f, out); err != nil || done {
+		return err
 	}
 	rows, err := l.set.Rows.Read(id)
 	if err != nil {

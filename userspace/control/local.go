@@ -17,8 +17,9 @@ type GeoCompiler func(ctx context.Context, databases []string) ([]string, error)
 
 // Local does to the maps what Client asks the daemon for.
 type Local struct {
-	set *maps.Set
-	geo GeoCompiler
+	set     *maps.Set
+	geo     GeoCompiler
+	readCID CIDReader // nil: connection IDs are not explained
 }
 
 var _ Tables = (*Local)(nil)
@@ -57,9 +58,12 @@ func (l *Local) VIPs(context.Context) ([]VIP, error) {
 		s := byID[v.ID]
 		out = append(out, VIP{
 			ID: v.ID, Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol.String(), Backends: v.Backends,
-			Geo: v.GeoPolicy, Rate: v.RateClass, Shadow: v.Shadow, Strict: v.Strict, Owner: v.Owner.String(),
+			Geo: v.GeoPolicy, Rate: v.RateClass, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, Owner: v.Owner.String(),
 			Gate: v.Gate, Shut: l.set.Gates.Shut(v),
-			Counters: VIPCounters{In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded), Answered: Counter(s.Answered)},
+			Counters: VIPCounters{
+				In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded),
+				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost), Answered: Counter(s.Answered),
+			},
 		})
 	}
 	return out, nil
@@ -73,7 +77,7 @@ func (l *Local) AddVIP(_ context.Context, v VIP) (Changes, error) {
 	}
 	want := maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: proto, Owner: maps.OwnerOperator,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
 		Gate: v.Gate,
 	}
 	old, err := l.set.VIPs.Get(v.Name)
@@ -106,6 +110,9 @@ func policiesOf(v maps.VIP) string {
 	}
 	if v.Strict {
 		words = append(words, "other ports of the address are dropped")
+	}
+	if v.QUIC {
+		words = append(words, "QUIC goes by connection ID")
 	}
 	words = append(words, gateOf(v.Gate)...)
 	return strings.Join(words, ", ")

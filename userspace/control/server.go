@@ -111,12 +111,17 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 		}
 		return t.RemoveVerdict(r.Context(), source, r.FormValue("vip"))
 	},
+	"GET /v1/shadow":        func(t Tables, r *http.Request) (any, error) { return t.ShadowRules(r.Context()) },
+	"PUT /v1/shadow":        func(t Tables, r *http.Request) (any, error) { return with(t.SetShadow)(r) },
 	"GET /v1/steer/explain": explainSteer,
 	"GET /v1/drops":         func(t Tables, r *http.Request) (any, error) { return t.Drops(r.Context()) },
 }
 
 func explainSteer(t Tables, r *http.Request) (any, error) {
-	f := Flow{Protocol: r.FormValue("protocol")}
+	f := Flow{Protocol: r.FormValue("protocol"), CID: r.FormValue("cid"), Long: r.FormValue("long") == "true"}
+	if f.CID != "" && r.FormValue("source") == "" && r.FormValue("destination") == "" {
+		return t.ExplainSteer(r.Context(), f)
+	}
 	var err1, err2 error
 	f.Source, err1 = netip.ParseAddrPort(r.FormValue("source"))
 	f.Destination, err2 = netip.ParseAddrPort(r.FormValue("destination"))

@@ -26,6 +26,9 @@ type Tables interface {
 
 	ChangeVerdicts(ctx context.Context, changes []VerdictChange) (VerdictResults, error)
 
+	ShadowRules(ctx context.Context) ([]ShadowRule, error)
+	SetShadow(ctx context.Context, c ShadowChange) (Changes, error)
+
 	ExplainSteer(ctx context.Context, f Flow) (Steering, error)
 	Drops(ctx context.Context) (Drops, error)
 }

@@ -83,6 +83,7 @@ type VIP struct {
 	Rate     string      `json:"rate,omitempty"`     // class
 	Shadow   bool        `json:"shadow,omitempty"`
 	Strict   bool        `json:"strict,omitempty"` // on the address: drop ports that have no service
+	QUIC     bool        `json:"quic,omitempty"`   // packets go to the backend that their connection ID names
 	Gate     maps.Gate   `json:"gate"`
 	Shut     maps.Shut   `json:"shut"`            // which gates are shut now; set by Berm
 	Owner    string      `json:"owner,omitempty"` // operator, file or guard; set by Berm
@@ -95,6 +96,8 @@ type VIPCounters struct {
 	Dropped   Counter `json:"dropped"`
 	Shadowed  Counter `json:"shadowed"`
 	Forwarded Counter `json:"forwarded"`
+	CID       Counter `json:"cid"`      // steered by QUIC connection ID
+	CIDLost   Counter `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
 	Answered  Counter `json:"answered"`
 }
 
@@ -280,20 +283,42 @@ type Flow struct {
 	Protocol    string         `json:"protocol"` // tcp or udp
 	Source      netip.AddrPort `json:"source"`
 	Destination netip.AddrPort `json:"destination"`
+	// CID is the QUIC connection ID that a packet is for, in hex. Without addresses it alone is explained.
+	CID  string `json:"cid,omitempty"`
+	Long bool   `json:"long,omitempty"` // it stands in a long header, which tells its length
 }
 
 // Steering explains where a flow's packets go.
 type Steering struct {
-	Flow     Flow     `json:"flow"`
-	VIP      string   `json:"vip,omitempty"`
-	Set      string   `json:"set,omitempty"`
-	Hash     uint64   `json:"hash"`
-	Row      int      `json:"row"`
-	Owner    string   `json:"owner,omitempty"`
-	Previous string   `json:"previous,omitempty"` // owned the row before: gets what the owner has no socket for
-	Heir     string   `json:"heir,omitempty"`     // where nobody did: gets the packets when the owner cannot
-	Delivery string   `json:"delivery"`           // foreign, local, forward, drop or fail_open
-	Steps    []string `json:"steps"`              // the reasoning, a sentence each
+	Flow     Flow   `json:"flow"`
+	VIP      string `json:"vip,omitempty"`
+	Set      string `json:"set,omitempty"`
+	Hash     uint64 `json:"hash"`
+	Row      int    `json:"row"`
+	Owner    string `json:"owner,omitempty"`
+	Previous string `json:"previous,omitempty"` // owned the row before: gets what the owner has no socket for
+	Heir     string `json:"heir,omitempty"`     // where nobody did: gets the packets when the owner cannot
+	// CID is what the connection ID says; nil where it names nobody.
+	CID      *NamedServer `json:"cid,omitempty"`
+	Delivery string       `json:"delivery"` // foreign, local, forward, drop or fail_open; by row where a connection ID alone does not say
+	Steps    []string     `json:"steps"`    // the reasoning, a sentence each
+}
+
+// ShadowRule is a rule that is counted and not enforced.
+type ShadowRule struct {
+	Rule      string      `json:"rule"` // what berm shadow promote calls it
+	What      string      `json:"what"`
+	Owner     string      `json:"owner"`
+	Reasons   []string    `json:"reasons,omitempty"`
+	WouldDrop Counter     `json:"would_drop"`
+	Shared    bool        `json:"shared,omitempty"`  // the count is that of all rules with these reasons
+	Sources   []TopSource `json:"sources,omitempty"` // evidence: sampled sources of the last minute
+}
+
+// ShadowChange promotes a rule to being enforced, or puts it in shadow.
+type ShadowChange struct {
+	Rule   string `json:"rule"`
+	Shadow bool   `json:"shadow"`
 }
 
 // Drops are the packets refused since the kernel half was loaded.

@@ -25,6 +25,8 @@ type Config struct {
 	SecondChance time.Duration `yaml:"second_chance"`
 	// Deadman is after what silence of the daemon the kernel half hands new flows to other edges; 0 = never.
 	Deadman time.Duration `yaml:"deadman"`
+	// CIDs are the formats of QUIC connection IDs that name backends.
+	CIDs []bermmaps.CIDFormat `yaml:"-"`
 }
 
 // Defaults: most flows that outlive a move are over within hours, and asking costs only rows that
@@ -52,6 +54,8 @@ type Backend struct {
 	Name    string     `yaml:"name"`
 	Address netip.Addr `yaml:"address"`
 	Weight  int        `yaml:"weight"` // its share of the rows, relative to the others'; default 1
+	// ServerID is its number in QUIC connection IDs; default: made of its name.
+	ServerID *uint64 `yaml:"server_id"`
 }
 
 // Probe is how a backend's health is found out.
@@ -89,6 +93,9 @@ func (c Config) Validate() error {
 	addresses := map[string]netip.Addr{}
 	for _, set := range slices.Sorted(maps.Keys(c.Sets)) {
 		errs = append(errs, c.validateSet(set, addresses)...)
+	}
+	if len(c.CIDs) > 0 {
+		errs = append(errs, c.validateServers()...)
 	}
 	if c.SecondChance < 0 {
 		errs = append(errs, fmt.Errorf("steer.second_chance: %s is below 0", c.SecondChance))

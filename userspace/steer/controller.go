@@ -138,6 +138,9 @@ func (c *Controller) write(cfg Config, secret Secret) error {
 	if err := c.identify(cfg.Node, secret, backends); err != nil {
 		return err
 	}
+	if err := c.nameServers(cfg, backends, sets); err != nil {
+		return err
+	}
 	first := c.sets == nil
 	c.backends, c.sets, c.self = backends, sets, cfg.Node.Name
 	c.secondChance, c.deadman = cfg.SecondChance, cfg.Deadman
@@ -317,55 +320,6 @@ func (c *Controller) pastOf(s *set) Past {
 	}
 }
 
-// wake is for when this edge may have been away without knowing: others had its rows meanwhile, so
-// that they may have flows of them. The caller holds mu.
-func (c *Controller) wake() error {
-	b := c.backends[c.self]
-	if b == nil || c.secondChance == 0 {
-		return nil
-	}
-	var errs []error
-	for _, s := range c.sets {
-		rows, err := c.maps.Rows.Read(s.id)
-		if err != nil {
-			return err
-		}
-		for i := range rows {
-			if r := &rows[i]; uint32(r.Owner) == b.id && r.Second != 0 && !r.Moved {
-				r.Moved, s.moved[i] = true, time.Now()
-			}
-		}
-		errs = append(errs, c.maps.Rows.Write(s.id, rows))
-	}
-	return errors.Join(errs...)
-}
-
-// missed is a pause between beats in which other edges may have taken this one for dead: fewer
-// than three probes a second find nobody dead sooner.
-const missed = 400 * time.Millisecond
-
-// Beat tells the kernel half that the daemon serves: it is to be called every 100 ms or so while it
-// does. After a pause, flows of this edge's rows may be elsewhere, and the rows say so.
-func (c *Controller) Beat() error {
-	c.maps.Heart.Beat()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	pause := time.Since(c.beaten)
-	c.beaten = time.Now()
-	fired := c.maps.Heart.Fired()
-	if c.sets == nil || pause < missed && !fired {
-		return nil
-	}
-	if err := c.wake(); err != nil {
-		return err
-	}
-	if fired {
-		c.log.Warn("this daemon was silent: new flows went to other edges meanwhile", "pause", pause.Round(time.Millisecond))
-		c.maps.Heart.Clear()
-	}
-	return nil
-}
-
 func (c *Controller) membersOf(s *set) []Member {
 	var members []Member
 	for _, m := range s.members {
@@ -450,51 +404,4 @@ func (c *Controller) Tidy() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Status is what the controller knows about a backend.
-type Status struct {
-	Set     string           `json:"set"`
-	Name    string           `json:"name"`
-	Address netip.Addr       `json:"address"`
-	Self    bool             `json:"self"`
-	Alive   bool             `json:"alive"`
-	Since   time.Time        `json:"since"`
-	Why     string           `json:"why,omitempty"` // it is not alive
-	NextHop bermmaps.NextHop `json:"next_hop"`
-	Trouble string           `json:"trouble,omitempty"` // with its next hop
-	Rows    int              `json:"rows"`
-	Moved   int              `json:"moved"`   // of those, whose former owner may still have flows
-	HostUp  bool             `json:"host_up"` // its stack answers, even if its daemon does not
-	Says    Says             `json:"says"`    // of itself, or what an operator said of it here
-}
-
-// Status lists the backends of all sets.
-func (c *Controller) Status() ([]Status, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var out []Status
-	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
-		s := c.sets[name]
-		rows, err := c.maps.Rows.Read(s.id)
-		if err != nil {
-			return nil, err
-		}
-		count, moved := map[uint16]int{}, map[uint16]int{}
-		for _, r := range rows {
-			count[r.Owner]++
-			if r.Moved {
-				moved[r.Owner]++
-			}
-		}
-		for _, m := range s.members {
-			b := c.backends[m.Name]
-			out = append(out, Status{
-				Set: name, Name: m.Name, Address: b.address, Self: m.Name == c.self, Alive: b.alive,
-				Since: b.since, Why: b.why, NextHop: b.hop, Trouble: b.told, Rows: count[uint16(b.id)],
-				Moved: moved[uint16(b.id)], HostUp: b.up || m.Name == c.self, Says: c.saysOf(m.Name),
-			})
-		}
-	}
-	return out, nil
 }

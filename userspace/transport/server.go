@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/quic-go/quic-go"
 )
 
 // Options are what a server is given besides its Config.
@@ -23,6 +25,8 @@ type Options struct {
 	// ResetKey lets a restarted daemon tell QUIC clients of the one before that it is gone. It is
 	// kept over restarts; zero sends no such packets.
 	ResetKey [32]byte
+	// ConnectionIDs makes those of QUIC; nil leaves it to quic-go.
+	ConnectionIDs quic.ConnectionIDGenerator
 	// VerifyClients reports whether QUIC clients have to show first that they receive at their
 	// address. It is asked for each new one; nil: never, beyond what the listener itself counts.
 	VerifyClients func() bool
@@ -36,8 +40,9 @@ type Options struct {
 
 // Server is all listeners of an edge.
 type Server struct {
-	opts  Options
-	stats Stats
+	opts       Options
+	stats      Stats
+	retryAbove int64 // of QUIC handshakes a second; a test may want it lower
 
 	mu      sync.Mutex // held while listeners are opened or closed
 	cfg     Config
@@ -69,7 +74,7 @@ type ProtocolStats struct {
 
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
 func Listen(cfg Config, opts Options) (*Server, error) {
-	s := &Server{opts: opts, units: map[unitKey]*unit{}, held: byName(opts.Held)}
+	s := &Server{opts: opts, units: map[unitKey]*unit{}, retryAbove: retryAbove, held: byName(opts.Held)}
 	err := s.Apply(cfg)
 	if err == nil {
 		s.dropHeld()

@@ -40,7 +40,7 @@ const retryAbove = 1000
 
 // open binds an address without serving it.
 func (s *Server) open(k unitKey, cfg Config) (u *unit, err error) {
-	u = &unit{key: k, s: s, limits: cfg.limits(), flood: flood{limit: retryAbove}}
+	u = &unit{key: k, s: s, limits: cfg.limits(), flood: flood{limit: s.retryAbove}}
 	if u.tcp, err = s.heldTCP(k); err != nil {
 		return nil, fmt.Errorf("listen.%s: %w", k.scheme, err)
 	}
@@ -79,7 +79,7 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 	}
 	u.sizeBuffer()
 	u.altSvc = []string{fmt.Sprintf(`h3=":%d"; ma=86400`, port)}
-	u.quic = &quic.Transport{Conn: u.udp, VerifySourceAddress: u.verifySource}
+	u.quic = &quic.Transport{Conn: u.udp, VerifySourceAddress: u.verifySource, ConnectionIDGenerator: u.s.opts.ConnectionIDs}
 	if u.s.opts.ResetKey != [32]byte{} {
 		key := quic.StatelessResetKey(u.s.opts.ResetKey)
 		u.quic.StatelessResetKey = &key

@@ -94,6 +94,14 @@ var cases = []benchCase{
 		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
 	},
 	{
+		name: "lb_quic", packet: kind{port: portQUIC, proto: maps.ProtocolUDP, cid: &plainCID},
+		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
+	},
+	{
+		name: "lb_quic_encrypted", packet: kind{port: portQUIC, proto: maps.ProtocolUDP, cid: &encryptedCID},
+		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
+	},
+	{
 		name: "lb_syn_new", packet: kind{port: portService, proto: maps.ProtocolTCP, flags: tcpSYN},
 		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
 	},
@@ -132,6 +140,10 @@ func (w *world) time(c benchCase, family, flows int) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	byCID, err := w.byCID(c)
+	if err != nil {
+		return 0, err
+	}
 	repeat := max(flows, minRepeat)
 	action, each, err := w.harness.BenchHarness.Benchmark(frame, repeat, nil)
 	if err != nil {
@@ -150,7 +162,26 @@ func (w *world) time(c benchCase, family, flows int) (time.Duration, error) {
 	if n := after[c.exit].Packets - before[c.exit].Packets; n < uint64(repeat)/100*99 {
 		return 0, fmt.Errorf("%d of %d packets left at stage %s as %s: %w", n, repeat, c.exit.Stage, c.exit.Exit, errOther)
 	}
-	return each, nil
+	if c.packet.cid == nil {
+		return each, nil
+	}
+	steered, err := w.byCID(c)
+	if n := steered - byCID; err == nil && n < uint64(repeat)/100*99 {
+		err = fmt.Errorf("%d of %d packets were steered by connection ID: %w", n, repeat, errOther)
+	}
+	return each, err
+}
+
+// byCID is how many packets were steered by connection ID, if the case is about that.
+func (w *world) byCID(c benchCase) (n uint64, err error) {
+	if c.packet.cid == nil {
+		return 0, nil
+	}
+	vips, err := w.maps.Stats.VIPs()
+	for _, v := range vips {
+		n += v.CID.Packets
+	}
+	return n, err
 }
 
 // set tells the harness what to send, and returns a frame to begin with. ifindex is for live frames.
@@ -159,6 +190,12 @@ func (w *world) set(packet kind, family, flows, sources, first, ifindex int) ([]
 	setting := bpf.BenchBenchCase{
 		Len: uint32(len(frame)), Family: uint32(family), FlowMask: uint32(flows - 1), SourceMask: uint32(sources - 1),
 		First: uint32(first), Ifindex: uint32(ifindex), Sum: headerSum(frame, family),
+		Noise: packet.noise(family),
+	}
+	if packet.cid != nil {
+		if err := w.nameServers(family); err != nil {
+			return nil, err
+		}
 	}
 	if packet.tail {
 		setting.Tail = 1

@@ -19,7 +19,8 @@ const (
 	portRate    = 445 // refuses all but the first packet of a source
 	portVerdict = 446
 	portMoved   = 447
-	portCookie  = 448 // delivered here, where SYNs are answered with cookies
+	portQUIC    = 448
+	portCookie  = 449 // delivered here, where SYNs are answered with cookies
 )
 
 var (
@@ -38,7 +39,8 @@ type kind struct {
 	port    uint16
 	proto   maps.Protocol
 	flags   byte
-	tail    bool // its answer is shorter; to restore that costs the harness a call, which is not taken off
+	cid     *maps.CIDFormat // of a QUIC packet with a short header; nil = none
+	tail    bool            // its answer is shorter; to restore that costs the harness a call, which is not taken off
 }
 
 // payloadLen makes every frame longer than what the harness restores.
@@ -76,12 +78,31 @@ func (k kind) segment() []byte {
 		udp := make([]byte, 8+payloadLen)
 		binary.BigEndian.PutUint16(udp[2:], k.port)
 		binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
+		if k.cid != nil {
+			udp[8], udp[9] = 0x40, k.cid.ID<<5
+		}
 		return udp
 	}
 	tcp := make([]byte, 20+payloadLen)
 	binary.BigEndian.PutUint16(tcp[2:], k.port)
 	tcp[12], tcp[13] = 5<<4, k.flags
 	return tcp
+}
+
+// noise says which bits of a frame's words behind the Ethernet header vary with the flow: a connection
+// ID's, but for its first byte. All server IDs are somebody's, so each such ID is a valid one.
+func (k kind) noise(family int) (words [10]uint64) {
+	if k.cid == nil {
+		return words
+	}
+	at := 20 + 8 + 2 // IP, UDP, and the first bytes of header and ID
+	if family == 6 {
+		at += 20
+	}
+	for i := range k.cid.ServerIDLen + k.cid.NonceLen {
+		words[(at+i)/8] |= 0xff << ((at + i) % 8 * 8)
+	}
+	return words
 }
 
 // headerSum is the checksum's sum over an IPv4 header without its source, in the harness's words.

@@ -20,6 +20,7 @@ type world struct {
 	ingress *ebpf.Program
 	harness bpf.BenchObjects
 	maps    *maps.Set
+	named   int // family whose backends have server IDs
 }
 
 func (w *world) close() {
@@ -193,6 +194,44 @@ func (w *world) setBackends() error {
 	return nil
 }
 
+// Formats of connection IDs: a server ID of one byte, so that every ID names somebody; the encrypted one
+// is a single block.
+var (
+	plainCID     = maps.CIDFormat{ID: 0, ServerIDLen: 1, NonceLen: 8}
+	encryptedCID = maps.CIDFormat{ID: 1, ServerIDLen: 1, NonceLen: 15, Key: []byte("0123456789abcdef")}
+)
+
+// nameServers gives all server IDs of one byte to the backends of a family's set.
+func (w *world) nameServers(family int) error {
+	if w.named == family {
+		return nil
+	}
+	sets, err := w.maps.Sets.List()
+	if err != nil {
+		return err
+	}
+	backends, err := w.maps.Backends.List()
+	if err != nil {
+		return err
+	}
+	var of []uint32
+	for _, b := range backends {
+		if b.Address.Is4() == (family == 4) {
+			of = append(of, b.ID)
+		}
+	}
+	var servers []maps.Server
+	for id := range 256 {
+		for _, s := range sets {
+			if s.Name == fmt.Sprintf("edges%d", family) {
+				servers = append(servers, maps.Server{ID: uint64(id), Backend: of[id%len(of)], Sets: []uint32{s.ID}})
+			}
+		}
+	}
+	w.named = family
+	return w.maps.CIDs.Replace([]maps.CIDFormat{plainCID, encryptedCID}, servers)
+}
+
 func (w *world) setVIPs() error {
 	var list []maps.VIP
 	set := "edges"
@@ -201,6 +240,7 @@ func (w *world) setVIPs() error {
 			list = append(list, maps.VIP{
 				Name: fmt.Sprintf("%s-%d", name, family), Address: addr, Port: port, Protocol: proto,
 				Backends: fmt.Sprint(set, family), GeoPolicy: geo, RateClass: rate, Owner: maps.OwnerFile,
+				QUIC: port == portQUIC,
 			})
 		}
 	}
@@ -208,6 +248,7 @@ func (w *world) setVIPs() error {
 	add("udp", portService, maps.ProtocolUDP, "open", "open")
 	add("geo", portGeo, maps.ProtocolTCP, "closed", "open")
 	add("rate", portRate, maps.ProtocolTCP, "open", "tight")
+	add("quic", portQUIC, maps.ProtocolUDP, "open", "open")
 	add("verdict", portVerdict, maps.ProtocolTCP, "open", "open")
 	set = "moved"
 	add("moved", portMoved, maps.ProtocolTCP, "open", "open")

@@ -17,7 +17,7 @@ import (
 
 // Tables calls f with the operations on the kernel half.
 func (e *Edge) Tables(f func(control.Tables) error) error {
-	return e.kernel.use(func(set *maps.Set) error { return f(control.NewLocal(set, e.kernel.compileGeo(set))) })
+	return e.kernel.use(func(set *maps.Set) error { return f(control.NewLocal(set, e.kernel.compileGeo(set)).WithCIDs(readCID)) })
 }
 
 // Purge makes the cache forget an object.
@@ -261,6 +261,9 @@ func (e *Edge) health() observe.Health {
 	}
 	if err := e.kernel.problem(); err != nil {
 		h.Problems = append(h.Problems, err.Error())
+	}
+	if s := e.kernel.drift.problem(); s != "" {
+		h.Problems = append(h.Problems, s)
 	}
 	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
 	h.Problems = append(h.Problems, e.kernel.gateProblems()...)

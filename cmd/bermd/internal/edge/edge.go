@@ -55,6 +55,7 @@ type Edge struct {
 	history *observe.History
 
 	certs    *certs.Store
+	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
 	server   *transport.Server
@@ -111,6 +112,9 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	if err = e.buildPipeline(); err != nil {
 		return nil, err
 	}
+	if e.cids, err = newCIDs(cfg); err != nil {
+		return nil, err
+	}
 	e.accept(cfg)
 	e.kernel = newKernelLink(e, cfg)
 	if err = e.listen(cfg); err != nil {
@@ -159,7 +163,7 @@ func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
 func (e *Edge) listen(cfg *config.Config) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.certs.TLS(), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
-		Keeper: e.opts.Keeper, Held: e.opts.Held,
+		ConnectionIDs: e.cids.generator(), Keeper: e.opts.Keeper, Held: e.opts.Held,
 		VerifyClients: e.kernel.clientsMustShow,
 	})
 	if err != nil {

@@ -39,7 +39,8 @@ type kernelLink struct {
 	gate     *gate.Keeper    // of set
 	retry    *maps.Retry     // of set; made anew each second and when services change
 
-	geo atomic.Pointer[control.GeoInfo]
+	geo   atomic.Pointer[control.GeoInfo]
+	drift drift
 
 	stopEvents context.CancelFunc
 	events     sync.WaitGroup
@@ -79,7 +80,7 @@ func (k *kernelLink) problem() error {
 func (k *kernelLink) run(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
@@ -87,6 +88,9 @@ func (k *kernelLink) run(ctx context.Context) {
 		}
 		k.follow()
 		k.keepGate()
+		if n%driftEvery == 0 {
+			k.lookForDrift()
+		}
 		k.e.snapshot()
 		if k.e.ready.Load() && k.e.sound.Load() {
 			k.beat()
@@ -185,6 +189,9 @@ func (k *kernelLink) connect(cfg *config.Config) {
 		k.tidy(cfg)
 	}
 	k.keepGate()
+	if err := set.WatchDrift(); err != nil {
+		k.e.log.Warn("changes behind the daemon will not be noticed", "error", err)
+	}
 	k.readEvents()
 }
 
@@ -251,6 +258,10 @@ func (k *kernelLink) apply(cfg *config.Config) error {
 	k.mu.Lock()
 	k.broken = err
 	k.mu.Unlock()
+	if err == nil {
+		k.lookForDrift() // of before
+		k.drift.settle()
+	}
 	return err
 }
 
@@ -267,7 +278,11 @@ func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
 		return err
 	}
 	k.compiled(cfg.Geo.Databases, rep)
-	key, err := k.steer.Apply(context.Background(), cfg.Steering())
+	steering, err := cfg.ReadSteering()
+	if err != nil {
+		return err
+	}
+	key, err := k.steer.Apply(context.Background(), steering)
 	if err != nil {
 		return err
 	}

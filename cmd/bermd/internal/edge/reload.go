@@ -61,6 +61,11 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	if err := e.kernel.apply(cfg); err != nil {
 		return nil, err
 	}
+	undo = append(undo, func() { e.restored("connection IDs", e.cids.apply(old)) })
+	cidRestart := e.cids.apply(cfg)
+	if cidRestart != nil && !errors.Is(cidRestart, transport.ErrRestart) {
+		return nil, cidRestart
+	}
 	undo = append(undo, func() { e.restored("probes", e.probes.apply(old.AnswersProbes())) })
 	if err := e.probes.apply(cfg.AnswersProbes()); err != nil {
 		return nil, err
@@ -87,7 +92,7 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	boundHeap(cfg.Cache.HeapLimit())
 	e.accept(cfg)
 	e.kernel.tidy(cfg)
-	return e.differences(old, cfg, restart), nil
+	return e.differences(old, cfg, errors.Join(restart, cidRestart)), nil
 }
 
 func (e *Edge) restored(what string, err error) {

@@ -77,6 +77,7 @@ func (e *Edge) emitEdge(emit observe.Emit) {
 	emit(observe.ConfigLoaded, unixSeconds(*e.loaded.Load()))
 	emit(observe.Reloads, float64(e.reloads[0].Load()), "ok")
 	emit(observe.Reloads, float64(e.reloads[1].Load()), "refused")
+	e.kernel.drift.emit(emit)
 	emit(observe.Events, float64(e.busy.Total()))
 	for _, c := range e.certs.List() {
 		name := c.Path
