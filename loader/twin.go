@@ -46,6 +46,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermRows: shared, bpf.XDPMapBermSets: shared, bpf.XDPMapBermBackends: shared, bpf.XDPMapBermPeers: shared,
 	bpf.XDPMapBermCids: shared, bpf.XDPMapBermSids: shared, bpf.XDPMapBermSidsLong: shared,
 	bpf.XDPMapBermHeart: copied,
+	bpf.XDPMapBermGates: shared, bpf.XDPMapBermReply: shared, bpf.XDPMapBermGateStates: copied,
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
 	bpf.XDPMapBermCaptures: empty, bpf.XDPMapBermPackets: empty,
@@ -245,7 +246,28 @@ func (t *Twin) prepare(source netip.Addr) error {
 	); err != nil {
 		return fmt.Errorf("copy what a packet of %s would write: %w", source, err)
 	}
+	if err := t.copyGates(); err != nil {
+		return fmt.Errorf("copy which gates are shut: %w", err)
+	}
 	return t.copyVerdicts(source)
+}
+
+// copyGates gives the twin what the services' gates have measured.
+func (t *Twin) copyGates() error {
+	from, err := t.pins[bpf.XDPMapBermGateStates].Memory()
+	if err != nil {
+		return err
+	}
+	to, err := t.own[bpf.XDPMapBermGateStates].Memory()
+	if err != nil {
+		return err
+	}
+	states := make([]byte, from.Size())
+	if _, err := from.ReadAt(states, 0); err != nil {
+		return err
+	}
+	_, err = to.WriteAt(states, 0)
+	return err
 }
 
 // copyVerdicts gives the twin the verdicts about a source, and nobody else's.
