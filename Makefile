@@ -89,7 +89,7 @@ test-fuzz: ## ten seconds of mutated packets through the loaded program (as root
 
 .PHONY: test-e2e
 test-e2e: ## labs in network namespaces, with real clients (as root)
-	@$(GO_TEST) -timeout 10m ./test/e2e/...
+	@$(GO_TEST) -timeout 20m ./test/e2e/...
 
 .PHONY: test-kernels
 test-kernels: ## old kernels under emulation: load, packet tests, what the verifiers need

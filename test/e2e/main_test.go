@@ -2,9 +2,11 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/bermedge/berm/test/rig/rigtest"
@@ -13,25 +15,47 @@ import (
 
 func TestMain(m *testing.M) {
 	scenario.MaybeActor()
-	os.Exit(m.Run())
+	dir, err := os.MkdirTemp("", "berm-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	built = sync.OnceValue(func() error { return build(dir) })
+	if set := os.Getenv("BERM_BIN"); set != "" {
+		dir, built = set, func() error { return nil }
+	}
+	if bin, err = filepath.Abs(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if os.Getenv("BERM_BIN") == "" {
+		_ = os.RemoveAll(dir) // a temporary directory
+	}
+	os.Exit(code)
 }
 
-// binaries returns BERM_BIN, or builds what the labs run.
-func binaries(t *testing.T) string {
-	t.Helper()
-	if dir := os.Getenv("BERM_BIN"); dir != "" {
-		dir, err := filepath.Abs(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return dir
-	}
-	dir := t.TempDir()
+// What the labs run: BERM_BIN, or built into a directory for all of them by the first.
+var (
+	bin   string
+	built func() error
+)
+
+func build(dir string) error {
 	cmd := exec.Command("go", "build", "-o", dir, "github.com/bermedge/berm/cmd/...")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+		return fmt.Errorf("build: %w\n%s", err, out)
 	}
-	return dir
+	return nil
+}
+
+// binaries returns where they are.
+func binaries(t *testing.T) string {
+	t.Helper()
+	if err := built(); err != nil {
+		t.Fatal(err)
+	}
+	return bin
 }
 
 // TestMainPath runs the scenario "main".
