@@ -145,11 +145,14 @@ func name(s string) (n [16]int8) {
 	return n
 }
 
+// selfName is this host's backend.
+const selfName = "self"
+
 // setBackends makes a set of 100 backends for each family, and rows that name them at random; and
 // another, whose rows have moved from them to this edge.
 func (w *world) setBackends() error {
 	const backends = 100
-	self, err := w.maps.Backends.Put(maps.Backend{Name: "self", Address: netip.MustParseAddr("10.0.0.0")})
+	self, err := w.maps.Backends.Put(maps.Backend{Name: selfName, Address: netip.MustParseAddr("10.0.0.0")})
 	if err != nil {
 		return err
 	}
@@ -216,7 +219,7 @@ func (w *world) nameServers(family int) error {
 	}
 	var of []uint32
 	for _, b := range backends {
-		if b.Address.Is4() == (family == 4) {
+		if b.Name != selfName && b.Address.Is4() == (family == 4) {
 			of = append(of, b.ID)
 		}
 	}
