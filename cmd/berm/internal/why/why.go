@@ -346,6 +346,14 @@ func (w *work) steer(ctx context.Context) (Stage, error) {
 func (w *work) last() {
 	f := w.fate
 	switch {
+	case f.Reason != maps.DropNone && f.Exit == maps.ExitAnswer:
+		w.out.Because = fmt.Sprintf("not sent on at stage %s (%s), and its sender is told so: %s", f.Stage, f.Reason, f.Reason.Meaning())
+	case f.Exit == maps.ExitAnswer:
+		w.out.Because = fmt.Sprintf("answered in place at stage %s", f.Stage)
+	case f.Exit == maps.ExitChance:
+		w.out.Because = "this host has no socket for it: handed to the row's former owner, " + outer(f.Frame)
+	case f.Exit == maps.ExitDeadman:
+		w.out.Because = "the daemon here is silent: encapsulated and sent to " + outer(f.Frame)
 	case f.Reason != maps.DropNone:
 		w.out.Because = fmt.Sprintf("dropped at stage %s (%s): %s", f.Stage, f.Reason, f.Reason.Meaning())
 	case f.Exit == maps.ExitForeign:

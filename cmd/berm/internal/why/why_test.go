@@ -133,7 +133,7 @@ var scripted = []struct {
 	{"over the limit of bytes", "198.51.100.25:1", "192.0.2.7:443", false, true, 1400, 2, "drop", "rate_bytes", "", "dropped (rate_bytes"},
 	{"own row", "198.51.100.30:1", "192.0.2.8:443", false, false, 0, 0, "local", "", "", "this host"},
 	{"another's row", "198.51.100.31:1", "192.0.2.9:443", false, false, 0, 0, "forward", "", "", "encapsulated and sent to 10.0.0.2"},
-	{"too big for the tunnel", "198.51.100.31:1", "192.0.2.9:443", false, true, 1450, 0, "drop", "too_big", "", "does not fit the MTU"},
+	{"too big for the tunnel", "198.51.100.31:1", "192.0.2.9:443", false, true, 1450, 0, "answer", "too_big", "", "its sender is told so: the packet does not fit the MTU"},
 	{"nobody's row", "198.51.100.32:1", "192.0.2.10:443", false, false, 0, 0, "fail_open", "", "", "no owner can be reached"},
 	{"from the service itself", "192.0.2.1:443", "192.0.2.1:443", false, false, 0, 0, "drop", "land", "", "source address and port are the VIP's own"},
 	{"impossible source", "127.0.0.1:9", "192.0.2.1:443", false, false, 0, 0, "drop", "bad_source", "", "loopback"},
