@@ -184,6 +184,9 @@ func checkOwner(t *testing.T, k *kernel, frame, out []byte) {
 		}
 	})
 	action, out2 := run(t, k.XdpBermAt, later)
+	if action == xdpTX && (isAnswer(frame, out) || isAnswer(later, out2)) {
+		return // who answers, owns nothing; and one of the two may have a checksum that nobody answers to
+	}
 	if action != xdpTX || !bytes.Equal(outerAddresses(out), outerAddresses(out2)) {
 		t.Errorf("a flow with two owners\n in %x\nout %x\n in %x\nout %x", frame, out, later, out2)
 	}

@@ -364,16 +364,6 @@ func TestNoticesDrift(t *testing.T) {
 	k := mapstest.New(t)
 	pins := filepath.Dir(k.Pin(t))
 	p := mustStart(t, onLoopback, fmt.Sprintf("kernel: {pins: %s}", pins), "vips: [{name: web, address: 192.0.2.1, port: 80, protocol: tcp}]")
-	if err := p.notes.SetReadDeadline(time.Time{}); err != nil {
-		t.Fatal(err)
-	}
-	go func() { // whoever does not read its notifications holds the daemon up
-		for buf := make([]byte, 4096); ; {
-			if _, _, err := p.notes.ReadFrom(buf); errors.Is(err, net.ErrClosed) {
-				return
-			}
-		}
-	}()
 	problems := func() string {
 		s, err := p.client.Status(t.Context())
 		if err != nil {

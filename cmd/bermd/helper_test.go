@@ -56,7 +56,7 @@ type process struct {
 	dir    string
 	config string
 	client *control.Client
-	notes  net.PacketConn // what it tells systemd
+	notes  chan string // what it tells systemd, which always listens
 	ended  chan error
 }
 
@@ -70,13 +70,14 @@ func mustStart(t *testing.T, lines ...string) *process {
 
 func start(t *testing.T, lines ...string) *process {
 	t.Helper()
-	p := &process{out: &bytes.Buffer{}, dir: t.TempDir(), ended: make(chan error, 1)}
+	p := &process{out: &bytes.Buffer{}, dir: t.TempDir(), notes: make(chan string, 1000), ended: make(chan error, 1)}
 	p.config = filepath.Join(p.dir, "berm.yaml")
 	p.write(t, lines...)
-	var err error
-	if p.notes, err = net.ListenPacket("unixgram", filepath.Join(p.dir, "notify")); err != nil {
+	systemd, err := net.ListenPacket("unixgram", filepath.Join(p.dir, "notify"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	go p.listen(systemd)
 	p.cmd = exec.Command(bermd, "run", "--allow-root", "--config", p.config, "--state", p.dir)
 	p.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(p.dir, "notify"), "WATCHDOG_USEC=300000", "JOURNAL_STREAM=")
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
@@ -88,7 +89,7 @@ func start(t *testing.T, lines ...string) *process {
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
 		<-p.ended
-		p.notes.Close()
+		systemd.Close()
 		p.client.Close()
 		if t.Failed() {
 			t.Logf("bermd said:\n%s", p.out)
@@ -110,25 +111,36 @@ func (p *process) write(t *testing.T, lines ...string) {
 	}
 }
 
+// listen notes what the daemon says. One that nobody listened to would wait for ever.
+func (p *process) listen(systemd net.PacketConn) {
+	buf := make([]byte, 4096)
+	for {
+		n, _, err := systemd.ReadFrom(buf)
+		if err != nil {
+			return // closed
+		}
+		select {
+		case p.notes <- string(buf[:n]):
+		default: // a test that waits for none
+		}
+	}
+}
+
 // await reads notifications until one holds want.
 func (p *process) await(t *testing.T, want string) string {
 	t.Helper()
-	buf := make([]byte, 4096)
-	deadline := time.Now().Add(20 * time.Second)
+	deadline, ended, end := time.After(20*time.Second), p.ended, "it runs"
 	for {
-		_ = p.notes.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-		n, _, err := p.notes.ReadFrom(buf)
-		if err == nil && strings.Contains(string(buf[:n]), want) {
-			return string(buf[:n])
-		}
 		select {
-		case err := <-p.ended:
+		case note := <-p.notes:
+			if strings.Contains(note, want) {
+				return note
+			}
+		case err := <-ended: // what it said last may not have been read yet
 			p.ended <- err
-			t.Fatalf("it ended before %s: %v\n%s", want, err, p.out)
-		default:
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no %s from it", want)
+			deadline, ended, end = time.After(500*time.Millisecond), nil, fmt.Sprintf("it ended: %v", err)
+		case <-deadline:
+			t.Fatalf("no %s from it; %s\n%s", want, end, p.out)
 		}
 	}
 }
