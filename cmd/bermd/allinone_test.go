@@ -123,7 +123,7 @@ func curlCode(t *testing.T, from *rig.Node, url string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	out, err := from.Output(ctx, "curl", "-sk", "-m", "1", "-o", "/dev/null", "-w", "%{http_code}", url)
+	out, err := from.Output(ctx, "curl", "-sk", "-m", "3", "-o", "/dev/null", "-w", "%{http_code}", url)
 	if err != nil && len(out) == 0 {
 		return "000"
 	}
