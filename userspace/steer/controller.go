@@ -43,6 +43,8 @@ type backend struct {
 	address netip.Addr
 	alive   bool
 	up      bool      // its host is there, so that it may have flows even if its daemon is silent
+	met     bool      // it has answered since this daemon knows it
+	known   time.Time // since when this daemon does
 	says    Says      // of itself
 	since   time.Time // that it is, or is not
 	why     string    // it is not
@@ -176,7 +178,7 @@ func (c *Controller) putBackends(cfg Config) (map[string]*backend, error) {
 			if err != nil {
 				return nil, err
 			}
-			b := &backend{id: id, address: m.Address, alive: true, up: true, since: time.Now()}
+			b := &backend{id: id, address: m.Address, alive: true, up: true, since: time.Now(), known: time.Now()}
 			if i >= 0 {
 				b.alive, b.hop = owners[uint16(id)] || !c.wasMember(m.Name) || m.Name == cfg.Node.Name, known[i].NextHop
 			}
@@ -280,6 +282,9 @@ func (c *Controller) hasPeers(members []Member) bool {
 	return self && slices.ContainsFunc(members, func(m Member) bool { return m.Name != c.self && m.Fit })
 }
 
+// acquaintance is how long a backend that has never answered this daemon may have flows all the same.
+const acquaintance = 10 * time.Second
+
 // burst is how long changes of a row may come one after the other and count as one.
 const burst = 10 * time.Second
 
@@ -300,7 +305,9 @@ func (s *set) note(old, fresh []bermmaps.Row, now time.Time) {
 func (c *Controller) pastOf(s *set) Past {
 	may := map[uint16]bool{}
 	for name, b := range c.backends {
-		may[uint16(b.id)] = name == c.self || b.alive || b.up
+		// Whose network has just come up hears nobody at first: that is no reason to reset others' flows.
+		new := !b.met && time.Since(b.known) < acquaintance
+		may[uint16(b.id)] = name == c.self || b.alive || b.up || new
 	}
 	var self uint16
 	if b := c.backends[c.self]; b != nil {

@@ -43,12 +43,16 @@ type follower struct {
 	hostUp func(error) bool
 
 	says          Says
-	up            bool
+	up, met       bool
 	beaten, asked time.Time // its sign of life was written; its host was asked for
 }
 
 func (f *follower) follow(r result) {
 	up := true
+	if r.err == nil && !f.met {
+		f.met = true
+		f.c.meet(f.name)
+	}
 	if r.err != nil {
 		up = f.up
 		if !r.alive && (r.changed || time.Since(f.asked) >= hostAgain) {
@@ -67,6 +71,13 @@ func (f *follower) follow(r result) {
 		f.up, f.says = up, r.says
 		f.c.turned(f.name, r, up)
 	}
+}
+
+// meet notes that a backend has answered.
+func (c *Controller) meet(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.backends[name].met = true
 }
 
 // turned moves rows when a backend went away, returned, or says something else of itself.

@@ -508,8 +508,18 @@ func TestControllerForgetsTheGone(t *testing.T) {
 	had := rowsOf(t, c)["edge2"]
 	second := func(r maps.Row) bool { return r.Moved && uint32(r.Second) == edge2.ID }
 	start := rowsIn(t, k, second) // of edge1's own, which may have been there before edge1 started
-	up := true
-	f := follower{c: c, name: "edge2", id: edge2.ID, up: true, hostUp: func(error) bool { return up }}
+	up := false
+	stranger := follower{c: c, name: "edge2", id: edge2.ID, up: true, hostUp: func(error) bool { return up }}
+	stranger.follow(result{changed: true, err: errors.New("silent")})
+	if got := rowsIn(t, k, second); got != start+had {
+		t.Errorf("never heard, by a daemon that has just started: it is asked for %d rows of %d", got, start+had)
+	}
+	up = true
+	f := follower{c: c, name: "edge2", id: edge2.ID, hostUp: func(error) bool { return up }}
+	f.follow(result{alive: true, changed: true})
+	if got := rowsOf(t, c)["edge2"]; got != had {
+		t.Errorf("once heard, it has %d rows of %d", got, had)
+	}
 	f.follow(result{alive: true, err: errors.New("one lost")})
 	if got := rowsOf(t, c)["edge2"]; got != had {
 		t.Errorf("after one lost probe it has %d rows of %d", got, had)
