@@ -127,10 +127,13 @@ func (r *run) becomeUser() error {
 // closed to others is where people build.
 const sameProgram = "/proc/self/exe"
 
+// Packages are initialized on the process's first thread, whose name is the process's; main may run on any.
+var _ = restoreName()
+
 // restoreName undoes what sameProgram does to the name that ps and ss show.
-func restoreName() {
+func restoreName() error {
 	name := append([]byte("bermd"), 0)
-	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) // only a name
+	return unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) // only a name
 }
 
 // raiseBind makes CAP_NET_BIND_SERVICE the one capability that survives execve.

@@ -9,7 +9,6 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
 
 	"github.com/bermedge/berm/cmd/bermd/internal/edge"
 	"github.com/bermedge/berm/userspace/config"
@@ -22,9 +21,6 @@ const defaultState = "/var/lib/berm"
 func (r *run) Run() error {
 	// quic-go would print this by itself; we say it with the address and what to do.
 	_ = os.Setenv("QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING", "true")
-	if os.Getpid() == unix.Gettid() { // the name of the first thread is the process's
-		restoreName()
-	}
 	r.State = cmp.Or(r.State, defaultState)
 	root := os.Geteuid() == 0
 	switch {
