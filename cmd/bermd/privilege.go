@@ -132,6 +132,9 @@ var _ = restoreName()
 
 // restoreName undoes what sameProgram does to the name that ps and ss show.
 func restoreName() error {
+	if was, err := os.ReadFile("/proc/self/comm"); err != nil || string(was) != filepath.Base(sameProgram)+"\n" {
+		return err // started by another way
+	}
 	name := append([]byte("bermd"), 0)
 	return unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0) // only a name
 }
