@@ -134,6 +134,7 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermSids:          smallSIDs,
 		bpf.XDPMapBermDrops:         uint32(dropMax),
 		bpf.XDPMapBermStageStats:    uint32(stageMax) * uint32(exitMax),
+		bpf.XDPMapBermCcCountries:   countries,
 	} {
 		if got := spec.Maps[name].MaxEntries; got != want {
 			t.Errorf("%s has %d entries, the layout here %d", name, got, want)

@@ -1,4 +1,4 @@
-package bpf_test
+package maps_test
 
 import (
 	"bufio"
@@ -15,9 +15,11 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"github.com/bermedge/berm/bpf"
+	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/maps/mapstest"
 )
 
 // cgroupRoot finds the cgroup2 hierarchy, which is not everywhere at /sys/fs/cgroup.
@@ -33,7 +35,7 @@ func cgroupRoot(t *testing.T) string {
 			return f[1]
 		}
 	}
-	Require(t, errors.New("needs a cgroup2 hierarchy"))
+	mapstest.Require(t, errors.New("needs a cgroup2 hierarchy"))
 	return ""
 }
 
@@ -69,8 +71,35 @@ func inCgroup(t *testing.T) string {
 	return dir
 }
 
-// transfer makes a connection and moves n bytes over it, and waits until both ends are closed.
-func transfer(t *testing.T, listen, host string, n int64) {
+// observed has the kernel half's program of TCP connections see those of this process, over k's maps.
+func observed(t *testing.T, k *mapstest.Kernel) *ebpf.Program {
+	t.Helper()
+	var objs bpf.SockOpsObjects
+	spec, err := bpf.LoadSockOps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		if m := k.Maps[name]; m != nil {
+			with[name] = m
+			spec.Maps[name].MaxEntries = m.MaxEntries()
+		}
+	}
+	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: with}); err != nil {
+		t.Fatalf("%+v", err)
+	}
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: inCgroup(t), Attach: ebpf.AttachCGroupSockOps, Program: objs.BermSockOps})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close(); objs.Close() }) //nolint:errcheck // only descriptors
+	return objs.BermSockOps
+}
+
+// transfer makes a connection, moves n bytes over it, and waits until both ends are closed. It returns what the
+// server's end looked like then.
+func transfer(t *testing.T, listen, host string, n int64) (end tcpEnd) {
 	t.Helper()
 	lc := net.ListenConfig{}
 	lc.SetMultipathTCP(false)
@@ -86,8 +115,11 @@ func transfer(t *testing.T, listen, host string, n int64) {
 			served <- err
 			return
 		}
-		_, err = io.CopyN(c, zeros{}, n)
-		served <- errors.Join(err, c.Close())
+		tcp := c.(*net.TCPConn)
+		_, err = io.CopyN(tcp, zeros{}, n)
+		err = errors.Join(err, tcp.CloseWrite())
+		_, rerr := io.Copy(io.Discard, tcp) // until the client has everything
+		served <- errors.Join(err, rerr, end.read(tcp), tcp.Close())
 	}()
 	c, err := net.Dial("tcp", net.JoinHostPort(host, fmt.Sprint(ln.Addr().(*net.TCPAddr).Port)))
 	if err != nil {
@@ -97,63 +129,72 @@ func transfer(t *testing.T, listen, host string, n int64) {
 	if err := errors.Join(err, c.Close(), <-served); err != nil || got != n {
 		t.Fatalf("%d of %d bytes: %v", got, n, err)
 	}
+	return end
 }
 
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
+// tcpEnd is what a socket says of itself.
+type tcpEnd struct {
+	controller string
+	rto        time.Duration
+	window     uint32 // segments
+}
+
+func (e *tcpEnd) read(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	err = raw.Control(func(fd uintptr) {
+		var err error
+		e.controller, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		info, err2 := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if errs = append(errs, err, err2); err2 == nil {
+			e.rto, e.window = time.Duration(info.Rto)*time.Microsecond, info.Snd_cwnd
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}
+
 // Connections write what they learn under their far end's prefix: a /24, a /48, and the /24 of an
 // IPv4 client of an IPv6 socket.
 func TestPaths(t *testing.T) {
-	if os.Geteuid() != 0 {
-		Require(t, errors.New("needs root, to attach to a cgroup"))
-	}
-	if err := rlimit.RemoveMemlock(); err != nil {
-		t.Fatal(err)
-	}
-	var objs bpf.SockOpsObjects
-	if err := bpf.LoadSockOpsObjects(&objs, nil); err != nil {
-		t.Fatalf("%+v", err)
-	}
-	defer objs.Close() //nolint:errcheck // only descriptors
-	dir := inCgroup(t)
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: dir, Attach: ebpf.AttachCGroupSockOps, Program: objs.BermSockOps})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close() //nolint:errcheck // only a descriptor
+	k := mapstest.New(t)
+	observed(t, k)
 
 	const bytes = 4 << 20
 	transfer(t, "127.0.0.1:0", "127.0.0.1", bytes)
 	transfer(t, "[::1]:0", "::1", bytes)
-	four := wait(t, objs.BermPaths, netip.MustParseAddr("127.0.0.0"), 1)
-	wait(t, objs.BermPaths, netip.MustParseAddr("::"), 1)
-	if four.Sent < bytes/65536 || four.SrttUs == 0 || four.SrttUs > 1_000_000 || four.MinRttUs > four.SrttUs*8+1000 || four.UpdatedNs == 0 {
+	four := awaitPath(t, k, "127.0.0.1", 1)
+	awaitPath(t, k, "::1", 1)
+	if four.Sent < bytes/65536 || four.RTT == 0 || four.RTT > time.Second || four.MinRTT > four.RTT*8+time.Millisecond || time.Since(four.Updated) > time.Minute {
 		t.Errorf("path %+v", four)
 	}
 	if four.Lost != 0 && four.Bursts == [8]uint32{} {
 		t.Errorf("losses without bursts: %+v", four)
 	}
 	transfer(t, "[::]:0", "127.0.0.1", bytes) // a socket of both families
-	wait(t, objs.BermPaths, netip.MustParseAddr("127.0.0.0"), 2)
+	awaitPath(t, k, "127.0.0.1", 2)
 }
 
-// wait polls for an entry until it knows of so many connections and of delivery.
-func wait(t *testing.T, m *ebpf.Map, prefix netip.Addr, connections uint64) bpf.XDPBermPath {
+// awaitPath polls for an entry until it knows of so many connections and of delivery.
+func awaitPath(t *testing.T, k *mapstest.Kernel, of string, connections uint64) (p maps.Path) {
 	t.Helper()
-	key := bpf.XDPBermPathKey{Prefix: addrOf(prefix), Proto: 6}
-	var v bpf.XDPBermPath
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond) // sleep: a poll with a deadline; the kernel tells nobody
-		switch err := m.Lookup(&key, &v); {
-		case errors.Is(err, ebpf.ErrKeyNotExist):
+		p, err := k.Paths.Get(netip.MustParseAddr(of), maps.ProtocolTCP)
+		switch {
+		case errors.Is(err, maps.ErrNotFound):
 		case err != nil:
 			t.Fatal(err)
-		case v.Connections >= connections && v.Delivered > 0:
-			return v
+		case p.Connections >= connections && p.Delivered > 0:
+			return p
 		}
 	}
-	t.Fatalf("no entry of %s with %d connections: %+v", prefix, connections, v)
-	return v
+	t.Fatalf("no entry of %s with %d connections: %+v", of, connections, p)
+	return p
 }
