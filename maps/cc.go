@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -57,6 +59,9 @@ func (c CCCountries) Profile(of Country) string {
 	}
 	return c.Fallback
 }
+
+// CCProfiles is how many profiles fit, with the host's own.
+const CCProfiles = 32 // BERM_CC_PROFILES
 
 // Bounds of what a profile may ask for. RFC 6928 has 10 segments; the kernel has 200 ms, and takes no more.
 const (
@@ -417,4 +422,23 @@ func (c *CC) Explain(a netip.Addr) (CCChoice, error) {
 		return CCChoice{}, err
 	}
 	return CCChoice{Profile: by.Profile(record.Country), Country: record.Country}, nil
+}
+
+// HostControllers are the congestion controllers that this host's kernel has at hand. It may load others as modules.
+func HostControllers() ([]string, error) {
+	const path = "/proc/sys/net/ipv4/tcp_available_congestion_control"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("controllers of this host: %w", err)
+	}
+	return strings.Fields(string(b)), nil
+}
+
+// CheckController says that this host's kernel does not have a controller. BPF cannot have it load one.
+func CheckController(name string) error {
+	have, err := HostControllers()
+	if name == "" || err != nil || slices.Contains(have, name) {
+		return err
+	}
+	return fmt.Errorf("controller %q: %w: this host has %s (load it first: modprobe tcp_%s)", name, ErrNotFound, strings.Join(have, ", "), name)
 }

@@ -49,7 +49,8 @@ func TestCCInKernel(t *testing.T) {
 		{"fallback", nil, maps.CCCountries{Rules: map[maps.Country]string{mustCountry(t, "FR"): "quick"}, Fallback: "slow"}, "slow", "slow"},
 		{"prefix", []maps.CCRule{{Prefix: prefix("127.0.0.0/8"), Profile: "slow"}, {Prefix: prefix("::/120"), Profile: "slow"}}, maps.CCCountries{Fallback: "quick"}, "slow", "slow"},
 		{"longest", []maps.CCRule{
-			{Prefix: prefix("127.0.0.0/8"), Profile: "slow"}, {Prefix: prefix("127.0.0.1/32"), Profile: "quick"},
+			{Prefix: prefix("127.0.0.0/8"), Profile: "slow"},
+			{Prefix: prefix("127.0.0.1/32"), Profile: "quick"},
 			{Prefix: prefix("::1/128"), Profile: "quick"},
 		}, maps.CCCountries{Fallback: "slow"}, "quick", "quick"},
 		{"a profile that changes nothing", []maps.CCRule{{Prefix: prefix("0.0.0.0/0"), Profile: "none"}}, maps.CCCountries{Fallback: "slow"}, "none", "slow"},
@@ -91,7 +92,7 @@ func TestCCInKernel(t *testing.T) {
 	}
 }
 
-func ccStats(t *testing.T, k *mapstest.Kernel) map[string]maps.CCStats {
+func ccStats(t testing.TB, k *mapstest.Kernel) map[string]maps.CCStats {
 	t.Helper()
 	s, err := k.CC.Stats()
 	if err != nil {

@@ -23,7 +23,7 @@ import (
 )
 
 // cgroupRoot finds the cgroup2 hierarchy, which is not everywhere at /sys/fs/cgroup.
-func cgroupRoot(t *testing.T) string {
+func cgroupRoot(t testing.TB) string {
 	t.Helper()
 	mounts, err := os.Open("/proc/self/mounts")
 	if err != nil {
@@ -40,7 +40,7 @@ func cgroupRoot(t *testing.T) string {
 }
 
 // inCgroup moves this process into a cgroup of the test's own until the test ends.
-func inCgroup(t *testing.T) string {
+func inCgroup(t testing.TB) string {
 	t.Helper()
 	root := cgroupRoot(t)
 	own, err := os.ReadFile("/proc/self/cgroup")
@@ -72,7 +72,7 @@ func inCgroup(t *testing.T) string {
 }
 
 // observed has the kernel half's program of TCP connections see those of this process, over k's maps.
-func observed(t *testing.T, k *mapstest.Kernel) *ebpf.Program {
+func observed(t testing.TB, k *mapstest.Kernel) *ebpf.Program {
 	t.Helper()
 	var objs bpf.SockOpsObjects
 	spec, err := bpf.LoadSockOps()
@@ -99,7 +99,7 @@ func observed(t *testing.T, k *mapstest.Kernel) *ebpf.Program {
 
 // transfer makes a connection, moves n bytes over it, and waits until both ends are closed. It returns what the
 // server's end looked like then.
-func transfer(t *testing.T, listen, host string, n int64) (end tcpEnd) {
+func transfer(t testing.TB, listen, host string, n int64) (end tcpEnd) {
 	t.Helper()
 	lc := net.ListenConfig{}
 	lc.SetMultipathTCP(false)
@@ -182,7 +182,7 @@ func TestPaths(t *testing.T) {
 }
 
 // awaitPath polls for an entry until it knows of so many connections and of delivery.
-func awaitPath(t *testing.T, k *mapstest.Kernel, of string, connections uint64) (p maps.Path) {
+func awaitPath(t testing.TB, k *mapstest.Kernel, of string, connections uint64) (p maps.Path) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond) // sleep: a poll with a deadline; the kernel tells nobody
@@ -197,4 +197,41 @@ func awaitPath(t *testing.T, k *mapstest.Kernel, of string, connections uint64) 
 	}
 	t.Fatalf("no entry of %s with %d connections: %+v", of, connections, p)
 	return p
+}
+
+// BenchmarkSockOps measures the program on real connections of 64 KiB each, with 60,000 prefixes that have a
+// profile. Budget: 1 µs a callback.
+func BenchmarkSockOps(b *testing.B) {
+	k := mapstest.New(b)
+	prog := observed(b, k)
+	if err := k.CC.PutProfile(maps.CCProfile{Name: "p", Controller: "cubic", InitialWindow: 32}); err != nil {
+		b.Fatal(err)
+	}
+	rules := []maps.CCRule{{Prefix: netip.MustParsePrefix("127.0.0.0/24"), Profile: "p"}}
+	for i := range 60000 {
+		a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0})
+		rules = append(rules, maps.CCRule{Prefix: netip.PrefixFrom(a, 24), Profile: "p"})
+	}
+	if err := k.CC.Replace(maps.OwnerFile, rules); err != nil {
+		b.Fatal(err)
+	}
+	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stats.Close() //nolint:errcheck // only a descriptor
+	before, err := prog.Stats()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		transfer(b, "127.0.0.1:0", "127.0.0.1", 64<<10)
+	}
+	after, err := prog.Stats()
+	if err != nil {
+		b.Fatal(err)
+	}
+	runs := after.RunCount - before.RunCount
+	b.ReportMetric(float64((after.Runtime-before.Runtime).Nanoseconds())/float64(runs), "ns/callback")
+	b.ReportMetric(float64(runs)/float64(b.N), "callbacks/op")
 }

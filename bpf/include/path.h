@@ -45,7 +45,8 @@ static __always_inline void path_far(const struct bpf_sock_ops *ctx, struct berm
 	if (ctx->family == AF_INET) {
 		__u32 four = ctx->remote_ip4;
 
-		barrier_var(four); /* one load from either of two places is no access to a context */
+		barrier_var(
+			four); /* one load from either of two places is no access to a context */
 		far->halves[0] = 0;
 		far->words[2] = bpf_htonl(0xffff);
 		far->words[3] = four;
