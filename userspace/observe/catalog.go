@@ -16,7 +16,8 @@ var (
 	StartTime    = gauge("berm_start_time_seconds", "When the daemon started, in Unix seconds.")
 	Reloads      = counter("berm_config_reloads_total", "Reloads of the file by result (ok, refused).", "result")
 	ConfigLoaded = gauge("berm_config_loaded_seconds", "When the configuration in force was loaded, in Unix seconds.")
-	Certificate  = gauge("berm_certificate_expiry_seconds", "When a certificate expires, in Unix seconds.", "name")
+	Certificate  = gauge("berm_certificate_expiry_seconds", "When the last certificate for a name expires, in Unix seconds; name is the first in it.", "name")
+	CertProblems = gauge("berm_certificate_problems", "What in tls.dir cannot be used.")
 
 	KernelUp      = gauge("berm_kernel_up", "1 while the kernel half's pinned maps are open.")
 	KernelObserve = gauge("berm_kernel_observe_only", "1 while the kernel half counts drops without enforcing them.")

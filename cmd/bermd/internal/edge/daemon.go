@@ -9,6 +9,7 @@ import (
 
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/cache"
+	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/observe"
@@ -282,14 +283,25 @@ func absent(names []string) (out []string) {
 	return out
 }
 
-// certProblems names certificates that end within a week.
+// certProblems names what cannot be used of tls.dir, and certificates that end soon without a successor.
 func (e *Edge) certProblems() (out []string) {
+	out = append(out, e.certs.Problems()...)
 	for _, c := range e.certs.List() {
-		if left := time.Until(c.NotAfter); left < 7*24*time.Hour {
+		switch left := time.Until(c.NotAfter); {
+		case c.Replaced || left >= certWarn(c):
+		case left <= 0:
+			out = append(out, fmt.Sprintf("the certificate in %s ended %s: clients refuse it", c.Path, c.NotAfter.Format(time.DateTime)))
+		default:
 			out = append(out, fmt.Sprintf("the certificate in %s ends %s", c.Path, c.NotAfter.Format(time.DateTime)))
 		}
 	}
 	return out
+}
+
+// certWarn is how long before its end a certificate is complained of: a week, or the last third of one that lives for
+// days only.
+func certWarn(c certs.Info) time.Duration {
+	return min(7*24*time.Hour, c.NotAfter.Sub(c.NotBefore)/3)
 }
 
 var _ control.Daemon = (*Edge)(nil)

@@ -238,7 +238,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.tasks.Go(func() { e.kernel.run(work) })
 	e.tasks.Go(func() { e.kernel.live(work) })
-	e.tasks.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
+	e.tasks.Go(func() { e.certs.Watch(work, time.Second, e.certsChanged) })
 	e.tasks.Go(func() { e.watchdog(work) })
 	e.tasks.Go(func() { e.heart.run(work) })
 	e.tasks.Go(func() { e.anycast.Run(work) })
@@ -298,7 +298,7 @@ func (e *Edge) close(ctx context.Context) error {
 
 func (e *Edge) certsChanged(err error) {
 	if err != nil {
-		e.log.Error("certificates not reloaded: the old ones stay", "error", err)
+		e.log.Error("certificates not taken: those before them stay", "error", err)
 		return
 	}
 	e.log.Info("certificates reloaded")
