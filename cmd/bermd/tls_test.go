@@ -10,7 +10,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,8 +24,10 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
 
 	"github.com/bermedge/berm/test/rig/rigtest"
+	"github.com/bermedge/berm/userspace/control"
 )
 
 // mustCert makes a self-signed certificate for localhost that clients can be told to trust, as PEM.
@@ -192,4 +197,125 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	if n := load.failed.Load(); n != 0 || load.done.Load() < 100 {
 		t.Errorf("of %d handshakes %d failed, the last: %v", load.done.Load(), n, load.why.Load())
 	}
+}
+
+// Two edges with the same keys resume each other's sessions, over TCP and QUIC; so does a daemon that was started again.
+func TestSessionsResumeAcrossEdgesAndRestarts(t *testing.T) {
+	for _, program := range []string{"openssl", "gtlsclient"} {
+		rigtest.Require(t, need(program))
+	}
+	dir, keep := t.TempDir(), t.TempDir()
+	shared := fmt.Sprintf("tls: {tickets: {dir: %s}}", dir)
+	one, two := mustStart(t, onLoopback, shared), mustStart(t, onLoopback, shared)
+	session := filepath.Join(keep, "openssl")
+	openssl := func(p *process, args ...string) string {
+		t.Helper()
+		address := strings.TrimPrefix(p.url(t, "h2"), "https://")
+		cmd := exec.Command("openssl", append([]string{"s_client", "-connect", address, "-servername", "localhost", "-ign_eof"}, args...)...)
+		cmd.Stdin = strings.NewReader("GET / HTTP/1.0\r\n\r\n") // the ticket comes before the answer
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("openssl: %v\n%s", err, out)
+		}
+		return string(out)
+	}
+	gtls := func(p *process) {
+		t.Helper()
+		address := strings.TrimPrefix(p.url(t, "h3"), "https://")
+		host, port, _ := net.SplitHostPort(address)
+		out, err := exec.Command("gtlsclient", "-q", "--exit-on-all-streams-close", "--disable-early-data", "--timeout=20s",
+			"--session-file="+filepath.Join(keep, "gtls"), "--tp-file="+filepath.Join(keep, "tp"), host, port, "https://"+address+"/").CombinedOutput()
+		if err != nil {
+			t.Fatalf("gtlsclient: %v\n%s", err, out)
+		}
+	}
+	remember := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	quicGo := func(p *process) bool {
+		t.Helper()
+		_, conn := mustAsk(t, strings.TrimPrefix(p.url(t, "h3"), "https://"), remember, http.MethodGet, "/")
+		return conn.TLS.DidResume
+	}
+	counts := func(p *process) control.TLSInfo {
+		t.Helper()
+		s, err := p.client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.TLS
+	}
+	if out := openssl(one, "-sess_out", session); strings.Contains(out, "Reused, TLSv1.3") {
+		t.Error("openssl resumed what never was")
+	}
+	gtls(one)
+	quicGo(one)
+	if got, want := counts(one), (control.TLSInfo{TCP: control.Handshakes{Full: 1}, QUIC: control.Handshakes{Full: 2}}); got != want {
+		t.Errorf("on the first edge %+v, want %+v", got, want)
+	}
+	resumed := control.TLSInfo{TCP: control.Handshakes{Resumed: 1}, QUIC: control.Handshakes{Resumed: 2}}
+	for _, p := range []*process{two, mustStart(t, onLoopback, shared)} {
+		if out := openssl(p, "-sess_in", session); !strings.Contains(out, "Reused, TLSv1.3") {
+			t.Errorf("openssl did not resume:\n%s", out)
+		}
+		gtls(p)
+		if !quicGo(p) {
+			t.Error("quic-go did not resume")
+		}
+		if got := counts(p); got != resumed {
+			t.Errorf("on another edge %+v, want %+v", got, resumed)
+		}
+	}
+	// Without the keys there is a full handshake, and no error.
+	stranger := mustStart(t, onLoopback)
+	if out := openssl(stranger, "-sess_in", session); !strings.Contains(out, "New, TLSv1.3") {
+		t.Errorf("openssl with a ticket of unknown keys:\n%s", out)
+	}
+	gtls(stranger)
+	quicGo(stranger)
+	if got, want := counts(stranger), (control.TLSInfo{TCP: control.Handshakes{Full: 1}, QUIC: control.Handshakes{Full: 2}}); got != want {
+		t.Errorf("without the keys %+v, want %+v", got, want)
+	}
+	for _, f := range mustKeys(t, dir) {
+		secret, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := strings.TrimSpace(string(secret)); len(text) != 64 || strings.Contains(one.out.String()+two.out.String(), text) {
+			t.Errorf("%s is no key, or its secret is in a log", f)
+		}
+	}
+}
+
+// mustAsk asks over h3 with quic-go, and returns the answer and how the connection was.
+func mustAsk(t *testing.T, address string, client *tls.Config, method, target string) (*http.Response, quic.ConnectionState) {
+	t.Helper()
+	var conn *quic.Conn
+	tr := &http3.Transport{TLSClientConfig: client, Dial: func(ctx context.Context, _ string, c *tls.Config, q *quic.Config) (_ *quic.Conn, err error) {
+		conn, err = quic.DialAddrEarly(ctx, address, c, q)
+		return conn, err
+	}}
+	defer tr.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "https://localhost"+target, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	<-conn.HandshakeComplete()
+	return resp, conn.ConnectionState()
+}
+
+func mustKeys(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "ticket-*.key"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	return files
 }

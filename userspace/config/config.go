@@ -20,6 +20,7 @@ import (
 	"github.com/bermedge/berm/userspace/pipeline"
 	"github.com/bermedge/berm/userspace/quiclb"
 	"github.com/bermedge/berm/userspace/steer"
+	"github.com/bermedge/berm/userspace/tickets"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -31,7 +32,7 @@ type Config struct {
 	Node     Node                       `yaml:"node"`
 	Kernel   Kernel                     `yaml:"kernel"`
 	Listen   transport.Config           `yaml:"listen"`
-	TLS      certs.Config               `yaml:"tls"`
+	TLS      TLS                        `yaml:"tls"`
 	Admin    control.Config             `yaml:"admin"`
 	VIPs     []VIP                      `yaml:"vips"`
 	Backends map[string][]steer.Backend `yaml:"backends"`
@@ -45,6 +46,12 @@ type Config struct {
 	Routes   []pipeline.RouteConfig     `yaml:"routes"`
 	FEC      fec.Config                 `yaml:"fec"`
 	Log      observe.Config             `yaml:"log"`
+}
+
+// TLS is the section tls.
+type TLS struct {
+	certs.Config `yaml:",inline"`
+	Tickets      tickets.Config `yaml:"tickets"`
 }
 
 // Node is this edge.
@@ -117,7 +124,7 @@ type RateClass struct {
 func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
-		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
+		Listen: transport.Default(), TLS: TLS{Config: certs.Default(), Tickets: tickets.Default()}, Admin: control.Default(),
 		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }

@@ -74,8 +74,24 @@ func (e *Edge) Status(ctx context.Context) (control.Status, error) {
 	for _, a := range e.server.Addresses() {
 		s.Listeners = append(s.Listeners, control.Listener{Protocols: a.Protocols, Address: a.Address, Network: a.Network})
 	}
+	s.TLS = e.tlsInfo()
 	err := e.kernelStatus(ctx, &s)
 	return s, err
+}
+
+func (e *Edge) tlsInfo() (out control.TLSInfo) {
+	for _, h := range e.tickets.Stats().Handshakes() {
+		of := &out.TCP
+		if h.Transport == "quic" {
+			of = &out.QUIC
+		}
+		if h.Session == "resumed" {
+			of.Resumed += h.N
+		} else {
+			of.Full += h.N
+		}
+	}
+	return out
 }
 
 func (e *Edge) kernelStatus(ctx context.Context, s *control.Status) error {
@@ -269,6 +285,7 @@ func (e *Edge) health() observe.Health {
 	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
 	h.Problems = append(h.Problems, e.kernel.gateProblems()...)
 	h.Problems = append(h.Problems, e.certProblems()...)
+	h.Problems = append(h.Problems, e.tickets.Problems()...)
 	h.Problems = append(h.Problems, e.originProblems()...)
 	return h
 }

@@ -122,6 +122,9 @@ func (e *Edge) emitTransport(emit observe.Emit) {
 	emit(observe.InFlight, float64(st.H3.InFlight.Load()), "h3")
 	emit(observe.TLSFailures, float64(st.TLSFailures.Load()))
 	emit(observe.QUICRetries, float64(st.Retries.Load()))
+	for _, h := range e.tickets.Stats().Handshakes() {
+		emit(observe.TLSHandshakes, float64(h.N), h.Transport, h.Session, h.Group)
+	}
 }
 
 func (e *Edge) emitCache(emit observe.Emit) {
