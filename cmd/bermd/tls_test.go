@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,14 +10,18 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -248,7 +253,7 @@ func TestSessionsResumeAcrossEdgesAndRestarts(t *testing.T) {
 	}
 	gtls(one)
 	quicGo(one)
-	if got, want := counts(one), (control.TLSInfo{TCP: control.Handshakes{Full: 1}, QUIC: control.Handshakes{Full: 2}}); got != want {
+	if got, want := counts(one), (control.TLSInfo{TCP: control.Handshakes{Full: 1}, QUIC: control.Handshakes{Full: 2}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("on the first edge %+v, want %+v", got, want)
 	}
 	resumed := control.TLSInfo{TCP: control.Handshakes{Resumed: 1}, QUIC: control.Handshakes{Resumed: 2}}
@@ -260,7 +265,7 @@ func TestSessionsResumeAcrossEdgesAndRestarts(t *testing.T) {
 		if !quicGo(p) {
 			t.Error("quic-go did not resume")
 		}
-		if got := counts(p); got != resumed {
+		if got := counts(p); !reflect.DeepEqual(got, resumed) {
 			t.Errorf("on another edge %+v, want %+v", got, resumed)
 		}
 	}
@@ -271,7 +276,7 @@ func TestSessionsResumeAcrossEdgesAndRestarts(t *testing.T) {
 	}
 	gtls(stranger)
 	quicGo(stranger)
-	if got, want := counts(stranger), (control.TLSInfo{TCP: control.Handshakes{Full: 1}, QUIC: control.Handshakes{Full: 2}}); got != want {
+	if got, want := counts(stranger), (control.TLSInfo{TCP: control.Handshakes{Full: 1}, QUIC: control.Handshakes{Full: 2}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("without the keys %+v, want %+v", got, want)
 	}
 	for _, f := range mustKeys(t, dir) {
@@ -290,7 +295,11 @@ func mustAsk(t *testing.T, address string, client *tls.Config, method, target st
 	t.Helper()
 	var conn *quic.Conn
 	tr := &http3.Transport{TLSClientConfig: client, Dial: func(ctx context.Context, _ string, c *tls.Config, q *quic.Config) (_ *quic.Conn, err error) {
-		conn, err = quic.DialAddrEarly(ctx, address, c, q)
+		dial := quic.DialAddr
+		if method == http3.MethodGet0RTT {
+			dial = quic.DialAddrEarly
+		}
+		conn, err = dial(ctx, address, c, q)
 		return conn, err
 	}}
 	defer tr.Close()
@@ -318,4 +327,279 @@ func mustKeys(t *testing.T, dir string) []string {
 		t.Fatal(files, err)
 	}
 	return files
+}
+
+// notes is an origin that remembers what it was asked, and forbids storing it.
+type notes struct {
+	mu   sync.Mutex
+	seen []string
+}
+
+func (n *notes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.seen = append(n.seen, fmt.Sprintf("%s %s early=%s", r.Method, r.URL, r.Header.Get("Early-Data")))
+	w.Header().Set("Cache-Control", "no-store")
+	fmt.Fprintln(w, "hello")
+}
+
+// take returns what was asked since it was last called.
+func (n *notes) take() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	defer func() { n.seen = nil }()
+	return n.seen
+}
+
+func withNotes(t *testing.T) (lines string, n *notes) {
+	t.Helper()
+	n = &notes{}
+	srv := httptest.NewServer(n)
+	t.Cleanup(srv.Close)
+	return fmt.Sprintf("origins: {notes: {urls: [%q]}}\nroutes: [{host: \"*\", path: /, origin: notes}]", srv.URL), n
+}
+
+const earlyOn = "tls: {early_data: {enabled: true, queries: [/search]}}"
+
+func mustEarly(t *testing.T, p *process) map[string]uint64 {
+	t.Helper()
+	s, err := p.client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.TLS.Early
+}
+
+// What a client sends before the handshake is done reaches the origin marked, or is refused with 425.
+func TestEarlyData(t *testing.T) {
+	rigtest.Require(t, need("gtlsclient"))
+	origin, asked := withNotes(t)
+	p := mustStart(t, onLoopback, origin, earlyOn)
+	address := mustPath(t, strings.TrimPrefix(p.url(t, "h3"), "https://")).LocalAddr().String()
+	host, port, _ := net.SplitHostPort(address)
+	keep := t.TempDir()
+	body := filepath.Join(keep, "body")
+	mustWrite(t, body, []byte("x"))
+	gtls := func(target string, args ...string) string {
+		t.Helper()
+		args = append([]string{"--exit-on-all-streams-close", "--timeout=20s", "--session-file=" + filepath.Join(keep, "s"), "--tp-file=" + filepath.Join(keep, "tp")}, args...)
+		out, err := exec.Command("gtlsclient", append(args, host, port, "https://"+address+target)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("gtlsclient: %v\n%s", err, out)
+		}
+		return string(out)
+	}
+	gtls("/first")
+	if got := asked.take(); !slices.Equal(got, []string{"GET /first early="}) {
+		t.Errorf("a full handshake: %q", got)
+	}
+	for i, c := range []struct {
+		target string
+		args   []string
+		status string
+		origin []string
+	}{
+		{"/a", nil, "200", []string{"GET /a early=1"}},
+		{"/b", []string{"--http-method=HEAD"}, "200", []string{"HEAD /b early=1"}},
+		{"/c", []string{"--http-method=OPTIONS"}, "200", []string{"OPTIONS /c early=1"}},
+		{"/d?q=1", nil, "425", nil},
+		{"/search?q=1", nil, "200", []string{"GET /search?q=1 early=1"}},
+		{"/search/deep?q=1", nil, "200", []string{"GET /search/deep?q=1 early=1"}},
+		{"/searching?q=1", nil, "425", nil},
+		{"/e", []string{"--http-method=POST", "--data=" + body}, "425", nil},
+		{"/f", []string{"--http-method=DELETE"}, "425", nil},
+		{"/g", []string{"--data=" + body}, "425", nil},
+		{"/d?q=1", []string{"--disable-early-data"}, "200", []string{"GET /d?q=1 early="}},
+		{"/e", []string{"--disable-early-data", "--http-method=POST", "--data=" + body}, "200", []string{"POST /e early="}},
+	} {
+		out := gtls(c.target, c.args...)
+		if !strings.Contains(out, "[:status: "+c.status+"]") || strings.Contains(out, "rejected by server") {
+			t.Errorf("%s %v: want status %s\n%s", c.target, c.args, c.status, out)
+		}
+		if got := asked.take(); !slices.Equal(got, c.origin) {
+			t.Errorf("%s %v: the origin saw %q", c.target, c.args, got)
+		}
+		if got := mustEarly(t, p)["accepted"]; got != uint64(i+1) {
+			t.Errorf("%s: %d tickets accepted", c.target, got)
+		}
+	}
+
+	// quic-go, too: its client uses a ticket as often as it comes, and only the first time is it good for early data.
+	client := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	for target, want := range map[string]int{"/a": 200, "/a?q=1": 425} {
+		mustAsk(t, address, client, http.MethodGet, "/first")
+		asked.take()
+		resp, conn := mustAsk(t, address, client, http3.MethodGet0RTT, target)
+		if !conn.Used0RTT || resp.StatusCode != want {
+			t.Errorf("%s: 0-RTT %v, status %d", target, conn.Used0RTT, resp.StatusCode)
+		}
+		if got := asked.take(); want == 200 && !slices.Equal(got, []string{"GET /a early=1"}) || want != 200 && len(got) > 0 {
+			t.Errorf("%s: the origin saw %q", target, got)
+		}
+	}
+
+	// Another edge, or this one after a restart, resumes without: only who gave the ticket out knows whether it was used.
+	again := mustStart(t, onLoopback, origin, strings.Replace(earlyOn, "early_data", "tickets: {dir: "+filepath.Join(p.dir, "tickets")+"}, early_data", 1))
+	first := address
+	address = strings.TrimPrefix(again.url(t, "h3"), "https://")
+	host, port, _ = net.SplitHostPort(address)
+	if out := gtls("/a"); !strings.Contains(out, "rejected by server") || !strings.Contains(out, "[:status: 200]") {
+		t.Errorf("elsewhere:\n%s", out)
+	}
+	if got := asked.take(); !slices.Equal(got, []string{"GET /a early="}) || mustEarly(t, again)["elsewhere"] != 1 {
+		t.Errorf("elsewhere the origin saw %q, %v", got, mustEarly(t, again))
+	}
+
+	// Turned off, it is off for tickets that clients have.
+	address = first
+	host, port, _ = net.SplitHostPort(address)
+	gtls("/first")
+	p.write(t, onLoopback, origin)
+	if _, err := p.client.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	asked.take()
+	for range 2 { // the second time with a ticket of afterwards
+		if out := gtls("/a"); !strings.Contains(out, "rejected by server") {
+			t.Errorf("off:\n%s", out)
+		}
+	}
+	if got := asked.take(); !slices.Equal(got, []string{"GET /a early=", "GET /a early="}) {
+		t.Errorf("off, the origin saw %q", got)
+	}
+}
+
+// path carries datagrams to the edge and back, each a while later: what a client sends at once comes before what it
+// sends in answer. It keeps what went to the edge.
+type path struct {
+	net.PacketConn
+	to *net.UDPAddr
+
+	mu   sync.Mutex
+	out  map[string]net.Conn // to the edge, by client
+	sent [][]byte
+}
+
+const pathDelay = 100 * time.Millisecond
+
+func mustPath(t *testing.T, address string) *path {
+	t.Helper()
+	to, err := net.ResolveUDPAddr("udp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &path{PacketConn: in, to: to, out: map[string]net.Conn{}}
+	t.Cleanup(p.close)
+	go p.run()
+	return p
+}
+
+func (p *path) close() {
+	_ = p.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.out {
+		_ = c.Close()
+	}
+}
+
+func (p *path) run() {
+	buf := make([]byte, 2048)
+	for {
+		n, client, err := p.ReadFrom(buf)
+		if err != nil {
+			return // closed
+		}
+		b := bytes.Clone(buf[:n])
+		p.mu.Lock()
+		p.sent = append(p.sent, b)
+		out := p.out[client.String()]
+		if out == nil {
+			if out, err = net.DialUDP("udp", nil, p.to); err != nil {
+				p.mu.Unlock()
+				return
+			}
+			p.out[client.String()] = out
+			go p.back(out, client)
+		}
+		p.mu.Unlock()
+		time.AfterFunc(pathDelay, func() { _, _ = out.Write(b) }) // a datagram may be lost
+	}
+}
+
+func (p *path) back(from net.Conn, client net.Addr) {
+	buf := make([]byte, 2048)
+	for {
+		n, err := from.Read(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // nobody listens there just now
+		}
+		b := bytes.Clone(buf[:n])
+		time.AfterFunc(pathDelay, func() { _, _ = p.WriteTo(b, client) }) // a datagram may be lost
+	}
+}
+
+// flight is what has been sent of first flights since forget: Initials and 0-RTT packets, the first two types of long
+// headers (RFC 9000, 17.2).
+func (p *path) flight() (out [][]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, b := range p.sent {
+		if b[0]&0x80 != 0 && b[0]>>4&3 < 2 {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+func (p *path) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sent = nil
+}
+
+// Recorded 0-RTT packets that somebody sends again make no second request, however often and from wherever.
+func TestReplayedEarlyDataReachesNoOrigin(t *testing.T) {
+	origin, asked := withNotes(t)
+	// Copies carry the same connection ID, so that each is judged once the connection before has timed out.
+	p := mustStart(t, strings.Replace(onLoopback, "}", ", header_timeout: 1s, idle_timeout: 2s}", 1), origin, earlyOn)
+	way := mustPath(t, strings.TrimPrefix(p.url(t, "h3"), "https://"))
+	address := way.LocalAddr().String()
+	client := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	mustAsk(t, address, client, http.MethodGet, "/first")
+	asked.take()
+	way.forget()
+	if resp, conn := mustAsk(t, address, client, http3.MethodGet0RTT, "/once"); resp.StatusCode != 200 || !conn.Used0RTT {
+		t.Fatal(resp.Status, conn.Used0RTT)
+	}
+	if got := asked.take(); !slices.Equal(got, []string{"GET /once early=1"}) {
+		t.Fatalf("the origin saw %q", got)
+	}
+	flight := way.flight()
+	const copies = 3
+	within(t, 60*time.Second, "copies to be judged", func() (bool, error) {
+		again, err := net.DialUDP("udp", nil, way.to)
+		if err != nil {
+			return false, err
+		}
+		defer again.Close()
+		for _, b := range flight {
+			if _, err := again.Write(b); err != nil {
+				return false, err
+			}
+		}
+		return mustEarly(t, p)["replayed"] >= copies, nil
+	})
+	mustAsk(t, address, client, http.MethodGet, "/last") // what a copy could have caused is done
+	if got := asked.take(); !slices.Equal(got, []string{"GET /last early="}) {
+		t.Errorf("after copies the origin saw %q", got)
+	}
+	t.Logf("a flight of %d datagrams sent again; tickets: %v", len(flight), mustEarly(t, p))
 }

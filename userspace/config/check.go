@@ -22,6 +22,7 @@ func (c *Config) check(d *decoder) {
 	d.reportTree("listen", c.Listen.Validate())
 	d.reportTree("tls", c.TLS.Validate())
 	d.reportTree("tls.tickets", c.TLS.Tickets.Validate())
+	d.reportTree("tls.early_data", c.TLS.EarlyData.Validate())
 	d.reportTree("admin", c.Admin.Validate())
 	d.reportTree("cache", c.Cache.Validate())
 	d.reportTree("fec", c.FEC.Validate())

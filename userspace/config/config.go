@@ -52,6 +52,7 @@ type Config struct {
 type TLS struct {
 	certs.Config `yaml:",inline"`
 	Tickets      tickets.Config `yaml:"tickets"`
+	EarlyData    tickets.Early  `yaml:"early_data"`
 }
 
 // Node is this edge.

@@ -24,6 +24,7 @@ type Keys struct {
 	// those that net/http and quic-go have copied.
 	conf  *tls.Config
 	stats Stats
+	early register
 
 	mu       sync.Mutex
 	cfg      Config
@@ -177,8 +178,8 @@ func (k *Keys) use(keys []key, now time.Time) {
 
 // TLS adds to c what resumption needs, and returns it. Configurations that are copied from it follow the keys too.
 func (k *Keys) TLS(c *tls.Config) *tls.Config {
-	c.WrapSession = k.conf.EncryptTicket
-	c.UnwrapSession = k.conf.DecryptTicket
+	c.WrapSession = k.wrap
+	c.UnwrapSession = k.unwrap
 	c.VerifyConnection = k.stats.count
 	return c
 }

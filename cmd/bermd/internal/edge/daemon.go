@@ -91,6 +91,9 @@ func (e *Edge) tlsInfo() (out control.TLSInfo) {
 			of.Full += h.N
 		}
 	}
+	if e.tickets.EarlyData() {
+		out.Early = e.tickets.EarlyResults()
+	}
 	return out
 }
 

@@ -57,6 +57,7 @@ type Edge struct {
 
 	certs    *certs.Store
 	tickets  *tickets.Keys
+	early    tickets.EarlyStage
 	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
@@ -111,6 +112,8 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	if e.tickets, err = tickets.Open(cfg.TLS.Tickets, opts.State, e.clock); err != nil {
 		return nil, err
 	}
+	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
+	e.early.Apply(cfg.TLS.EarlyData)
 	if e.content, err = newContent(cfg, e.clock); err != nil {
 		return nil, err
 	}
@@ -145,6 +148,7 @@ func (e *Edge) buildPipeline() (err error) {
 	page := control.Page(e)
 	stages := []pipeline.Stage{
 		pipeline.Identify{},
+		&e.early,
 		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
 		&e.content.routes, &e.content.cache, &e.content.origin,
@@ -169,7 +173,7 @@ func (e *Edge) listen(cfg *config.Config) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
 		ConnectionIDs: e.cids.generator(), Keeper: e.opts.Keeper, Held: e.opts.Held,
-		VerifyClients: e.kernel.clientsMustShow,
+		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData,
 	})
 	if err != nil {
 		e.server = nil

@@ -91,6 +91,11 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 		return nil, restart
 	}
 	next.use()
+	e.early.Apply(cfg.TLS.EarlyData)
+	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
+	if old.Listen.MaxHeader != cfg.Listen.MaxHeader || old.Listen.MaxStreams != cfg.Listen.MaxStreams {
+		e.tickets.ForgetEarly() // clients remember these, and early data must keep to them
+	}
 	e.log.Apply(cfg.Log)
 	e.access.Sample(cfg.Log.Access)
 	boundHeap(cfg.Cache.HeapLimit())

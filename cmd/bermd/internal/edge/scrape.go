@@ -125,6 +125,10 @@ func (e *Edge) emitTransport(emit observe.Emit) {
 	for _, h := range e.tickets.Stats().Handshakes() {
 		emit(observe.TLSHandshakes, float64(h.N), h.Transport, h.Session, h.Group)
 	}
+	for result, n := range e.tickets.EarlyResults() {
+		emit(observe.EarlyTickets, float64(n), result)
+	}
+	emit(observe.EarlyRequests, float64(e.early.Passed.Load()))
 }
 
 func (e *Edge) emitCache(emit observe.Emit) {
