@@ -21,6 +21,7 @@ import (
 	"github.com/bermedge/berm/userspace/pipeline"
 	"github.com/bermedge/berm/userspace/quiclb"
 	"github.com/bermedge/berm/userspace/steer"
+	"github.com/bermedge/berm/userspace/tickets"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -32,7 +33,7 @@ type Config struct {
 	Node     Node                       `yaml:"node"`
 	Kernel   Kernel                     `yaml:"kernel"`
 	Listen   transport.Config           `yaml:"listen"`
-	TLS      certs.Config               `yaml:"tls"`
+	TLS      TLS                        `yaml:"tls"`
 	Admin    control.Config             `yaml:"admin"`
 	VIPs     []VIP                      `yaml:"vips"`
 	Backends map[string][]steer.Backend `yaml:"backends"`
@@ -47,6 +48,13 @@ type Config struct {
 	CC       congestion.Config          `yaml:"cc"`
 	FEC      fec.Config                 `yaml:"fec"`
 	Log      observe.Config             `yaml:"log"`
+}
+
+// TLS is the section tls.
+type TLS struct {
+	certs.Config `yaml:",inline"`
+	Tickets      tickets.Config `yaml:"tickets"`
+	EarlyData    tickets.Early  `yaml:"early_data"`
 }
 
 // Node is this edge.
@@ -119,7 +127,7 @@ type RateClass struct {
 func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
-		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
+		Listen: transport.Default(), TLS: TLS{Config: certs.Default(), Tickets: tickets.Default()}, Admin: control.Default(),
 		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }

@@ -35,8 +35,23 @@ type Status struct {
 	Origins   []Origin   `json:"origins"`
 	Cache     Cache      `json:"cache"`
 	Geo       GeoInfo    `json:"geo"`
+	TLS       TLSInfo    `json:"tls"`
 	Requests  uint64     `json:"requests"`  // answered since the start
 	InFlight  int64      `json:"in_flight"` // being answered now
+}
+
+// TLSInfo counts handshakes since the start.
+type TLSInfo struct {
+	TCP  Handshakes `json:"tcp"`
+	QUIC Handshakes `json:"quic"`
+	// Early counts sessions resumed with a ticket good for early data, by what became of that.
+	Early map[string]uint64 `json:"early,omitempty"`
+}
+
+// Handshakes are those of one transport.
+type Handshakes struct {
+	Full    uint64 `json:"full"`
+	Resumed uint64 `json:"resumed"`
 }
 
 // ConfigInfo says which file runs, and why a newer one does not.
