@@ -60,9 +60,16 @@ const (
 	XDPTestProgTestMakeCookie   = "test_make_cookie"
 	XDPTestProgXdpBerm          = "xdp_berm"
 	XDPTestProgXdpBermAt        = "xdp_berm_at"
+	XDPTestProgXdpBermMany      = "xdp_berm_many"
 	XDPTestVarTestCookie        = "test_cookie"
+	XDPTestVarTestGiven         = "test_given"
 	XDPTestVarTestJiffies       = "test_jiffies"
+	XDPTestVarTestLastCpu       = "test_last_cpu"
 	XDPTestVarTestNowNs         = "test_now_ns"
+	XDPTestVarTestPassed        = "test_passed"
+	XDPTestVarTestSources       = "test_sources"
+	XDPTestVarTestStepNs        = "test_step_ns"
+	XDPTestVarTestTurns         = "test_turns"
 )
 
 // LoadXDPTest returns the embedded CollectionSpec for XDPTest.
@@ -111,6 +118,7 @@ type XDPTestProgramSpecs struct {
 	TestMakeCookie *ebpf.ProgramSpec `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.ProgramSpec `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.ProgramSpec `ebpf:"xdp_berm_many"`
 }
 
 // XDPTestMapSpecs contains maps before they are loaded into the kernel.
@@ -164,8 +172,14 @@ type XDPTestMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestVariableSpecs struct {
 	TestCookie  *ebpf.VariableSpec `ebpf:"test_cookie"`
+	TestGiven   *ebpf.VariableSpec `ebpf:"test_given"`
 	TestJiffies *ebpf.VariableSpec `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.VariableSpec `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.VariableSpec `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.VariableSpec `ebpf:"test_passed"`
+	TestSources *ebpf.VariableSpec `ebpf:"test_sources"`
+	TestStepNs  *ebpf.VariableSpec `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.VariableSpec `ebpf:"test_turns"`
 }
 
 // XDPTestObjects contains all objects after they have been loaded into the kernel.
@@ -280,8 +294,14 @@ func (m *XDPTestMaps) Close() error {
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestVariables struct {
 	TestCookie  *ebpf.Variable `ebpf:"test_cookie"`
+	TestGiven   *ebpf.Variable `ebpf:"test_given"`
 	TestJiffies *ebpf.Variable `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.Variable `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.Variable `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.Variable `ebpf:"test_passed"`
+	TestSources *ebpf.Variable `ebpf:"test_sources"`
+	TestStepNs  *ebpf.Variable `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.Variable `ebpf:"test_turns"`
 }
 
 // XDPTestPrograms contains all programs after they have been loaded into the kernel.
@@ -292,6 +312,7 @@ type XDPTestPrograms struct {
 	TestMakeCookie *ebpf.Program `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.Program `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.Program `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.Program `ebpf:"xdp_berm_many"`
 }
 
 func (p *XDPTestPrograms) Close() error {
@@ -300,6 +321,7 @@ func (p *XDPTestPrograms) Close() error {
 		p.TestMakeCookie,
 		p.XdpBerm,
 		p.XdpBermAt,
+		p.XdpBermMany,
 	)
 }
 
