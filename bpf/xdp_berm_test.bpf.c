@@ -92,6 +92,8 @@ struct test_hashes {
 	__u32 tag; /* with the first secret */
 	__u32 chance;
 	__u32 pad2;
+	__u64 aggregate;
+	__u64 share;
 };
 
 SEC("xdp")
@@ -114,6 +116,8 @@ int test_hash(struct xdp_md *ctx)
 	ports = flow_ports(*(__be32 *)&io->sport, io->proto);
 	io->vip = vip_hash(cfg->seed, &dst, flow_service(ports));
 	io->source = source_hash(cfg->seed, source);
+	io->aggregate = aggregate_hash(cfg->seed, source, io->six);
+	io->share = share_hash(cfg->seed, source, io->six);
 	io->flow = flow_hash(cfg->secret, io->six, &src, &dst, ports);
 	io->row = flow_row(io->flow);
 	io->tag = flow_tag(io->flow, cfg->tag_secrets[0], false);

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XDPTestMapAggregatedPackets = "aggregated_packets"
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
 	XDPTestMapBermCids          = "berm_cids"
@@ -125,6 +126,7 @@ type XDPTestProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
+	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
@@ -202,6 +204,7 @@ func (o *XDPTestObjects) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
+	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
@@ -246,6 +249,7 @@ type XDPTestMaps struct {
 
 func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
+		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
 		m.BermCids,

@@ -24,9 +24,13 @@ enum rate_dimension {
 	RATE_PACKETS = 0,
 	RATE_BYTES = 0x5bd1e9,
 	RATE_SYNS = 0xa0761d,
+	RATE_INITIALS = 0x78bd64,
+	/* Added to one of those: what the aggregate has sent, and what of its share a part of it has. */
+	RATE_AGGREGATE = 0x8ebc6a,
+	RATE_SHARE = 0x589965,
 };
 
-static __always_inline __u64 rate_tag(__u64 source, __u32 class, enum rate_dimension dimension)
+static __always_inline __u64 rate_tag(__u64 source, __u32 class, __u32 dimension)
 {
 	__u64 tag = (source >> CELL_TAG_SHIFT ^ dimension ^ class * 0x9E3779) & 0xffffff;
 
