@@ -24,6 +24,7 @@ type BenchBenchCase struct {
 	Sum        uint64
 	Noise      [10]uint64
 	Tail       uint64
+	Portless   uint64
 	Frame      [98]uint8
 	_          [6]byte
 }

@@ -13,6 +13,23 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type XDPAggregated struct {
+	_    structs.HostLayout
+	Flow struct {
+		_      structs.HostLayout
+		Dst    XDPBermAddr
+		Client XDPBermAddr
+		Ports  uint64
+	}
+	Facts  uint64
+	Number uint64
+	Units  uint64
+	Class  uint32
+	Len    uint32
+	Kinds  uint32
+	Pad    uint32
+}
+
 type XDPBermAction uint32
 
 const (
@@ -163,29 +180,31 @@ type XDPBermCounter struct {
 type XDPBermDrop uint32
 
 const (
-	XDPBermDropBERM_DROP_NONE          XDPBermDrop = 0
-	XDPBermDropBERM_DROP_TRUNCATED     XDPBermDrop = 1
-	XDPBermDropBERM_DROP_MALFORMED     XDPBermDrop = 2
-	XDPBermDropBERM_DROP_BAD_CHECKSUM  XDPBermDrop = 3
-	XDPBermDropBERM_DROP_BAD_TCP_FLAGS XDPBermDrop = 4
-	XDPBermDropBERM_DROP_LAND          XDPBermDrop = 5
-	XDPBermDropBERM_DROP_BAD_SOURCE    XDPBermDrop = 6
-	XDPBermDropBERM_DROP_BAD_FRAGMENT  XDPBermDrop = 7
-	XDPBermDropBERM_DROP_TUNNEL_PEER   XDPBermDrop = 8
-	XDPBermDropBERM_DROP_TUNNEL_TAG    XDPBermDrop = 9
-	XDPBermDropBERM_DROP_TUNNEL_INNER  XDPBermDrop = 10
-	XDPBermDropBERM_DROP_NO_SERVICE    XDPBermDrop = 11
-	XDPBermDropBERM_DROP_VERDICT       XDPBermDrop = 12
-	XDPBermDropBERM_DROP_ACL           XDPBermDrop = 13
-	XDPBermDropBERM_DROP_GEO           XDPBermDrop = 14
-	XDPBermDropBERM_DROP_RATE_PACKETS  XDPBermDrop = 15
-	XDPBermDropBERM_DROP_RATE_BYTES    XDPBermDrop = 16
-	XDPBermDropBERM_DROP_RATE_SYN      XDPBermDrop = 17
-	XDPBermDropBERM_DROP_NO_BACKEND    XDPBermDrop = 18
-	XDPBermDropBERM_DROP_TOO_BIG       XDPBermDrop = 19
-	XDPBermDropBERM_DROP_AMPLIFIED     XDPBermDrop = 20
-	XDPBermDropBERM_DROP_BAD_INITIAL   XDPBermDrop = 21
-	XDPBermDropBERM_DROP_MAX           XDPBermDrop = 22
+	XDPBermDropBERM_DROP_NONE           XDPBermDrop = 0
+	XDPBermDropBERM_DROP_TRUNCATED      XDPBermDrop = 1
+	XDPBermDropBERM_DROP_MALFORMED      XDPBermDrop = 2
+	XDPBermDropBERM_DROP_BAD_CHECKSUM   XDPBermDrop = 3
+	XDPBermDropBERM_DROP_BAD_TCP_FLAGS  XDPBermDrop = 4
+	XDPBermDropBERM_DROP_LAND           XDPBermDrop = 5
+	XDPBermDropBERM_DROP_BAD_SOURCE     XDPBermDrop = 6
+	XDPBermDropBERM_DROP_BAD_FRAGMENT   XDPBermDrop = 7
+	XDPBermDropBERM_DROP_TUNNEL_PEER    XDPBermDrop = 8
+	XDPBermDropBERM_DROP_TUNNEL_TAG     XDPBermDrop = 9
+	XDPBermDropBERM_DROP_TUNNEL_INNER   XDPBermDrop = 10
+	XDPBermDropBERM_DROP_NO_SERVICE     XDPBermDrop = 11
+	XDPBermDropBERM_DROP_VERDICT        XDPBermDrop = 12
+	XDPBermDropBERM_DROP_ACL            XDPBermDrop = 13
+	XDPBermDropBERM_DROP_GEO            XDPBermDrop = 14
+	XDPBermDropBERM_DROP_RATE_PACKETS   XDPBermDrop = 15
+	XDPBermDropBERM_DROP_RATE_BYTES     XDPBermDrop = 16
+	XDPBermDropBERM_DROP_RATE_SYN       XDPBermDrop = 17
+	XDPBermDropBERM_DROP_NO_BACKEND     XDPBermDrop = 18
+	XDPBermDropBERM_DROP_TOO_BIG        XDPBermDrop = 19
+	XDPBermDropBERM_DROP_AMPLIFIED      XDPBermDrop = 20
+	XDPBermDropBERM_DROP_BAD_INITIAL    XDPBermDrop = 21
+	XDPBermDropBERM_DROP_RATE_INITIAL   XDPBermDrop = 22
+	XDPBermDropBERM_DROP_RATE_AGGREGATE XDPBermDrop = 23
+	XDPBermDropBERM_DROP_MAX            XDPBermDrop = 24
 )
 
 type XDPBermEvent struct {
@@ -223,17 +242,9 @@ const (
 )
 
 type XDPBermGate struct {
-	_    structs.HostLayout
-	Syns struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Initials struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
+	_          structs.HostLayout
+	Syns       XDPBermLimit
+	Initials   XDPBermLimit
 	Cookies    uint8
 	Retry      uint8
 	Amplified  uint8
@@ -290,6 +301,12 @@ type XDPBermHeart struct {
 	Noted      uint64
 	Fired      uint32
 	Pad        uint32
+}
+
+type XDPBermLimit struct {
+	_          structs.HostLayout
+	Cost       uint64
+	BurstUnits uint64
 }
 
 type XDPBermNextHop struct {
@@ -349,26 +366,22 @@ type XDPBermPrefixRecord struct {
 }
 
 type XDPBermRateClass struct {
-	_       structs.HostLayout
-	Packets struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
+	_         structs.HostLayout
+	Packets   XDPBermLimit
+	Bytes     XDPBermLimit
+	Syns      XDPBermLimit
+	Flags     uint16
+	Owner     uint8
+	Pad       [5]uint8
+	Name      [16]int8
+	Initials  XDPBermLimit
+	Aggregate struct {
+		_        structs.HostLayout
+		Packets  XDPBermLimit
+		Bytes    XDPBermLimit
+		Syns     XDPBermLimit
+		Initials XDPBermLimit
 	}
-	Bytes struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Syns struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Flags uint16
-	Owner uint8
-	Pad   [5]uint8
-	Name  [16]int8
 }
 
 type XDPBermRateFlags uint32
@@ -377,6 +390,8 @@ const (
 	XDPBermRateFlagsBERM_RATE_USED       XDPBermRateFlags = 1
 	XDPBermRateFlagsBERM_RATE_SHADOW     XDPBermRateFlags = 2
 	XDPBermRateFlagsBERM_RATE_FINE_CLOCK XDPBermRateFlags = 4
+	XDPBermRateFlagsBERM_RATE_INITIALS   XDPBermRateFlags = 8
+	XDPBermRateFlagsBERM_RATE_AGGREGATE  XDPBermRateFlags = 16
 )
 
 type XDPBermRateSet struct {
@@ -574,6 +589,7 @@ type XDPGated struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XDPMapAggregatedPackets = "aggregated_packets"
 	XDPMapBermBackends      = "berm_backends"
 	XDPMapBermCaptures      = "berm_captures"
 	XDPMapBermCcCountries   = "berm_cc_countries"
@@ -670,6 +686,7 @@ type XDPProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPMapSpecs struct {
+	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
@@ -742,6 +759,7 @@ func (o *XDPObjects) Close() error {
 //
 // It can be passed to LoadXDPObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPMaps struct {
+	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
@@ -790,6 +808,7 @@ type XDPMaps struct {
 
 func (m *XDPMaps) Close() error {
 	return _XDPClose(
+		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
 		m.BermCcCountries,

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XDPTestMapAggregatedPackets = "aggregated_packets"
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
 	XDPTestMapBermCcCountries   = "berm_cc_countries"
@@ -64,9 +65,16 @@ const (
 	XDPTestProgTestMakeCookie   = "test_make_cookie"
 	XDPTestProgXdpBerm          = "xdp_berm"
 	XDPTestProgXdpBermAt        = "xdp_berm_at"
+	XDPTestProgXdpBermMany      = "xdp_berm_many"
 	XDPTestVarTestCookie        = "test_cookie"
+	XDPTestVarTestGiven         = "test_given"
 	XDPTestVarTestJiffies       = "test_jiffies"
+	XDPTestVarTestLastCpu       = "test_last_cpu"
 	XDPTestVarTestNowNs         = "test_now_ns"
+	XDPTestVarTestPassed        = "test_passed"
+	XDPTestVarTestSources       = "test_sources"
+	XDPTestVarTestStepNs        = "test_step_ns"
+	XDPTestVarTestTurns         = "test_turns"
 )
 
 // LoadXDPTest returns the embedded CollectionSpec for XDPTest.
@@ -115,12 +123,14 @@ type XDPTestProgramSpecs struct {
 	TestMakeCookie *ebpf.ProgramSpec `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.ProgramSpec `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.ProgramSpec `ebpf:"xdp_berm_many"`
 }
 
 // XDPTestMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
+	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
@@ -172,8 +182,14 @@ type XDPTestMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestVariableSpecs struct {
 	TestCookie  *ebpf.VariableSpec `ebpf:"test_cookie"`
+	TestGiven   *ebpf.VariableSpec `ebpf:"test_given"`
 	TestJiffies *ebpf.VariableSpec `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.VariableSpec `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.VariableSpec `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.VariableSpec `ebpf:"test_passed"`
+	TestSources *ebpf.VariableSpec `ebpf:"test_sources"`
+	TestStepNs  *ebpf.VariableSpec `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.VariableSpec `ebpf:"test_turns"`
 }
 
 // XDPTestObjects contains all objects after they have been loaded into the kernel.
@@ -196,6 +212,7 @@ func (o *XDPTestObjects) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
+	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
@@ -244,6 +261,7 @@ type XDPTestMaps struct {
 
 func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
+		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
 		m.BermCcCountries,
@@ -296,8 +314,14 @@ func (m *XDPTestMaps) Close() error {
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestVariables struct {
 	TestCookie  *ebpf.Variable `ebpf:"test_cookie"`
+	TestGiven   *ebpf.Variable `ebpf:"test_given"`
 	TestJiffies *ebpf.Variable `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.Variable `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.Variable `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.Variable `ebpf:"test_passed"`
+	TestSources *ebpf.Variable `ebpf:"test_sources"`
+	TestStepNs  *ebpf.Variable `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.Variable `ebpf:"test_turns"`
 }
 
 // XDPTestPrograms contains all programs after they have been loaded into the kernel.
@@ -308,6 +332,7 @@ type XDPTestPrograms struct {
 	TestMakeCookie *ebpf.Program `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.Program `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.Program `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.Program `ebpf:"xdp_berm_many"`
 }
 
 func (p *XDPTestPrograms) Close() error {
@@ -316,6 +341,7 @@ func (p *XDPTestPrograms) Close() error {
 		p.TestMakeCookie,
 		p.XdpBerm,
 		p.XdpBermAt,
+		p.XdpBermMany,
 	)
 }
 

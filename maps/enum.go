@@ -36,6 +36,9 @@ const (
 	DropAmplified   = Drop(bpf.XDPBermDropBERM_DROP_AMPLIFIED)
 	DropBadInitial  = Drop(bpf.XDPBermDropBERM_DROP_BAD_INITIAL)
 
+	DropRateInitial   = Drop(bpf.XDPBermDropBERM_DROP_RATE_INITIAL)
+	DropRateAggregate = Drop(bpf.XDPBermDropBERM_DROP_RATE_AGGREGATE)
+
 	dropMax = Drop(bpf.XDPBermDropBERM_DROP_MAX)
 )
 
@@ -63,6 +66,9 @@ var dropNames = [...][2]string{
 	DropTooBig:      {"too_big", "the packet does not fit the MTU once encapsulated"},
 	DropAmplified:   {"amplified", "UDP from the port of a service that is abused to amplify attacks"},
 	DropBadInitial:  {"bad_initial", "a QUIC packet with a long header that no client sends"},
+
+	DropRateInitial:   {"rate_initial", "the source's rate of QUIC Initials is above its class"},
+	DropRateAggregate: {"rate_aggregate", "the sources of its IPv4 /24 or IPv6 /48 are together above their class, and it is above its share"},
 }
 
 // String is the reason's name.
@@ -97,7 +103,7 @@ func (d Drop) Stage() Stage {
 
 var dropStages = map[Drop]Stage{
 	DropNoService: StageVIP, DropVerdict: StageVerdict, DropACL: StagePrefix, DropGeo: StageGeo,
-	DropNoBackend: StageSteer, DropTooBig: StageDeliver,
+	DropNoBackend: StageSteer, DropTooBig: StageDeliver, DropAmplified: StageGate, DropBadInitial: StageGate,
 }
 
 // ParseDrop finds a reason by its name.

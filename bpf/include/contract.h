@@ -67,6 +67,8 @@ enum berm_drop {
 	BERM_DROP_TOO_BIG = 19,	    /* cannot be encapsulated within the MTU */
 	BERM_DROP_AMPLIFIED = 20,   /* UDP from the port of a service that amplifies */
 	BERM_DROP_BAD_INITIAL = 21, /* of QUIC: a long header that no client sends */
+	BERM_DROP_RATE_INITIAL = 22,
+	BERM_DROP_RATE_AGGREGATE = 23, /* the source's /24 or /48 is over its limits, and it over its share */
 	BERM_DROP_MAX,
 };
 
@@ -249,6 +251,19 @@ enum berm_rate_flags {
 	BERM_RATE_USED = 1 << 0,
 	BERM_RATE_SHADOW = 1 << 1,
 	BERM_RATE_FINE_CLOCK = 1 << 2, /* a burst is below two ticks: read ktime (34 ns) */
+	BERM_RATE_INITIALS = 1 << 3,   /* initials, or the aggregate's, are limited */
+	BERM_RATE_AGGREGATE = 1 << 4,  /* a limit of the aggregate is */
+};
+
+/* Limits of all sources of an IPv4 /24, or an IPv6 /48, together. Where one is exceeded, each of its
+ * BERM_AGGREGATE_SHARES parts (an address; a /56) may go on at its share of the limit.
+ */
+#define BERM_AGGREGATE_SHARES 256
+struct berm_aggregate {
+	struct berm_limit packets;
+	struct berm_limit bytes;
+	struct berm_limit syns;
+	struct berm_limit initials;
 };
 
 struct berm_rate_class {
@@ -259,8 +274,10 @@ struct berm_rate_class {
 	__u8 owner;		 /* enum berm_owner */
 	__u8 pad[5];
 	char name[BERM_NAME];
+	struct berm_limit initials; /* of QUIC, to VIPs that speak it */
+	struct berm_aggregate aggregate;
 };
-_Static_assert(sizeof(struct berm_rate_class) == 72, "berm_rate_class is a map value");
+_Static_assert(sizeof(struct berm_rate_class) == 152, "berm_rate_class is a map value");
 
 /* A cell: tag 24 bit << 40 | theoretical arrival time 40 bit in units of 64 ns (wraps after
  * 19.5 h). A cell whose time has passed, or lies further ahead than the largest burst, is free.

@@ -65,6 +65,19 @@ static __always_inline __u64 source_hash(const __u64 seed[2], __u64 source)
 	return mix((mix((source ^ seed[0]) * HASH_B) ^ seed[1]) * HASH_A);
 }
 
+/* What limits call the aggregate of a source, an IPv4 /24 or an IPv6 /48, and the part of it that has a
+ * share: the address, or a /56.
+ */
+static __always_inline __u64 aggregate_hash(const __u64 seed[2], __u64 source, bool six)
+{
+	return source_hash(seed, source >> (six ? 16 : 8));
+}
+
+static __always_inline __u64 share_hash(const __u64 seed[2], __u64 source, bool six)
+{
+	return source_hash(seed, source >> (six ? 8 : 0));
+}
+
 #define ROTL(x, b) ((x) << (b) | (x) >> (64 - (b)))
 
 struct sip {

@@ -114,13 +114,29 @@ type Rate struct {
 // RateClass is a set of limits for one source (IPv6: a /64), in what one edge sees of it. 0 is no
 // limit; a burst left out is one second's worth.
 type RateClass struct {
-	Packets      uint64 `yaml:"packets"`
-	PacketsBurst uint64 `yaml:"packets_burst"`
-	Bytes        uint64 `yaml:"bytes"`
-	BytesBurst   uint64 `yaml:"bytes_burst"`
-	SYNs         uint64 `yaml:"syns"`
-	SYNsBurst    uint64 `yaml:"syns_burst"`
-	Shadow       bool   `yaml:"shadow"`
+	Packets       uint64    `yaml:"packets"`
+	PacketsBurst  uint64    `yaml:"packets_burst"`
+	Bytes         uint64    `yaml:"bytes"`
+	BytesBurst    uint64    `yaml:"bytes_burst"`
+	SYNs          uint64    `yaml:"syns"`
+	SYNsBurst     uint64    `yaml:"syns_burst"`
+	Initials      uint64    `yaml:"initials"` // of QUIC; a client sends one to three for a connection
+	InitialsBurst uint64    `yaml:"initials_burst"`
+	Aggregate     Aggregate `yaml:"aggregate"`
+	Shadow        bool      `yaml:"shadow"`
+}
+
+// Aggregate is the limits of all sources of an IPv4 /24, or an IPv6 /48, together. Where one is exceeded, each
+// address (IPv6: /56) may still send 1/256 of it.
+type Aggregate struct {
+	Packets       uint64 `yaml:"packets"`
+	PacketsBurst  uint64 `yaml:"packets_burst"`
+	Bytes         uint64 `yaml:"bytes"`
+	BytesBurst    uint64 `yaml:"bytes_burst"`
+	SYNs          uint64 `yaml:"syns"`
+	SYNsBurst     uint64 `yaml:"syns_burst"`
+	Initials      uint64 `yaml:"initials"`
+	InitialsBurst uint64 `yaml:"initials_burst"`
 }
 
 // Default is what an empty file means.
@@ -190,9 +206,14 @@ func (c RateClass) Class(name string) maps.RateClass {
 		return maps.Limit{PerSecond: rate, Burst: burst}
 	}
 	const packet = 1500 // a burst below one full-sized packet would refuse that packet for ever
+	a := c.Aggregate
 	return maps.RateClass{
 		Name: name, Owner: maps.OwnerFile, Shadow: c.Shadow, Packets: limit(c.Packets, c.PacketsBurst, 1),
-		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1),
+		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1), Initials: limit(c.Initials, c.InitialsBurst, 1),
+		Aggregate: maps.Limits{
+			Packets: limit(a.Packets, a.PacketsBurst, 1), Bytes: limit(a.Bytes, a.BytesBurst, packet),
+			SYNs: limit(a.SYNs, a.SYNsBurst, 1), Initials: limit(a.Initials, a.InitialsBurst, 1),
+		},
 	}
 }
 

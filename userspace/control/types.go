@@ -141,17 +141,25 @@ type Backend struct {
 	Seen     float64 `json:"seen"`             // seconds since its last sign of life; below 0: never
 }
 
-// RateClass is a set of limits for one source. 0 means unlimited.
+// RateClass is a set of limits for one source, and for its IPv4 /24 or IPv6 /48.
 type RateClass struct {
-	Name         string `json:"name"`
-	Packets      uint64 `json:"packets"`
-	PacketsBurst uint64 `json:"packets_burst"`
-	Bytes        uint64 `json:"bytes"`
-	BytesBurst   uint64 `json:"bytes_burst"`
-	SYNs         uint64 `json:"syns"`
-	SYNsBurst    uint64 `json:"syns_burst"`
-	Shadow       bool   `json:"shadow,omitempty"`
-	Owner        string `json:"owner,omitempty"`
+	Name string `json:"name"`
+	RateLimits
+	Aggregate RateLimits `json:"aggregate"`
+	Shadow    bool       `json:"shadow,omitempty"`
+	Owner     string     `json:"owner,omitempty"`
+}
+
+// RateLimits are so many a second, and at once. 0 means unlimited.
+type RateLimits struct {
+	Packets       uint64 `json:"packets"`
+	PacketsBurst  uint64 `json:"packets_burst"`
+	Bytes         uint64 `json:"bytes"`
+	BytesBurst    uint64 `json:"bytes_burst"`
+	SYNs          uint64 `json:"syns"`
+	SYNsBurst     uint64 `json:"syns_burst"`
+	Initials      uint64 `json:"initials"`
+	InitialsBurst uint64 `json:"initials_burst"`
 }
 
 // CC is what TCP connections begin with, by prefix, else by country.
