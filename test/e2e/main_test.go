@@ -88,6 +88,11 @@ func TestFlood(t *testing.T) {
 	runScenario(t, "flood", "ip", "bird", "curl", "tcpdump")
 }
 
+// TestICMP runs the scenario "icmp".
+func TestICMP(t *testing.T) {
+	runScenario(t, "icmp", "ip", "bird", "curl", "gtlsclient", "nft", "ping", "ss", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

@@ -53,7 +53,7 @@ func (e *Edge) connect(ctx context.Context) (err error) {
 	}
 	err = rig.Connect(ctx,
 		rig.End{Node: e.node, Dev: "eth0", Addrs: []string{e.addr4 + "/24", e.addr6 + "/64"}},
-		rig.End{Node: e.m.router, Dev: e.Name, Addrs: []string{e.link4router + "/24", e.link6router + "/64"}}, linkMTU)
+		rig.End{Node: e.m.router, Dev: e.Name, Addrs: []string{e.link4router + "/24", e.link6router + "/64"}}, e.m.mtu)
 	if err != nil {
 		return err
 	}
