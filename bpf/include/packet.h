@@ -128,6 +128,19 @@ struct packet {
 	struct berm_backend *backend; /* NULL = this host */
 };
 
+/* What names a flow, as it lies in struct packet. */
+struct flow {
+	struct berm_addr dst;
+	struct berm_addr client;
+	__u64 ports;
+};
+_Static_assert(__builtin_offsetof(struct packet, client) - __builtin_offsetof(struct packet, dst) ==
+			       __builtin_offsetof(struct flow, client) &&
+		       __builtin_offsetof(struct packet, ports) -
+				       __builtin_offsetof(struct packet, dst) ==
+			       __builtin_offsetof(struct flow, ports),
+	       "struct packet has a struct flow in it");
+
 static __always_inline bool is(const struct packet *pkt, __u64 facts)
 {
 	return pkt->facts & facts;

@@ -65,6 +65,7 @@ type Main struct {
 	steering    string            // more of section steer of the edges' files, by lines
 	failures    int               // probes that a peer may miss
 	units       bool              // bermd runs under the lab's stand-in for systemd, which can start it again
+	services    []service         // beside those that all labs have
 	vipSettings map[string]string // more of the edges' files, by VIP: ", key: value"
 	edgeSysctls map[string]string
 }

@@ -110,6 +110,10 @@ func All() []Scenario {
 		ID:      "icmp",
 		Summary: "the same, and a client behind a narrow link: echo, path MTU, and errors that reach the owner of the flow they quote",
 		Up:      upICMP,
+	}, {
+		ID:      "fragments",
+		Summary: "fragments, VLAN tags, IPv4 options and IPv6 extension headers: all that belongs together reaches one edge and is answered",
+		Up:      upFragments,
 	}}
 }
 
