@@ -153,6 +153,8 @@ func (k *kernel) counters(t testing.TB) map[string]tally {
 			add(all, "vip/"+name+"/answered", s.Answered.Packets, s.Answered.Bytes)
 			add(all, "vip/"+name+"/cid", s.Cid.Packets, s.Cid.Bytes)
 			add(all, "vip/"+name+"/cid_lost", s.CidLost.Packets, s.CidLost.Bytes)
+			add(all, "vip/"+name+"/stun", s.Stun.Packets, s.Stun.Bytes)
+			add(all, "vip/"+name+"/stun_lost", s.StunLost.Packets, s.StunLost.Bytes)
 		}
 	}
 	for _, tenant := range []uint32{0, tenantWeb} {

@@ -173,6 +173,9 @@ func (k *kernel) reset(t testing.TB) {
 	k.resetBackends(t)
 	put(t, k.BermHeart, uint32(0), &bpf.XDPBermHeart{})
 	put(t, k.BermReply, uint32(0), &bpf.XDPBermReply{})
+	for _, i := range stunSets {
+		put(t, k.BermStun, i, &bpf.XDPBermStunSet{})
+	}
 	for i, v := range vips {
 		k.setVIP(t, uint32(i+1), v)
 		put(t, k.BermGates, uint32(i+1), &bpf.XDPBermGate{})

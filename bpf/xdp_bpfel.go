@@ -453,6 +453,11 @@ const (
 	XDPBermStageBERM_STAGE_MAX     XDPBermStage = 11
 )
 
+type XDPBermStunSet struct {
+	_     structs.HostLayout
+	Cells [8]uint64
+}
+
 type XDPBermVerdict struct {
 	_         structs.HostLayout
 	ExpiresNs uint64
@@ -496,6 +501,7 @@ const (
 	XDPBermVipFlagsBERM_VIP_ADDRESS XDPBermVipFlags = 4
 	XDPBermVipFlagsBERM_VIP_STRICT  XDPBermVipFlags = 8
 	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
+	XDPBermVipFlagsBERM_VIP_STUN    XDPBermVipFlags = 32
 	XDPBermVipFlagsBERM_VIP_GATE    XDPBermVipFlags = 256
 	XDPBermVipFlagsBERM_VIP_GUARD   XDPBermVipFlags = 512
 )
@@ -509,6 +515,8 @@ type XDPBermVipStats struct {
 	Answered  XDPBermCounter
 	Cid       XDPBermCounter
 	CidLost   XDPBermCounter
+	Stun      XDPBermCounter
+	StunLost  XDPBermCounter
 }
 
 type XDPCaptureBuffer struct {
@@ -625,6 +633,7 @@ const (
 	XDPMapBermSids          = "berm_sids"
 	XDPMapBermSidsLong      = "berm_sids_long"
 	XDPMapBermStageStats    = "berm_stage_stats"
+	XDPMapBermStun          = "berm_stun"
 	XDPMapBermTenantStats   = "berm_tenant_stats"
 	XDPMapBermVerdictBits   = "berm_verdict_bits"
 	XDPMapBermVerdicts      = "berm_verdicts"
@@ -722,6 +731,7 @@ type XDPMapSpecs struct {
 	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -795,6 +805,7 @@ type XDPMaps struct {
 	BermSids          *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
@@ -844,6 +855,7 @@ func (m *XDPMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

@@ -52,6 +52,7 @@ const (
 	XDPTestMapBermSids          = "berm_sids"
 	XDPTestMapBermSidsLong      = "berm_sids_long"
 	XDPTestMapBermStageStats    = "berm_stage_stats"
+	XDPTestMapBermStun          = "berm_stun"
 	XDPTestMapBermTenantStats   = "berm_tenant_stats"
 	XDPTestMapBermVerdictBits   = "berm_verdict_bits"
 	XDPTestMapBermVerdicts      = "berm_verdicts"
@@ -166,6 +167,7 @@ type XDPTestMapSpecs struct {
 	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -248,6 +250,7 @@ type XDPTestMaps struct {
 	BermSids          *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
@@ -297,6 +300,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

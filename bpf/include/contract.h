@@ -42,6 +42,8 @@
 #define BERM_CIDS 8	    /* formats of QUIC connection IDs, by the three bits that name one */
 #define BERM_SIDS 65536	    /* server IDs that fit two bytes: 16 B each */
 #define BERM_SIDS_LONG 4096 /* those that do not */
+#define BERM_STUN_SETS 8192 /* of 8 cells, 64 B: a cell for each flow of WebRTC */
+#define BERM_STUN_WAYS 8
 
 /* Why a packet was refused. Numbers are for ever. */
 enum berm_drop {
@@ -167,6 +169,7 @@ enum berm_vip_flags {
 	BERM_VIP_ADDRESS = 1 << 2, /* entry for the bare address: fragments, ICMP, other ports */
 	BERM_VIP_STRICT = 1 << 3,  /* on the address entry: drop ports that have no service */
 	BERM_VIP_QUIC = 1 << 4,	   /* packets go to the server that their connection ID names */
+	BERM_VIP_STUN = 1 << 5,	   /* to the edge that their ICE username fragment names */
 	BERM_VIP_GATE = 1 << 8,	   /* has an entry in berm_gates, for the owner */
 	BERM_VIP_GUARD = 1 << 9,   /* and one for the first hop */
 };
@@ -419,6 +422,8 @@ struct berm_vip_stats {
 	struct berm_counter cid; /* steered by connection ID */
 	struct berm_counter
 		cid_lost; /* by row instead: the ID names no server, or one that is not ready */
+	struct berm_counter stun; /* steered by ICE username fragment, in it or learned from it */
+	struct berm_counter stun_lost; /* by row instead: it names nobody who is ready */
 };
 
 struct berm_stage_key { /* index is stage * BERM_EXIT_MAX + exit */
@@ -554,6 +559,14 @@ struct berm_cid {
 		[BERM_CID_KEYS]; /* to decrypt a BLOCK (the equivalent inverse cipher's), to encrypt for FEISTEL */
 };
 _Static_assert(sizeof(struct berm_cid) == 232, "berm_cid is a map value");
+
+/* Whose a flow is that has shown an edge's ICE username fragment: cells of 32 bits of the flow hash, 16 of
+ * backend id and 16 of when that was last, in units of 2^30 ns. 0 is free.
+ */
+struct berm_stun_set {
+	__u64 cells[BERM_STUN_WAYS];
+};
+_Static_assert(sizeof(struct berm_stun_set) == 64, "berm_stun_set is one cache line");
 
 /* Who has a server ID. */
 struct berm_sid {

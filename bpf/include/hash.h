@@ -151,6 +151,16 @@ static __always_inline __u64 flow_hash(const __u64 key[2], bool six, const struc
 	return sip_end(&s, ports, 37);
 }
 
+/* What shows that an ICE username fragment is ours: 48 bits of the keyed hash of its first 48. No flow
+ * has six bytes, so that one says nothing about the other.
+ */
+static __always_inline __u64 ufrag_check(const __u64 key[2], __u64 named)
+{
+	struct sip s = sip_init(key);
+
+	return sip_end(&s, named, 6) >> 16;
+}
+
 static __always_inline __u32 flow_row(__u64 flow)
 {
 	return (flow & 0xffffffff) * BERM_ROWS >> 32;

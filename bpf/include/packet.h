@@ -65,6 +65,8 @@ enum packet_fact {
 	PACKET_SHADOW = 1 << 12,   /* its VIP's policies are counted and not enforced */
 	PACKET_CID = 1 << 13,	   /* its connection ID named its backend */
 	PACKET_CID_LOST = 1 << 14, /* should have, and did not */
+	PACKET_STUN = 1 << 15,	   /* its ICE username fragment named its backend, or has once */
+	PACKET_STUN_LOST = 1 << 24,
 
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
 	PACKET_BAD = 0xff << 16, /* see BAD() */
@@ -75,7 +77,7 @@ enum packet_fact {
 		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
 };
 
-_Static_assert(!((PACKET_CID | PACKET_CID_LOST | PACKET_HANDED | PACKET_SILENT) &
+_Static_assert(!((PACKET_CID | PACKET_CID_LOST | PACKET_STUN | PACKET_HANDED | PACKET_SILENT) &
 		 (BERM_ROW_MOVED | BERM_ROW_BACKEND | BERM_ROW_BACKEND << BERM_ROW_SECOND)),
 	       "steer has them in rows");
 
@@ -127,6 +129,19 @@ struct packet {
 	__u64 flow;		      /* flow hash */
 	struct berm_backend *backend; /* NULL = this host */
 };
+
+/* What names a flow, as it lies in struct packet. */
+struct flow {
+	struct berm_addr dst;
+	struct berm_addr client;
+	__u64 ports;
+};
+_Static_assert(__builtin_offsetof(struct packet, client) - __builtin_offsetof(struct packet, dst) ==
+			       __builtin_offsetof(struct flow, client) &&
+		       __builtin_offsetof(struct packet, ports) -
+				       __builtin_offsetof(struct packet, dst) ==
+			       __builtin_offsetof(struct flow, ports),
+	       "struct packet has a struct flow in it");
 
 static __always_inline bool is(const struct packet *pkt, __u64 facts)
 {

@@ -75,6 +75,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(&stats->answered, pkt->len);
 	if (UNLIKELY(is(pkt, PACKET_CID | PACKET_CID_LOST)))
 		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
+	if (UNLIKELY(is(pkt, PACKET_STUN | PACKET_STUN_LOST)))
+		add(is(pkt, PACKET_STUN) ? &stats->stun : &stats->stun_lost, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }

@@ -88,6 +88,16 @@ func TestFlood(t *testing.T) {
 	runScenario(t, "flood", "ip", "bird", "curl", "tcpdump")
 }
 
+// TestICMP runs the scenario "icmp".
+func TestICMP(t *testing.T) {
+	runScenario(t, "icmp", "ip", "bird", "curl", "gtlsclient", "nft", "ping", "ss", "tcpdump")
+}
+
+// TestFragments runs the scenario "fragments".
+func TestFragments(t *testing.T) {
+	runScenario(t, "fragments", "ip", "bird", "curl", "ping", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

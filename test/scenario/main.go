@@ -31,7 +31,7 @@ const (
 	originAddr = originHost + ":8000"
 	edgeName   = "edge.test" // the name in URLs and in the certificate
 
-	// linkMTU of the links behind the router: a full packet of a client and its tunnel header.
+	// linkMTU is what the links behind the router mostly have: a full packet of a client and its tunnel header.
 	linkMTU = 1600
 )
 
@@ -56,6 +56,7 @@ type Main struct {
 	originCounts                          string  // socket
 	bird                                  *rig.Proc
 
+	mtu          int                // of the links behind the router
 	routerConfig string             // "": edges announce by a BIRD of their own
 	edgeConfig   func(*Edge) string // added to an edge's file
 
@@ -64,6 +65,7 @@ type Main struct {
 	steering    string            // more of section steer of the edges' files, by lines
 	failures    int               // probes that a peer may miss
 	units       bool              // bermd runs under the lab's stand-in for systemd, which can start it again
+	services    []service         // beside those that all labs have
 	vipSettings map[string]string // more of the edges' files, by VIP: ", key: value"
 	edgeSysctls map[string]string
 }
@@ -74,7 +76,7 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 }
 
 func newMain(lab *rig.Lab, opts Options) *Main {
-	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), listed: 2, failures: 3}
+	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), mtu: linkMTU, listed: 2, failures: 3}
 }
 
 // up builds everything, and returns when the service is there.
@@ -134,7 +136,7 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 		{m.good, []string{good4 + "/24", watched4 + "/24", good6 + "/64"}, "192.0.2.1", "2001:db8:a::1", "/24", "/64", 0},
 		{m.blocked, []string{blocked4 + "/25", blocked6 + "/64"}, "198.51.100.1", "2001:db8:b::1", "/25", "/64", 0},
 		{m.greedy, []string{greedy4 + "/25", greedy6 + "/64"}, "198.51.100.129", "2001:db8:c::1", "/25", "/64", 0},
-		{m.origin, []string{"10.77.9.1/24", "2001:db8:77:9::1/64"}, "10.77.9.254", "2001:db8:77:9::fe", "/24", "/64", linkMTU},
+		{m.origin, []string{"10.77.9.1/24", "2001:db8:77:9::1/64"}, "10.77.9.254", "2001:db8:77:9::fe", "/24", "/64", m.mtu},
 	} {
 		err := rig.Connect(ctx,
 			rig.End{Node: s.node, Dev: "eth0", Addrs: s.addrs},

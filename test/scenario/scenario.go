@@ -108,6 +108,14 @@ func All() []Scenario {
 		ID:      "flood",
 		Summary: "the same: SYNs and QUIC Initials of made-up sources at one service, good clients at it and at its neighbour",
 		Up:      upFlood,
+	}, {
+		ID:      "icmp",
+		Summary: "the same, and a client behind a narrow link: echo, path MTU, and errors that reach the owner of the flow they quote",
+		Up:      upICMP,
+	}, {
+		ID:      "fragments",
+		Summary: "fragments, VLAN tags, IPv4 options and IPv6 extension headers: all that belongs together reaches one edge and is answered",
+		Up:      upFragments,
 	}}
 }
 
