@@ -37,6 +37,7 @@ const (
 	BenchMapBenchTarget       = "bench_target"
 	BenchMapBermBackends      = "berm_backends"
 	BenchMapBermCaptures      = "berm_captures"
+	BenchMapBermCarry         = "berm_carry"
 	BenchMapBermCids          = "berm_cids"
 	BenchMapBermConfig        = "berm_config"
 	BenchMapBermDrops         = "berm_drops"
@@ -144,6 +145,7 @@ type BenchMapSpecs struct {
 	BenchTarget       *ebpf.MapSpec `ebpf:"bench_target"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -213,6 +215,7 @@ type BenchMaps struct {
 	BenchTarget       *ebpf.Map `ebpf:"bench_target"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -258,6 +261,7 @@ func (m *BenchMaps) Close() error {
 		m.BenchTarget,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

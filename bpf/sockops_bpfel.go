@@ -18,6 +18,7 @@ import (
 const (
 	SockOpsMapBermBackends      = "berm_backends"
 	SockOpsMapBermCaptures      = "berm_captures"
+	SockOpsMapBermCarry         = "berm_carry"
 	SockOpsMapBermCids          = "berm_cids"
 	SockOpsMapBermConfig        = "berm_config"
 	SockOpsMapBermDrops         = "berm_drops"
@@ -109,6 +110,7 @@ type SockOpsProgramSpecs struct {
 type SockOpsMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -176,6 +178,7 @@ func (o *SockOpsObjects) Close() error {
 type SockOpsMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -219,6 +222,7 @@ func (m *SockOpsMaps) Close() error {
 	return _SockOpsClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

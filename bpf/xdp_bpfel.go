@@ -39,15 +39,17 @@ type XDPBermBackend struct {
 	Family      uint8
 	Owner       uint8
 	Name        [16]int8
-	_           [4]byte
+	Region      uint8
+	Pad         [3]uint8
 	HeartbeatNs uint64
 }
 
 type XDPBermBackendFlags uint32
 
 const (
-	XDPBermBackendFlagsBERM_BACKEND_USED  XDPBermBackendFlags = 1
-	XDPBermBackendFlagsBERM_BACKEND_READY XDPBermBackendFlags = 2
+	XDPBermBackendFlagsBERM_BACKEND_USED   XDPBermBackendFlags = 1
+	XDPBermBackendFlagsBERM_BACKEND_READY  XDPBermBackendFlags = 2
+	XDPBermBackendFlagsBERM_BACKEND_REMOTE XDPBermBackendFlags = 4
 )
 
 type XDPBermCapture struct {
@@ -74,6 +76,20 @@ type XDPBermCaptured struct {
 	Reason uint8
 	Shadow uint8
 	Pad    uint32
+}
+
+type XDPBermCarry struct {
+	_      structs.HostLayout
+	Source struct {
+		_          structs.HostLayout
+		Cost       uint64
+		BurstUnits uint64
+	}
+	All struct {
+		_          structs.HostLayout
+		Cost       uint64
+		BurstUnits uint64
+	}
 }
 
 type XDPBermCid struct {
@@ -155,7 +171,9 @@ const (
 	XDPBermDropBERM_DROP_TOO_BIG       XDPBermDrop = 19
 	XDPBermDropBERM_DROP_AMPLIFIED     XDPBermDrop = 20
 	XDPBermDropBERM_DROP_BAD_INITIAL   XDPBermDrop = 21
-	XDPBermDropBERM_DROP_MAX           XDPBermDrop = 22
+	XDPBermDropBERM_DROP_CARRY         XDPBermDrop = 22
+	XDPBermDropBERM_DROP_REGION        XDPBermDrop = 23
+	XDPBermDropBERM_DROP_MAX           XDPBermDrop = 24
 )
 
 type XDPBermEvent struct {
@@ -189,7 +207,9 @@ const (
 	XDPBermExitBERM_EXIT_CHANCE    XDPBermExit = 8
 	XDPBermExitBERM_EXIT_DEADMAN   XDPBermExit = 9
 	XDPBermExitBERM_EXIT_ANSWER    XDPBermExit = 10
-	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 11
+	XDPBermExitBERM_EXIT_CARRY     XDPBermExit = 11
+	XDPBermExitBERM_EXIT_SPILL     XDPBermExit = 12
+	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 13
 )
 
 type XDPBermGate struct {
@@ -440,7 +460,12 @@ type XDPBermVip struct {
 	RateClass uint16
 	Pad       uint16
 	Name      [16]int8
-	Pad2      [2]uint64
+	CarrySet  uint8
+	CarryHops uint8
+	SpillSet  uint8
+	Region    uint8
+	Spill     uint32
+	Pad2      uint64
 }
 
 type XDPBermVipFlags uint32
@@ -453,6 +478,9 @@ const (
 	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
 	XDPBermVipFlagsBERM_VIP_GATE    XDPBermVipFlags = 256
 	XDPBermVipFlagsBERM_VIP_GUARD   XDPBermVipFlags = 512
+	XDPBermVipFlagsBERM_VIP_SITES   XDPBermVipFlags = 1024
+	XDPBermVipFlagsBERM_VIP_REGION  XDPBermVipFlags = 2048
+	XDPBermVipFlagsBERM_VIP_OUTSIDE XDPBermVipFlags = 4096
 )
 
 type XDPBermVipStats struct {
@@ -546,6 +574,7 @@ type XDPGated struct {
 const (
 	XDPMapBermBackends      = "berm_backends"
 	XDPMapBermCaptures      = "berm_captures"
+	XDPMapBermCarry         = "berm_carry"
 	XDPMapBermCids          = "berm_cids"
 	XDPMapBermConfig        = "berm_config"
 	XDPMapBermDrops         = "berm_drops"
@@ -638,6 +667,7 @@ type XDPProgramSpecs struct {
 type XDPMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -706,6 +736,7 @@ func (o *XDPObjects) Close() error {
 type XDPMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -750,6 +781,7 @@ func (m *XDPMaps) Close() error {
 	return _XDPClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

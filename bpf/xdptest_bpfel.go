@@ -18,6 +18,7 @@ import (
 const (
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
+	XDPTestMapBermCarry         = "berm_carry"
 	XDPTestMapBermCids          = "berm_cids"
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
@@ -119,6 +120,7 @@ type XDPTestProgramSpecs struct {
 type XDPTestMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -190,6 +192,7 @@ func (o *XDPTestObjects) Close() error {
 type XDPTestMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -234,6 +237,7 @@ func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

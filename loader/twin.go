@@ -45,7 +45,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermRateCells: copied, bpf.XDPMapBermVerdictBits: shared, bpf.XDPMapBermVerdicts: copied,
 	bpf.XDPMapBermRows: shared, bpf.XDPMapBermSets: shared, bpf.XDPMapBermBackends: shared, bpf.XDPMapBermPeers: shared,
 	bpf.XDPMapBermCids: shared, bpf.XDPMapBermSids: shared, bpf.XDPMapBermSidsLong: shared,
-	bpf.XDPMapBermHeart: copied,
+	bpf.XDPMapBermHeart: copied, bpf.XDPMapBermCarry: shared,
 	bpf.XDPMapBermGates: shared, bpf.XDPMapBermReply: shared, bpf.XDPMapBermGateStates: copied,
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,

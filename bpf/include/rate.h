@@ -26,6 +26,7 @@ enum rate_dimension {
 	RATE_PACKETS = 0,
 	RATE_BYTES = 0x5bd1e9,
 	RATE_SYNS = 0xa0761d,
+	RATE_CARRY = 0x165667, /* see site.h */
 };
 
 static __always_inline __u64 rate_tag(__u64 source, __u32 class, enum rate_dimension dimension)
