@@ -15,6 +15,7 @@ type steerCmd struct {
 	Undrain steerUndrain `cmd:"" help:"Give a backend new flows again."`
 	Weight  steerWeight  `cmd:"" help:"Change a backend's share of new flows."`
 	Canary  steerCanary  `cmd:"" help:"Give a backend an exact share of new flows."`
+	Spill   steerSpill   `cmd:"" help:"Let a share of a service's new flows begin at another site."`
 }
 
 // Help is what berm steer --help adds.

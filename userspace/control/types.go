@@ -56,6 +56,8 @@ type KernelInfo struct {
 	Deadman     string `json:"deadman"`        // after this silence of the daemon new flows go elsewhere; off
 	Chances     uint64 `json:"chances"`        // packets sent to a row's former owner
 	Handed      uint64 `json:"handed"`         // packets of new flows sent elsewhere while the daemon was silent
+	Carried     uint64 `json:"carried"`        // packets sent to the site where their flow may be, or is
+	Spilled     uint64 `json:"spilled"`        // packets of new flows sent to another site, to begin there
 	Self        string `json:"self,omitempty"` // this edge's backend
 	VIPs        int    `json:"vips"`
 	Packets     uint64 `json:"packets"` // through the kernel half since it was loaded
@@ -111,6 +113,7 @@ type Counter struct {
 type Backend struct {
 	ID      uint32     `json:"id"`
 	Set     string     `json:"set"`
+	Site    string     `json:"site,omitempty"` // another one, where it is
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
 	Self    bool       `json:"self,omitempty"`
@@ -249,6 +252,22 @@ type PlanRequest struct {
 	Add    []string            `json:"add,omitempty"`  // backends, to every set
 	Remove []string            `json:"remove,omitempty"`
 	Orders []Order             `json:"orders,omitempty"`
+	Spills []Spill             `json:"spills,omitempty"`
+}
+
+// Spill is the share of a service's new flows that begins at another site.
+type Spill struct {
+	VIP         string `json:"vip"`
+	To          string `json:"to"` // a site
+	BasisPoints int    `json:"basis_points"`
+}
+
+// SpillPlan is what a change of a spill would mean for a service's new flows, in basis points.
+type SpillPlan struct {
+	VIP    string `json:"vip"`
+	Before Spill  `json:"before"`
+	After  Spill  `json:"after"`
+	Moved  int    `json:"moved"` // begin elsewhere than before
 }
 
 // Member is a backend of a set in a candidate file.
@@ -259,7 +278,8 @@ type Member struct {
 
 // Plan is what a change would mean for the rows of each set.
 type Plan struct {
-	Sets []SetPlan `json:"sets"`
+	Sets   []SetPlan   `json:"sets"`
+	Spills []SpillPlan `json:"spills,omitempty"`
 }
 
 // SetPlan is that of one set.
