@@ -50,10 +50,16 @@ func (s Sites) Validate() error {
 	return errors.Join(errs...)
 }
 
+// spill is the share as the kernel has it: of 65536 new flows so many.
+func (s Sites) spill() uint32 { return uint32(math.Round(float64(s.SpillPoints) * spillAll / AllPoints)) }
+
+// Spills says whether a new flow with this hash begins at another site.
+func (s Sites) Spills(flow uint64) bool { return uint32(flow>>48) < s.spill() }
+
 // encode writes into a service's record; set finds the number of a backend set.
 func (s Sites) encode(r *bpf.XDPBermVip, set func(name string) uint16) {
 	r.CarrySet, r.CarryHops, r.SpillSet = uint8(set(s.Carry)), uint8(s.Hops), uint8(set(s.Spill))
-	r.Spill, r.Region = uint32(math.Round(float64(s.SpillPoints)*spillAll/AllPoints)), s.Region
+	r.Spill, r.Region = s.spill(), s.Region
 	if s.Carry != "" || s.Spill != "" {
 		r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_SITES)
 	}

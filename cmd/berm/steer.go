@@ -89,6 +89,12 @@ func (c *steerExplain) Run(a *app) error {
 		case "fail_open":
 			st = out.Warn
 		}
+		if s.Spill != "" {
+			a.out.Field("spill", "%s", s.Spill)
+		}
+		if s.Carry != "" {
+			a.out.Field("carry", "%s", s.Carry)
+		}
 		a.out.Field("delivery", "%s", a.out.Paint(st, s.Delivery))
 		for i, step := range s.Steps {
 			a.out.Printf("%10d. %s\n", i+1, step)

@@ -318,9 +318,12 @@ type Steering struct {
 	Owner    string `json:"owner,omitempty"`
 	Previous string `json:"previous,omitempty"` // owned the row before: gets what the owner has no socket for
 	Heir     string `json:"heir,omitempty"`     // where nobody did: gets the packets when the owner cannot
+	// At other sites: who gets what nobody here has a socket for, and with whom the flow begins, if there.
+	Carry string `json:"carry,omitempty"`
+	Spill string `json:"spill,omitempty"`
 	// CID is what the connection ID says; nil where it names nobody.
 	CID      *NamedServer `json:"cid,omitempty"`
-	Delivery string       `json:"delivery"` // foreign, local, forward, drop or fail_open; by row where a connection ID alone does not say
+	Delivery string       `json:"delivery"` // foreign, local, forward, carry, drop or fail_open; by row where a connection ID alone does not say
 	Steps    []string     `json:"steps"`    // the reasoning, a sentence each
 }
 
