@@ -19,6 +19,7 @@ const (
 	XDPTestMapAggregatedPackets = "aggregated_packets"
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
+	XDPTestMapBermCarry         = "berm_carry"
 	XDPTestMapBermCcCountries   = "berm_cc_countries"
 	XDPTestMapBermCcProfiles    = "berm_cc_profiles"
 	XDPTestMapBermCcRules       = "berm_cc_rules"
@@ -134,6 +135,7 @@ type XDPTestMapSpecs struct {
 	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -217,6 +219,7 @@ type XDPTestMaps struct {
 	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -267,6 +270,7 @@ func (m *XDPTestMaps) Close() error {
 		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,

@@ -47,6 +47,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermCids: shared, bpf.XDPMapBermSids: shared, bpf.XDPMapBermSidsLong: shared,
 	bpf.XDPMapBermStun:  copied,
 	bpf.XDPMapBermHeart: copied,
+	bpf.XDPMapBermCarry: shared,
 	bpf.XDPMapBermGates: shared, bpf.XDPMapBermReply: shared, bpf.XDPMapBermGateStates: copied,
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,

@@ -71,6 +71,8 @@ enum berm_drop {
 	BERM_DROP_BAD_INITIAL = 21, /* of QUIC: a long header that no client sends */
 	BERM_DROP_RATE_INITIAL = 22,
 	BERM_DROP_RATE_AGGREGATE = 23, /* the source's /24 or /48 is over its limits, and it over its share */
+	BERM_DROP_CARRY = 24,  /* of no flow of this site, and more than may be carried to others */
+	BERM_DROP_REGION = 25, /* of a service that another region's edges do not serve */
 	BERM_DROP_MAX,
 };
 
@@ -103,6 +105,8 @@ enum berm_exit {
 	BERM_EXIT_CHANCE = 8, /* sent to the row's previous owner: this host has no socket for it */
 	BERM_EXIT_DEADMAN = 9, /* sent to another edge, since this one's daemon is silent */
 	BERM_EXIT_ANSWER = 10, /* answered from here, in place */
+	BERM_EXIT_CARRY = 11,  /* sent to another site: its flow may be there, or is by its ID */
+	BERM_EXIT_SPILL = 12,  /* sent to another site, where its flow is to begin */
 	BERM_EXIT_MAX,
 };
 
@@ -172,6 +176,9 @@ enum berm_vip_flags {
 	BERM_VIP_STUN = 1 << 5,	   /* to the edge that their ICE username fragment names */
 	BERM_VIP_GATE = 1 << 8,	   /* has an entry in berm_gates, for the owner */
 	BERM_VIP_GUARD = 1 << 9,   /* and one for the first hop */
+	BERM_VIP_SITES = 1 << 10,  /* other sites serve it too */
+	BERM_VIP_REGION = 1 << 11, /* edges of its region alone do */
+	BERM_VIP_OUTSIDE = 1 << 12, /* and this one is in another */
 };
 
 /* A service, or (flag ADDRESS, port and proto 0) the bare address of services. */
@@ -187,7 +194,15 @@ struct berm_vip {
 	__u16 rate_class; /* used where the source's record names no class; 0 = none */
 	__u16 pad;
 	char name[BERM_NAME];
-	__u64 pad2[2];
+	/* SITES: the set of the edges of the next site, in an order that all share, which gets the packets
+	 * of flows that are not here; 0 = none. From site to site at most carry_hops times.
+	 */
+	__u8 carry_set;
+	__u8 carry_hops;
+	__u8 spill_set; /* of the edges of the site where a share of the new flows begins; 0 = none */
+	__u8 region;	/* number of a region, on this host only; 0 = it has none */
+	__u32 spill;	/* of that share: of 65536 new flows so many */
+	__u64 pad2;
 };
 _Static_assert(sizeof(struct berm_vip) == 64, "berm_vip is one cache line");
 
@@ -385,6 +400,7 @@ struct berm_heart {
 enum berm_backend_flags {
 	BERM_BACKEND_USED = 1 << 0,
 	BERM_BACKEND_READY = 1 << 1, /* next hop is known: mac and ifindex are set */
+	BERM_BACKEND_REMOTE = 1 << 2, /* at another site */
 };
 
 struct berm_backend {
@@ -396,9 +412,22 @@ struct berm_backend {
 	__u8 family;	       /* 4: IPIP / 6 in 4; 6: in IPv6 */
 	__u8 owner;	       /* enum berm_owner */
 	char name[BERM_NAME];
+	__u8 region; /* number, on this host only; 0 = none */
+	__u8 pad[3];
 	__u64 heartbeat_ns; /* last sign of life seen by this host */
 };
 _Static_assert(sizeof(struct berm_backend) == 64, "berm_backend is one cache line");
+
+/* The one entry of berm_carry: how many packets of flows that are not here may go to other sites. What is
+ * above it is made up, or would take their network away. Bursts cover two ticks.
+ */
+struct berm_carry {
+	struct berm_limit source; /* of one source */
+	struct berm_limit all;	  /* of all together */
+};
+
+#define BERM_SITE_HOPS 3    /* from site to site, at most: the outer TTL tells how many they were */
+#define BERM_SPILL_ALL 65536 /* every new flow */
 
 /* Names of backend sets; only userspace reads it. Set 0 is this host and has no entry. */
 struct berm_set {

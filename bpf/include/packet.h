@@ -71,6 +71,11 @@ enum packet_fact {
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
 	PACKET_BAD = 0xff << 16, /* see BAD() */
 
+	PACKET_CARRIED = 1 << 24, /* goes to another site, where its flow may be */
+	PACKET_SPILLED = 1 << 25, /* or where it begins */
+	PACKET_HOP = 1 << 26,	  /* two bits that count: from site to site so often */
+	PACKET_HOPS = 3 << 26,
+
 	PACKET_CHANCE = 1 << 28, /* a peer's second chance: delivered here whatever happens */
 	PACKET_HANDED = 1 << 29, /* goes to another edge as its second chance */
 	PACKET_SILENT =
@@ -109,24 +114,24 @@ struct packet {
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
 	struct berm_addr client;
-	__u64 ports; /* flow_ports() */
+	__u64 ports;  /* flow_ports() */
+	__u64 flow;   /* its hash: decap and steer set it */
+	__u64 number; /* source_number() of src; parse sets it */
 
 	/* vip and policy */
-	struct berm_vip *vip; /* NULL until found */
 	/* As struct fate, for whoever is told of the packet (capture.h). */
 	__u32 vip_id;
 	__u32 record_id;
-	__u32 drop;   /* enum berm_drop */
-	__u32 end;    /* how it ended: stage * BERM_EXIT_MAX + exit */
-	__u64 number; /* source_number() of src; parse sets it */
-	__u64 source; /* and its hash */
+	__u32 drop;	      /* enum berm_drop */
+	__u32 end;	      /* how it ended: stage * BERM_EXIT_MAX + exit */
+	struct berm_vip *vip; /* NULL until found */
+	__u64 source;	      /* source_hash() of number */
 	union {
 		struct berm_prefix_record record;
 		__u64 record_word;
 	};
 
 	/* steer */
-	__u64 flow;		      /* flow hash */
 	struct berm_backend *backend; /* NULL = this host */
 };
 
@@ -152,6 +157,12 @@ static __always_inline bool is(const struct packet *pkt, __u64 facts)
 static __always_inline __u64 fact(const struct packet *pkt, __u64 fact)
 {
 	return pkt->facts >> __builtin_ctzll(fact) & 1;
+}
+
+/* How often the packet went from one site to another. */
+static __always_inline __u32 hops_of(__u64 facts)
+{
+	return facts / PACKET_HOP & BERM_SITE_HOPS;
 }
 
 static __always_inline __u32 vlans_of(const struct packet *pkt)

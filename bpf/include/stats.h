@@ -44,6 +44,8 @@ static __always_inline enum berm_stage stage_of(__u32 why)
 	case BERM_DROP_GEO:
 		return BERM_STAGE_GEO;
 	case BERM_DROP_NO_BACKEND:
+	case BERM_DROP_CARRY:
+	case BERM_DROP_REGION:
 		return BERM_STAGE_STEER;
 	case BERM_DROP_TOO_BIG:
 		return BERM_STAGE_DELIVER;
@@ -69,7 +71,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 	if (exit == BERM_EXIT_DROP)
 		add(&stats->dropped, pkt->len);
 	else if (exit == BERM_EXIT_FORWARD ||
-		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN))
+		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN ||
+			  exit == BERM_EXIT_CARRY || exit == BERM_EXIT_SPILL))
 		add(&stats->forwarded, pkt->len);
 	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
 		add(&stats->answered, pkt->len);

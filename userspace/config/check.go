@@ -34,6 +34,7 @@ func (c *Config) check(d *decoder) {
 	c.checkQUIC(d)
 	c.checkSteer(d)
 	c.checkVIPs(d)
+	c.checkSites(d)
 	c.checkAnycast(d)
 	c.checkRoutes(d)
 }
