@@ -71,8 +71,8 @@ var dropNames = [...][2]string{
 
 	DropRateInitial:   {"rate_initial", "the source's rate of QUIC Initials is above its class"},
 	DropRateAggregate: {"rate_aggregate", "the sources of its IPv4 /24 or IPv6 /48 are together above their class, and it is above its share"},
-	DropCarry:       {"carry", "no flow of this site, and more than may be carried to other sites"},
-	DropRegion:      {"region", "the service is another region's alone"},
+	DropCarry:         {"carry", "no flow of this site, and more than may be carried to other sites"},
+	DropRegion:        {"region", "the service is another region's alone"},
 }
 
 // String is the reason's name.

@@ -88,7 +88,8 @@ __noinline int aggregate_take(const struct aggregated *in)
 		tag = rate_tag(whole, in->class, aggregate_dimension(kind) ^ RATE_AGGREGATE);
 		if (rate_take(set, limit, tag, in->units, amount))
 			continue;
-		other.cost = limit->cost * BERM_AGGREGATE_SHARES; /* below 2^48, and amounts below 2^16 */
+		other.cost = limit->cost *
+			     BERM_AGGREGATE_SHARES; /* below 2^48, and amounts below 2^16 */
 		other.burst_units = limit->burst_units;
 		if (rate_take_anywhere(
 			    parts, &other,

@@ -66,7 +66,6 @@ enum packet_fact {
 	PACKET_CID = 1 << 13,	   /* its connection ID named its backend */
 	PACKET_CID_LOST = 1 << 14, /* should have, and did not */
 	PACKET_STUN = 1 << 15,	   /* its ICE username fragment named its backend, or has once */
-	PACKET_STUN_LOST = 1 << 24,
 
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
 	PACKET_BAD = 0xff << 16, /* see BAD() */
@@ -80,6 +79,9 @@ enum packet_fact {
 	PACKET_HANDED = 1 << 29, /* goes to another edge as its second chance */
 	PACKET_SILENT =
 		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
+
+	/* above SHADOWED() */
+	PACKET_STUN_LOST = 1ULL << 63, /* the fragment named nobody who can be reached */
 };
 
 _Static_assert(!((PACKET_CID | PACKET_CID_LOST | PACKET_STUN | PACKET_HANDED | PACKET_SILENT) &
@@ -92,7 +94,8 @@ _Static_assert(BERM_DROP_BAD_FRAGMENT < 8, "BAD() has 8 bits");
 /* Would have been dropped for this reason. */
 #define SHADOWED(why) (1ULL << (SHADOWED_SHIFT + (why)))
 #define SHADOWED_SHIFT 32
-_Static_assert(BERM_DROP_MAX <= 32, "SHADOWED() has 32 bits");
+#define SHADOWED_BITS 28
+_Static_assert(BERM_DROP_MAX <= SHADOWED_BITS, "SHADOWED() has room for every reason");
 
 /* Every field costs a store where it is set, and few more would fit on the stack: what few
  * packets need is computed anew for them. Small numbers are 32 bits wide: narrower ones cost an
@@ -151,6 +154,12 @@ _Static_assert(__builtin_offsetof(struct packet, client) - __builtin_offsetof(st
 static __always_inline bool is(const struct packet *pkt, __u64 facts)
 {
 	return pkt->facts & facts;
+}
+
+/* Bit n: it would have been dropped for reason n. */
+static __always_inline __u32 shadowed_of(const struct packet *pkt)
+{
+	return pkt->facts >> SHADOWED_SHIFT & ((1 << SHADOWED_BITS) - 1);
 }
 
 /* 1 or 0, for arithmetic instead of a branch: fact is a single bit. */

@@ -66,7 +66,7 @@ static __always_inline void count_vip(const struct packet *pkt)
 	if (!stats)
 		return;
 	add(&stats->in, pkt->len);
-	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
+	if (UNLIKELY(shadowed_of(pkt)))
 		add(&stats->shadowed, pkt->len);
 	if (exit == BERM_EXIT_DROP)
 		add(&stats->dropped, pkt->len);
@@ -157,8 +157,8 @@ static __always_inline int finish(struct packet *pkt, const struct now *now, int
 		return act;
 	if (LIKELY(pkt->vip))
 		count_vip(pkt);
-	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
-		shadow = count_shadows(pkt->facts >> SHADOWED_SHIFT, pkt->len);
+	if (UNLIKELY(shadowed_of(pkt)))
+		shadow = count_shadows(shadowed_of(pkt), pkt->len);
 	if (pkt->drop)
 		before = count(&berm_drops, pkt->drop, pkt->len);
 	if (pkt->end % BERM_EXIT_MAX == BERM_EXIT_FOREIGN && !shadow)

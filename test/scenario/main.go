@@ -56,7 +56,7 @@ type Main struct {
 	originCounts                          string  // socket
 	bird                                  *rig.Proc
 
-	mtu          int                // of the links behind the router
+	mtu          int                         // of the links behind the router
 	routes       func(context.Context) error // of the router to the VIPs; nil: what BIRD learns
 	siteOf       func(*Edge) string          // nil: all edges are at one
 	apart        bool                        // the files name no other sites
