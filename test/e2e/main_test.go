@@ -88,6 +88,11 @@ func TestFlood(t *testing.T) {
 	runScenario(t, "flood", "ip", "bird", "curl", "tcpdump")
 }
 
+// TestCertRotation runs the scenario "cert-rotation".
+func TestCertRotation(t *testing.T) {
+	runScenario(t, "cert-rotation", "ip", "bird", "curl", "openssl", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

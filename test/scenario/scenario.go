@@ -108,6 +108,10 @@ func All() []Scenario {
 		ID:      "flood",
 		Summary: "the same: SYNs and QUIC Initials of made-up sources at one service, good clients at it and at its neighbour",
 		Up:      upFlood,
+	}, {
+		ID:      "cert-rotation",
+		Summary: "the same: certificates change, break and mend under load, and sessions resume on every edge",
+		Up:      upCertRotation,
 	}}
 }
 
