@@ -32,6 +32,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"github.com/bermedge/berm/test/rig/rigtest"
+	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/control"
 )
 
@@ -327,6 +328,25 @@ func mustKeys(t *testing.T, dir string) []string {
 		t.Fatal(files, err)
 	}
 	return files
+}
+
+// A client that has the key from DNS hides the name that it asks for, over QUIC too.
+func TestHidesNamesOverQUIC(t *testing.T) {
+	text, err := certs.NewECH("public.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "ech.pem")
+	mustWrite(t, path, text)
+	_, list, err := certs.ReadECH(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := mustStart(t, onLoopback, fmt.Sprintf("tls: {ech: [%s]}", path))
+	client := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", EncryptedClientHelloConfigList: list, MinVersion: tls.VersionTLS13}
+	if _, conn := mustAsk(t, strings.TrimPrefix(p.url(t, "h3"), "https://"), client, http.MethodGet, "/"); !conn.TLS.ECHAccepted {
+		t.Error("ECH was not accepted")
+	}
 }
 
 // notes is an origin that remembers what it was asked, and forbids storing it.

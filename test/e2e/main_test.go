@@ -103,6 +103,11 @@ func TestFragments(t *testing.T) {
 	runScenario(t, "fragments", "ip", "bird", "curl", "ping", "tcpdump")
 }
 
+// TestCertRotation runs the scenario "cert-rotation".
+func TestCertRotation(t *testing.T) {
+	runScenario(t, "cert-rotation", "ip", "bird", "curl", "openssl", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

@@ -120,6 +120,10 @@ func All() []Scenario {
 		ID:      "fragments",
 		Summary: "fragments, VLAN tags, IPv4 options and IPv6 extension headers: all that belongs together reaches one edge and is answered",
 		Up:      upFragments,
+	}, {
+		ID:      "cert-rotation",
+		Summary: "the same: certificates change, break and mend under load, and sessions resume on every edge",
+		Up:      upCertRotation,
 	}}
 }
 
