@@ -34,6 +34,7 @@ type Set struct {
 	Backends *Backends
 	Peers    *Peers
 	CIDs     *CIDs
+	STUN     *STUN
 	Stats    *Stats
 	Samples  *Samples
 	Events   *Events
@@ -161,6 +162,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
 	s.CIDs = &CIDs{set: s, formats: m[bpf.XDPMapBermCids], sids: m[bpf.XDPMapBermSids], large: m[bpf.XDPMapBermSidsLong]}
+	s.STUN = &STUN{m: m[bpf.XDPMapBermStun]}
 	s.Stats = &Stats{
 		set: s, drops: m[bpf.XDPMapBermDrops], shadows: m[bpf.XDPMapBermShadows],
 		stages: m[bpf.XDPMapBermStageStats], vips: m[bpf.XDPMapBermVipStats], tenants: m[bpf.XDPMapBermTenantStats],

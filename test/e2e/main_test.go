@@ -98,6 +98,11 @@ func TestFragments(t *testing.T) {
 	runScenario(t, "fragments", "ip", "bird", "curl", "ping", "tcpdump")
 }
 
+// TestWebRTC runs the scenario "webrtc".
+func TestWebRTC(t *testing.T) {
+	runScenario(t, "webrtc", "ip", "bird", "curl", "python3", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

@@ -114,6 +114,10 @@ func All() []Scenario {
 		ID:      "fragments",
 		Summary: "fragments, VLAN tags, IPv4 options and IPv6 extension headers: all that belongs together reaches one edge and is answered",
 		Up:      upFragments,
+	}, {
+		ID:      "webrtc",
+		Summary: "WebRTC goes to the edge that gave out the ICE username fragment: checks, media, clients that rebind, made-up fragments",
+		Up:      upWebRTC,
 	}}
 }
 

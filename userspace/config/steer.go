@@ -78,6 +78,21 @@ func (c *Config) checkQUIC(d *decoder) {
 		} else if v.QUIC && v.Protocol != bermmaps.ProtocolUDP {
 			d.report(at, fmt.Sprintf("is true, but protocol is %s", v.Protocol), "QUIC runs over udp: a service of both takes two entries")
 		}
+		c.checkSTUN(d, i)
+	}
+}
+
+// checkSTUN reports a VIP that cannot steer by ICE username fragment.
+func (c *Config) checkSTUN(d *decoder, i int) {
+	v, at := c.VIPs[i], fmt.Sprintf("vips[%d].stun", i)
+	switch {
+	case !v.STUN:
+	case v.Protocol != bermmaps.ProtocolUDP:
+		d.report(at, fmt.Sprintf("is true, but protocol is %s", v.Protocol), "STUN is steered over udp")
+	case v.QUIC:
+		d.report(at, "is true, and so is quic", "a service speaks one of them: at the port of HTTP/3 WebRTC needs quic: false")
+	case v.Backends == "":
+		d.report(at, "is true, but the VIP has no backends", "name the set among whose edges fragments choose")
 	}
 }
 
