@@ -251,7 +251,7 @@ type silent struct{ net.Conn }
 
 func (silent) Write(b []byte) (int, error) { return len(b), nil }
 
-// agent is a client that is not ours: it does its checks, and repeats them, by RFC 8445 and 7675.
+// agent is a client that is not ours, for Debian's Python: it does its checks, and repeats them, by RFC 8445 and 7675.
 const agent = `import asyncio, sys
 import aioice, aioice.ice
 aioice.ice.CONSENT_INTERVAL = 0.2
@@ -285,7 +285,7 @@ func (w WebRTC) checkAgent(ctx context.Context, r *Recorder) error {
 			if err := readCounts(ctx, w.counts(e), &before); err != nil {
 				return err
 			}
-			out, err := w.good.Run(ctx, "python3", script, v.vip, fmt.Sprint(rtcPort), ufrag, rtcPassword)
+			out, err := w.good.Run(ctx, "/usr/bin/python3", script, v.vip, fmt.Sprint(rtcPort), ufrag, rtcPassword)
 			if err != nil {
 				return fmt.Errorf("%w: %s", err, out)
 			}
