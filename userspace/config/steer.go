@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -93,6 +94,12 @@ func (c *Config) checkSTUN(d *decoder, i int) {
 		d.report(at, "is true, and so is quic", "a service speaks one of them: at the port of HTTP/3 WebRTC needs quic: false")
 	case v.Backends == "":
 		d.report(at, "is true, but the VIP has no backends", "name the set among whose edges fragments choose")
+	default:
+		for _, b := range c.Backends[v.Backends] {
+			if b.Server() > math.MaxUint16 {
+				d.report(at, fmt.Sprintf("is true, but backend %q has server ID %d", b.Name, b.Server()), "an ICE username fragment has room for two bytes: write a smaller one")
+			}
+		}
 	}
 }
 
