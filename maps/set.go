@@ -35,6 +35,7 @@ type Set struct {
 	Peers    *Peers
 	Carries  *Carries
 	CIDs     *CIDs
+	STUN     *STUN
 	Stats    *Stats
 	Samples  *Samples
 	Events   *Events
@@ -165,6 +166,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
 	s.Carries = &Carries{set: s, m: m[bpf.XDPMapBermCarry]}
 	s.CIDs = &CIDs{set: s, formats: m[bpf.XDPMapBermCids], sids: m[bpf.XDPMapBermSids], large: m[bpf.XDPMapBermSidsLong]}
+	s.STUN = &STUN{m: m[bpf.XDPMapBermStun]}
 	s.Stats = &Stats{
 		set: s, drops: m[bpf.XDPMapBermDrops], shadows: m[bpf.XDPMapBermShadows],
 		stages: m[bpf.XDPMapBermStageStats], vips: m[bpf.XDPMapBermVipStats], tenants: m[bpf.XDPMapBermTenantStats],

@@ -108,6 +108,11 @@ func TestCertRotation(t *testing.T) {
 	runScenario(t, "cert-rotation", "ip", "bird", "curl", "openssl", "tcpdump")
 }
 
+// TestWebRTC runs the scenario "webrtc".
+func TestWebRTC(t *testing.T) {
+	runScenario(t, "webrtc", "ip", "bird", "curl", "python3", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

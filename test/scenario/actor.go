@@ -31,6 +31,7 @@ func MaybeActor() {
 		"origin": actOrigin,
 		"sink":   actSink,
 		"echo":   actEcho,
+		"rtc":    actRTC,
 		"nat":    actNAT,
 		"unit":   actUnit,
 	}[os.Args[2]]

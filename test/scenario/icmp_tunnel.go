@@ -207,91 +207,100 @@ func quote(from, to string, proto byte, sport, dport uint16, bytes int) []byte {
 	return append(append(icmp, ip...), l4[:bytes]...)
 }
 
+// forgedFamily is where and how made-up errors of a family are sent.
+type forgedFamily struct {
+	name, vip, client, network string
+	others                     [2]string // addresses that are not ours
+	seen                       string    // the stack's count of errors
+}
+
+// forgedErrors are about what the VIP never sent; the first two name a connection that there is.
+func (f forgedFamily) forgedErrors(port uint16) [][]byte {
+	const tcp, udp, sctp = 6, 17, 132
+	return [][]byte{
+		quote(f.vip, f.client, tcp, 80, port, 8),               // the least that an error quotes
+		quote(f.vip, f.client, tcp, 80, port, 20),              // all of a TCP header
+		quote(f.vip, f.client, tcp, 80, 1, 8),                  // of a flow that nobody has
+		quote(f.others[0], f.others[1], tcp, 80, port, 8),      // of somebody else's
+		quote(f.vip, f.client, tcp, 80, port, 3),               // cut short
+		quote(f.vip, f.client, tcp, 80, port, 0),               // without ports
+		quote(f.vip, f.client, sctp, 80, port, 8),              // of another protocol
+		quote(f.vip, f.client, udp, uint16(sinkPort+1), 40, 8), // of a port without a service
+	}
+}
+
 // checkForged: whoever makes up what an error quotes changes nothing. The owner's stack gets what quotes
 // its flow, and knows by the sequence number that it never sent that.
 func (i *ICMP) checkForged(ctx context.Context, r *Recorder) error {
-	const each = 10
-	for n, f := range []struct {
-		name, vip, client, network string
-		seen                       string // the stack's count of errors
-		tcp, udp                   byte
-	}{
-		{"IPv4", vip4, good4, "ip4:icmp", "Icmp.InDestUnreachs", 6, 17},
-		{"IPv6", vip6, good6, "ip6:ipv6-icmp", "Icmp6InPktTooBigs", 6, 17},
+	for n, f := range []forgedFamily{
+		{"IPv4", vip4, good4, "ip4:icmp", [2]string{"203.0.113.66", "203.0.113.67"}, "Icmp.InDestUnreachs"},
+		{"IPv6", vip6, good6, "ip6:ipv6-icmp", [2]string{"2001:db8:f::66", "2001:db8:f::67"}, "Icmp6InPktTooBigs"},
 	} {
 		for k, e := range i.edges {
 			p, err := i.portOf(ctx, f.client, vipPort(f.vip, 80), "tcp", e.Name, 27000+200*n+100*k)
 			if err != nil {
 				return err
 			}
-			if err := i.forgetAll(ctx); err != nil {
+			if err := i.forgedAbout(ctx, r, f, e, p); err != nil {
 				return err
 			}
-			d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(f.client), Port: p}, Timeout: flowLimit}
-			flow, err := i.openFlowAs(ctx, i.good, d, f.vip, flowLimit)
-			if err != nil {
-				return err
-			}
-			defer flow.close()
-			if _, err := flow.get("/"); err != nil {
-				return err
-			}
-			before, err := i.stacks()
-			if err != nil {
-				return err
-			}
-			forged := [][]byte{
-				quote(f.vip, f.client, f.tcp, 80, uint16(p), 8),                // the least that an error quotes
-				quote(f.vip, f.client, f.tcp, 80, uint16(p), 20),               // all of a TCP header
-				quote(f.vip, f.client, f.tcp, 80, 1, 8),                        // of a flow that nobody has
-				quote("203.0.113.66", "203.0.113.67", f.tcp, 80, uint16(p), 8), // of somebody else's
-				quote(f.vip, f.client, f.tcp, 80, uint16(p), 3),                // cut short
-				quote(f.vip, f.client, f.tcp, 80, uint16(p), 0),                // without ports
-				quote(f.vip, f.client, 132, 80, uint16(p), 8),                  // of another protocol
-				quote(f.vip, f.client, f.udp, uint16(sinkPort+1), uint16(p+1), 8),
-			} // of a port without a service
-			if strings.Contains(f.vip, ":") {
-				forged[3] = quote("2001:db8:f::66", "2001:db8:f::67", f.tcp, 80, uint16(p), 8)
-			}
-			if err := i.forge(f.network, f.vip, forged, each); err != nil {
-				return err
-			}
-			var since map[string]rig.Counters
-			sent := uint64(each * len(forged))
-			err = rig.Until(ctx, 5*time.Second, "the stacks have what was sent", func() (bool, error) {
-				now, err := i.stacks()
-				since = map[string]rig.Counters{}
-				var got uint64
-				for name, c := range now {
-					since[name] = c.Since(before[name])
-					got += since[name][f.seen]
-				}
-				return got >= sent, err
-			})
-			if err != nil {
-				i.opts.logf("%v", err)
-			}
-			name := fmt.Sprintf("%s, made-up errors about a connection of %s", f.name, e.Name)
-			var got, refused uint64
-			for _, c := range since {
-				got += c[f.seen]
-				refused += c["TcpExt.OutOfWindowIcmps"]
-			}
-			r.Equal(name+": that reached a stack", sent, got, "errors")
-			r.Equal(name+": that the owner knew by their sequence number", 2*each, since[e.Name]["TcpExt.OutOfWindowIcmps"], "errors")
-			r.Equal(name+": that another edge took for its own", 0, refused-since[e.Name]["TcpExt.OutOfWindowIcmps"], "errors")
-			a, err := flow.get(fmt.Sprintf("/big/%d", narrowSize))
-			if err != nil {
-				return err
-			}
-			says, err := socket(ctx, e.node, net.JoinHostPort(f.client, strconv.Itoa(p)))
-			if err != nil {
-				return err
-			}
-			r.Equal(name+": bytes that it then downloads", narrowSize, uint64(a.body), "bytes")
-			r.Equal(name+": its path MTU", wideMTU, number(socketMTU, says), "bytes")
 		}
 	}
+	return nil
+}
+
+// forgedAbout sends made-up errors about a connection of an edge from this port.
+func (i *ICMP) forgedAbout(ctx context.Context, r *Recorder, f forgedFamily, e *Edge, port int) error {
+	const each = 10
+	if err := i.forgetAll(ctx); err != nil {
+		return err
+	}
+	d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(f.client), Port: port}, Timeout: flowLimit}
+	flow, err := i.openFlowAs(ctx, i.good, d, f.vip, flowLimit)
+	if err != nil {
+		return err
+	}
+	defer flow.close()
+	if _, err := flow.get("/"); err != nil {
+		return err
+	}
+	before, err := i.stacks()
+	if err != nil {
+		return err
+	}
+	forged := f.forgedErrors(uint16(port))
+	if err := i.forge(f.network, f.vip, forged, each); err != nil {
+		return err
+	}
+	sent := uint64(each * len(forged))
+	got, refused := uint64(0), map[string]uint64{}
+	err = rig.Until(ctx, 5*time.Second, "the stacks have what was sent", func() (bool, error) {
+		now, err := i.stacks()
+		got = 0
+		for name, c := range now {
+			since := c.Since(before[name])
+			got += since[f.seen]
+			refused[name] = since["TcpExt.OutOfWindowIcmps"]
+		}
+		return got >= sent, err
+	})
+	if err != nil {
+		i.opts.logf("%v", err)
+	}
+	name := fmt.Sprintf("%s, made-up errors about a connection of %s", f.name, e.Name)
+	r.Equal(name+": that reached a stack", sent, got, "errors")
+	r.Equal(name+": that the owner knew by their sequence number", 2*each, refused[e.Name], "errors")
+	r.Equal(name+": that another edge took for its own", 0, total(refused)-refused[e.Name], "errors")
+	a, err := flow.get(fmt.Sprintf("/big/%d", narrowSize))
+	if err != nil {
+		return err
+	}
+	says, err := socket(ctx, e.node, net.JoinHostPort(f.client, strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	r.Equal(name+": bytes that it then downloads", narrowSize, uint64(a.body), "bytes")
+	r.Equal(name+": its path MTU", wideMTU, number(socketMTU, says), "bytes")
 	return nil
 }
 

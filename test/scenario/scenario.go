@@ -124,6 +124,10 @@ func All() []Scenario {
 		ID:      "cert-rotation",
 		Summary: "the same: certificates change, break and mend under load, and sessions resume on every edge",
 		Up:      upCertRotation,
+	}, {
+		ID:      "webrtc",
+		Summary: "WebRTC goes to the edge that gave out the ICE username fragment: checks, media, clients that rebind, made-up fragments",
+		Up:      upWebRTC,
 	}}
 }
 

@@ -98,6 +98,8 @@ type VIP struct {
 	// QUIC sends packets to the backend that their connection ID names; default: where bermd serves
 	// HTTP/3 at the VIP's port.
 	QUIC bool `yaml:"quic"`
+	// STUN sends WebRTC to the backend that has given out its ICE username fragment (berm steer ufrag).
+	STUN bool `yaml:"stun"`
 }
 
 // Gate guards a service against floods whose sources are made up. Rates are of all sources
@@ -226,7 +228,7 @@ func (c RateClass) Class(name string) maps.RateClass {
 func (v VIP) Service() maps.VIP {
 	return maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol, Owner: maps.OwnerFile, Tenant: v.Tenant,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, STUN: v.STUN,
 		Gate: maps.Gate(v.Gate),
 	}
 }

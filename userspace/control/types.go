@@ -101,6 +101,7 @@ type VIP struct {
 	Shadow   bool        `json:"shadow,omitempty"`
 	Strict   bool        `json:"strict,omitempty"` // on the address: drop ports that have no service
 	QUIC     bool        `json:"quic,omitempty"`   // packets go to the backend that their connection ID names
+	STUN     bool        `json:"stun,omitempty"`   // WebRTC goes to the backend that its ICE username fragment names
 	Gate     maps.Gate   `json:"gate"`
 	Shut     maps.Shut   `json:"shut"`            // which gates are shut now; set by Berm
 	Owner    string      `json:"owner,omitempty"` // operator, file or guard; set by Berm
@@ -116,6 +117,8 @@ type VIPCounters struct {
 	Answered  Counter `json:"answered"`
 	CID       Counter `json:"cid"`      // steered by QUIC connection ID
 	CIDLost   Counter `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
+	STUN      Counter `json:"stun"`     // steered by ICE username fragment, in the packet or shown by its flow
+	STUNLost  Counter `json:"stun_lost"`
 }
 
 // Counter counts packets and their IP bytes.
@@ -381,6 +384,8 @@ type Flow struct {
 	// CID is the QUIC connection ID that a packet is for, in hex. Without addresses it alone is explained.
 	CID  string `json:"cid,omitempty"`
 	Long bool   `json:"long,omitempty"` // it stands in a long header, which tells its length
+	// Ufrag is the server's ICE username fragment in a connectivity check. Without addresses it alone is explained.
+	Ufrag string `json:"ufrag,omitempty"`
 }
 
 // Steering explains where a flow's packets go.
@@ -397,9 +402,11 @@ type Steering struct {
 	Carry string `json:"carry,omitempty"`
 	Spill string `json:"spill,omitempty"`
 	// CID is what the connection ID says; nil where it names nobody.
-	CID      *NamedServer `json:"cid,omitempty"`
-	Delivery string       `json:"delivery"` // foreign, local, forward, carry, drop or fail_open; by row where a connection ID alone does not say
-	Steps    []string     `json:"steps"`    // the reasoning, a sentence each
+	CID *NamedServer `json:"cid,omitempty"`
+	// Ufrag is what the ICE username fragment says; nil where it is none of this site's.
+	Ufrag    *Ufrag   `json:"ufrag,omitempty"`
+	Delivery string   `json:"delivery"` // foreign, local, forward, carry, drop or fail_open; by row where a connection ID alone does not say
+	Steps    []string `json:"steps"`    // the reasoning, a sentence each
 }
 
 // ShadowRule is a rule that is counted and not enforced.
