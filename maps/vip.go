@@ -38,6 +38,7 @@ type VIP struct {
 	Strict    bool       `json:"strict,omitempty"`   // drop packets for this address to ports without a service
 	QUIC      bool       `json:"quic,omitempty"`     // packets go to the backend that their connection ID names
 	Gate      Gate       `json:"gate"`
+	Sites     Sites      `json:"sites,omitzero"`
 }
 
 // String names the service for messages.
@@ -65,6 +66,7 @@ func (v VIP) Validate() error {
 	if v.QUIC && v.Protocol != ProtocolUDP {
 		errs = append(errs, fmt.Errorf("protocol %s: QUIC runs over udp", v.Protocol))
 	}
+	errs = append(errs, v.Sites.Validate())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("VIP %q: %w", v.Name, err)
 	}
@@ -252,6 +254,7 @@ func addressRecords(services []bpf.XDPBermVip) []bpf.XDPBermVip {
 		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC) // fragments and other ports have no connection ID
 		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_GATE | bpf.XDPBermVipFlagsBERM_VIP_GUARD)
 		r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_ADDRESS)
+		withoutSites(&r)
 		out = append(out, r)
 	}
 	return out

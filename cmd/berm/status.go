@@ -149,6 +149,9 @@ func (a *app) kernelLine(k control.KernelInfo) {
 	}
 	a.out.Field("kernel", "loaded%s, %s, %s packets, %s dropped, %s shadowed, %s forwarded", mode, plural(k.VIPs, "VIP"),
 		count(k.Packets), count(k.Dropped), count(k.Shadowed), count(k.Forwarded))
+	if k.Carried+k.Spilled > 0 {
+		a.out.Field("other sites", "%s packets carried there, %s of new flows spilled", count(k.Carried), count(k.Spilled))
+	}
 	a.out.Field("steering", "%s second chances, %s packets of new flows handed on; dead man's switch %s", count(k.Chances), count(k.Handed), or(k.Deadman, "off"))
 }
 

@@ -73,6 +73,11 @@ func TestDrain(t *testing.T) {
 	runScenario(t, "drain", "ip", "bird", "birdc", "curl", "tcpdump")
 }
 
+// TestTwoSites runs the scenario "two-sites".
+func TestTwoSites(t *testing.T) {
+	runScenario(t, "two-sites", "ip", "curl", "gtlsclient", "tcpdump")
+}
+
 // TestDeadman runs the scenario "deadman".
 func TestDeadman(t *testing.T) {
 	runScenario(t, "deadman", "ip", "bird", "curl", "tcpdump")
@@ -86,6 +91,16 @@ func TestUpgrade(t *testing.T) {
 // TestFlood runs the scenario "flood".
 func TestFlood(t *testing.T) {
 	runScenario(t, "flood", "ip", "bird", "curl", "tcpdump")
+}
+
+// TestICMP runs the scenario "icmp".
+func TestICMP(t *testing.T) {
+	runScenario(t, "icmp", "ip", "bird", "curl", "gtlsclient", "nft", "ping", "ss", "tcpdump")
+}
+
+// TestFragments runs the scenario "fragments".
+func TestFragments(t *testing.T) {
+	runScenario(t, "fragments", "ip", "bird", "curl", "ping", "tcpdump")
 }
 
 // TestCertRotation runs the scenario "cert-rotation".

@@ -30,6 +30,7 @@ func MaybeActor() {
 	run, ok := map[string]func(context.Context, []string) error{
 		"origin": actOrigin,
 		"sink":   actSink,
+		"echo":   actEcho,
 		"nat":    actNAT,
 		"unit":   actUnit,
 	}[os.Args[2]]

@@ -71,6 +71,8 @@ type KernelInfo struct {
 	Deadman     string `json:"deadman"`        // after this silence of the daemon new flows go elsewhere; off
 	Chances     uint64 `json:"chances"`        // packets sent to a row's former owner
 	Handed      uint64 `json:"handed"`         // packets of new flows sent elsewhere while the daemon was silent
+	Carried     uint64 `json:"carried"`        // packets sent to the site where their flow may be, or is
+	Spilled     uint64 `json:"spilled"`        // packets of new flows sent to another site, to begin there
 	Self        string `json:"self,omitempty"` // this edge's backend
 	VIPs        int    `json:"vips"`
 	Packets     uint64 `json:"packets"` // through the kernel half since it was loaded
@@ -126,6 +128,7 @@ type Counter struct {
 type Backend struct {
 	ID      uint32     `json:"id"`
 	Set     string     `json:"set"`
+	Site    string     `json:"site,omitempty"` // another one, where it is
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
 	Self    bool       `json:"self,omitempty"`
@@ -141,17 +144,25 @@ type Backend struct {
 	Seen     float64 `json:"seen"`             // seconds since its last sign of life; below 0: never
 }
 
-// RateClass is a set of limits for one source. 0 means unlimited.
+// RateClass is a set of limits for one source, and for its IPv4 /24 or IPv6 /48.
 type RateClass struct {
-	Name         string `json:"name"`
-	Packets      uint64 `json:"packets"`
-	PacketsBurst uint64 `json:"packets_burst"`
-	Bytes        uint64 `json:"bytes"`
-	BytesBurst   uint64 `json:"bytes_burst"`
-	SYNs         uint64 `json:"syns"`
-	SYNsBurst    uint64 `json:"syns_burst"`
-	Shadow       bool   `json:"shadow,omitempty"`
-	Owner        string `json:"owner,omitempty"`
+	Name string `json:"name"`
+	RateLimits
+	Aggregate RateLimits `json:"aggregate"`
+	Shadow    bool       `json:"shadow,omitempty"`
+	Owner     string     `json:"owner,omitempty"`
+}
+
+// RateLimits are so many a second, and at once. 0 means unlimited.
+type RateLimits struct {
+	Packets       uint64 `json:"packets"`
+	PacketsBurst  uint64 `json:"packets_burst"`
+	Bytes         uint64 `json:"bytes"`
+	BytesBurst    uint64 `json:"bytes_burst"`
+	SYNs          uint64 `json:"syns"`
+	SYNsBurst     uint64 `json:"syns_burst"`
+	Initials      uint64 `json:"initials"`
+	InitialsBurst uint64 `json:"initials_burst"`
 }
 
 // CC is what TCP connections begin with, by prefix, else by country.
@@ -316,6 +327,22 @@ type PlanRequest struct {
 	Add    []string            `json:"add,omitempty"`  // backends, to every set
 	Remove []string            `json:"remove,omitempty"`
 	Orders []Order             `json:"orders,omitempty"`
+	Spills []Spill             `json:"spills,omitempty"`
+}
+
+// Spill is the share of a service's new flows that begins at another site.
+type Spill struct {
+	VIP         string `json:"vip"`
+	To          string `json:"to"` // a site
+	BasisPoints int    `json:"basis_points"`
+}
+
+// SpillPlan is what a change of a spill would mean for a service's new flows, in basis points.
+type SpillPlan struct {
+	VIP    string `json:"vip"`
+	Before Spill  `json:"before"`
+	After  Spill  `json:"after"`
+	Moved  int    `json:"moved"` // begin elsewhere than before
 }
 
 // Member is a backend of a set in a candidate file.
@@ -326,7 +353,8 @@ type Member struct {
 
 // Plan is what a change would mean for the rows of each set.
 type Plan struct {
-	Sets []SetPlan `json:"sets"`
+	Sets   []SetPlan   `json:"sets"`
+	Spills []SpillPlan `json:"spills,omitempty"`
 }
 
 // SetPlan is that of one set.
@@ -365,9 +393,12 @@ type Steering struct {
 	Owner    string `json:"owner,omitempty"`
 	Previous string `json:"previous,omitempty"` // owned the row before: gets what the owner has no socket for
 	Heir     string `json:"heir,omitempty"`     // where nobody did: gets the packets when the owner cannot
+	// At other sites: who gets what nobody here has a socket for, and with whom the flow begins, if there.
+	Carry string `json:"carry,omitempty"`
+	Spill string `json:"spill,omitempty"`
 	// CID is what the connection ID says; nil where it names nobody.
 	CID      *NamedServer `json:"cid,omitempty"`
-	Delivery string       `json:"delivery"` // foreign, local, forward, drop or fail_open; by row where a connection ID alone does not say
+	Delivery string       `json:"delivery"` // foreign, local, forward, carry, drop or fail_open; by row where a connection ID alone does not say
 	Steps    []string     `json:"steps"`    // the reasoning, a sentence each
 }
 

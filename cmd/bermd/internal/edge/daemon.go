@@ -152,6 +152,10 @@ func total(k *control.KernelInfo, drops control.Drops) {
 			k.Chances += st.Count.Packets
 		case maps.ExitDeadman.String():
 			k.Handed += st.Count.Packets
+		case maps.ExitCarry.String():
+			k.Carried += st.Count.Packets
+		case maps.ExitSpill.String():
+			k.Spilled += st.Count.Packets
 		}
 	}
 	for _, d := range drops.Drops {
