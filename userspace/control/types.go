@@ -40,20 +40,6 @@ type Status struct {
 	InFlight  int64      `json:"in_flight"` // being answered now
 }
 
-// TLSInfo counts handshakes since the start.
-type TLSInfo struct {
-	TCP  Handshakes `json:"tcp"`
-	QUIC Handshakes `json:"quic"`
-	// Early counts sessions resumed with a ticket good for early data, by what became of that.
-	Early map[string]uint64 `json:"early,omitempty"`
-}
-
-// Handshakes are those of one transport.
-type Handshakes struct {
-	Full    uint64 `json:"full"`
-	Resumed uint64 `json:"resumed"`
-}
-
 // ConfigInfo says which file runs, and why a newer one does not.
 type ConfigInfo struct {
 	Path   string    `json:"path"` // empty: built-in defaults
