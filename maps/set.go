@@ -21,24 +21,25 @@ const Contract = 2
 
 // Set is every map of one contract directory.
 type Set struct {
-	Config   *Config
-	VIPs     *VIPs
-	Geo      *Geo
-	Prefixes *Prefixes
-	Rates    *Rates
-	Gates    *Gates
-	Verdicts *Verdicts
-	Sets     *Sets
-	Rows     *Rows
-	Heart    *Heart
-	Backends *Backends
-	Peers    *Peers
-	CIDs     *CIDs
-	Stats    *Stats
-	Samples  *Samples
-	Events   *Events
-	Captures *Captures
-	Paths    *Paths
+	Config    *Config
+	VIPs      *VIPs
+	Geo       *Geo
+	Prefixes  *Prefixes
+	Rates     *Rates
+	Gates     *Gates
+	Verdicts  *Verdicts
+	Sets      *Sets
+	Rows      *Rows
+	Heart     *Heart
+	Backends  *Backends
+	Peers     *Peers
+	CIDs      *CIDs
+	Stats     *Stats
+	Samples   *Samples
+	Events    *Events
+	Captures  *Captures
+	Newcomers *Newcomers
+	Paths     *Paths
 
 	lock    *lock
 	owned   []*ebpf.Map // closed with the set
@@ -55,7 +56,7 @@ var names = []string{
 	bpf.XDPMapBermPrefix4, bpf.XDPMapBermPrefix4Leaves, bpf.XDPMapBermPrefix4Blocks, bpf.XDPMapBermPrefix6Root,
 	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
-	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
+	bpf.XDPMapBermRows, bpf.XDPMapBermNewcomers, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
 	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply,
@@ -157,6 +158,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Verdicts = &Verdicts{set: s, bits: view(bpf.XDPMapBermVerdictBits), m: m[bpf.XDPMapBermVerdicts]}
 	s.Sets = &Sets{set: s, m: m[bpf.XDPMapBermSets]}
 	s.Rows = &Rows{set: s, w: view(bpf.XDPMapBermRows)}
+	s.Newcomers = &Newcomers{set: s, w: view(bpf.XDPMapBermNewcomers)}
 	s.Heart = &Heart{set: s, w: view(bpf.XDPMapBermHeart)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}

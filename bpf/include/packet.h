@@ -69,6 +69,11 @@ enum packet_fact {
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
 	PACKET_BAD = 0xff << 16, /* see BAD() */
 
+	/* of a row whose newcomers are noted (newcomer.h) */
+	PACKET_NEWCOMER = 1 << 24, /* it is one's */
+	PACKET_FORMER = 1 << 25,   /* it is not: its row's former owner gets it */
+	PACKET_CROWDED = 1 << 26,  /* it would be, but there is no place: the same */
+
 	PACKET_CHANCE = 1 << 28, /* a peer's second chance: delivered here whatever happens */
 	PACKET_HANDED = 1 << 29, /* goes to another edge as its second chance */
 	PACKET_SILENT =
@@ -127,6 +132,26 @@ struct packet {
 	__u64 flow;		      /* flow hash */
 	struct berm_backend *backend; /* NULL = this host */
 };
+
+/* What sending a packet on needs to know of it beside its facts, as it lies in struct packet. */
+struct frame {
+	__u32 tags;
+	__u32 tpids;
+	__u32 tos;
+	__u32 proto;
+	__u32 len;
+};
+
+#define FRAME_HAS(field)                                                                       \
+	(__builtin_offsetof(struct packet, field) - __builtin_offsetof(struct packet, tags) == \
+	 __builtin_offsetof(struct frame, field))
+_Static_assert(FRAME_HAS(tpids) && FRAME_HAS(tos) && FRAME_HAS(proto) && FRAME_HAS(len),
+	       "struct packet has a struct frame in it");
+
+static __always_inline const struct frame *frame_of(const struct packet *pkt)
+{
+	return (const struct frame *)&pkt->tags;
+}
 
 static __always_inline bool is(const struct packet *pkt, __u64 facts)
 {

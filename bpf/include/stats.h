@@ -75,6 +75,11 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(&stats->answered, pkt->len);
 	if (UNLIKELY(is(pkt, PACKET_CID | PACKET_CID_LOST)))
 		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
+	if (UNLIKELY(is(pkt, PACKET_NEWCOMER | PACKET_FORMER | PACKET_CROWDED)))
+		add(is(pkt, PACKET_NEWCOMER) ? &stats->newcomer :
+		    is(pkt, PACKET_FORMER)   ? &stats->former :
+					       &stats->crowded,
+		    pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* steer: who owns this flow. The row of the flow's keyed hash names the owner and a second; the same
  * on every edge of the site, without any state. The second gets the packet while the owner cannot
- * be reached, where the row has moved and the owner has no socket for it (chance.h), and, if it
- * begins a flow, while the owner's daemon is silent (deadman.h). If neither can be
+ * be reached, where the row has moved and the owner has no socket for it (chance.h) or cannot be
+ * asked (newcomer.h), and, if it begins a flow, while the owner's daemon is silent (deadman.h). If neither can be
  * reached, this host serves the flow if it is an edge at all. A QUIC packet is its server's that
  * its connection ID names (cid.h), whatever the row says.
  */
@@ -14,6 +14,7 @@
 #include "deadman.h"
 #include "hash.h"
 #include "maps.h"
+#include "newcomer.h"
 #include "packet.h"
 
 /* The backend if its next hop is known. */
@@ -129,7 +130,13 @@ static __always_inline int steer(struct packet *pkt, const struct now *now)
 		row = named & PACKET_CID ? named : row;
 		pkt->facts |= named & (PACKET_CID | PACKET_CID_LOST);
 	}
-	if (UNLIKELY(self && is_contested(pkt, now, row, &silent))) {
+	if (UNLIKELY(row & BERM_ROW_NEWCOMERS) && !is(pkt, PACKET_OUTER)) {
+		row = newcomer_row(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts,
+				   (__u64)newcomer_now(now, pkt->cfg) << 32 | row, pkt->flow);
+		pkt->facts |= (__u64)(row >> NEWCOMER_FATES & 7) * PACKET_NEWCOMER;
+	}
+	if (UNLIKELY(self && is_contested(pkt, now, row, &silent)) &&
+	    !is(pkt, PACKET_NEWCOMER | PACKET_FORMER | PACKET_CROWDED)) {
 		row = whose(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts, row, silent);
 		pkt->facts |= row & (PACKET_HANDED | PACKET_SILENT);
 	}
