@@ -62,7 +62,7 @@ func (l *Local) VIPs(context.Context) ([]VIP, error) {
 			Gate: v.Gate, Shut: l.set.Gates.Shut(v),
 			Counters: VIPCounters{
 				In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded), Answered: Counter(s.Answered),
-				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost),
+				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost), Newcomer: Counter(s.Newcomer), Former: Counter(s.Former), Crowded: Counter(s.Crowded),
 			},
 		})
 	}
