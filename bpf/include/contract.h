@@ -377,8 +377,9 @@ enum berm_backend_flags {
 enum berm_via {
 	BERM_VIA_EDGE = 0, /* another edge: IPIP or IP6IP6 with the flow's keyed tag */
 	BERM_VIA_IPIP = 1, /* the same, for a server */
-	BERM_VIA_GUE = 2,  /* variant 1: the packet itself in UDP, whose checksum is zero (RFC 6936) */
-	BERM_VIA_L2 = 3,   /* as it came, to the server's Ethernet address */
+	BERM_VIA_GUE =
+		2, /* variant 1: the packet itself in UDP, whose checksum is zero (RFC 6936) */
+	BERM_VIA_L2 = 3, /* as it came, to the server's Ethernet address */
 	BERM_VIA_MAX,
 };
 

@@ -103,7 +103,8 @@ static __always_inline int encapsulate(struct packet *pkt, const struct now *now
 	if (bpf_xdp_adjust_head(pkt->ctx, -grow))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);
-	if (!put_ethernet(&cur, frame_of(pkt), &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||
+	if (!put_ethernet(&cur, frame_of(pkt), &macs, vlans,
+			  bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||
 	    !put_outer(pkt, &cur, to, six))
 		return abort_packet(pkt, BERM_STAGE_DELIVER);
 	return leave(pkt, BERM_STAGE_DELIVER, exit_of(pkt),

@@ -88,6 +88,11 @@ func TestFlood(t *testing.T) {
 	runScenario(t, "flood", "ip", "bird", "curl", "tcpdump")
 }
 
+// TestBackends runs the scenario "backends".
+func TestBackends(t *testing.T) {
+	runScenario(t, "backends", "ip", "curl", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

@@ -31,6 +31,7 @@ func MaybeActor() {
 		"origin": actOrigin,
 		"sink":   actSink,
 		"nat":    actNAT,
+		"unwrap": actUnwrap,
 		"unit":   actUnit,
 	}[os.Args[2]]
 	if !ok {

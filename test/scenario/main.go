@@ -58,6 +58,8 @@ type Main struct {
 
 	routerConfig string             // "": edges announce by a BIRD of their own
 	edgeConfig   func(*Edge) string // added to an edge's file
+	edgeFile     func(*Edge) string // instead of an edge's file
+	plain        bool               // nobody speaks TLS
 
 	spares      []*Edge           // edges that are connected, and take no part yet
 	listed      int               // how many edges the files name

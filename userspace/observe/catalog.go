@@ -33,6 +33,7 @@ var (
 	TenantBytes   = counter("berm_tenant_bytes_total", "IP bytes of a tenant.", "tenant")
 	MapEntries    = gauge("berm_map_entries", "Entries in use of a table of the kernel half.", "table")
 	BackendReady  = gauge("berm_backend_ready", "1 while the next hop to a backend is known.", "backend")
+	BackendUp     = gauge("berm_backend_healthy", "1 while a backend answers probes, so that it may have rows.", "set", "backend")
 	BackendSeen   = gauge("berm_backend_seen_seconds", "Seconds since a backend's last sign of life.", "backend")
 	Deadman       = gauge("berm_deadman_limit_seconds", "After what silence of the daemon the kernel half hands new flows to other edges; 0 = never.")
 	Events        = counter("berm_events_total", "Sampled packets read from the kernel half.")

@@ -19,7 +19,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/bermedge/berm/bpf"
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/maps/mapstest"
 )
@@ -587,8 +586,7 @@ func TestControllerServers(t *testing.T) {
 
 	// Newcomers of a server that is gone are forgotten; those of others are not.
 	for i, backend := range []uint64{uint64(b.ID), uint64(b.ID), 77} {
-		set := bpf.XDPBermNewcomerSet{Cells: [8]uint64{3: uint64(i)<<40 | backend<<12}}
-		if err := k.Maps[bpf.XDPMapBermNewcomers].Put(uint32(i), &set); err != nil {
+		if err := k.Maps["berm_newcomers"].Put(uint32(i), [8]uint64{3: uint64(i)<<40 | backend<<12}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -371,6 +371,17 @@ func (k *kernelLink) beat() {
 	}
 }
 
+// emitHealth tells which backends answer probes.
+func (k *kernelLink) emitHealth(emit observe.Emit) {
+	_ = k.use(func(*maps.Set) error { // without a kernel half there are none
+		known, err := k.steer.Status()
+		for _, s := range known {
+			emit(observe.BackendUp, truth(s.Alive), s.Set, s.Name)
+		}
+		return err
+	})
+}
+
 // backends are what the kernel half's rows name, with what is known of their health.
 func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
 	list, err := control.Backends(set)
