@@ -21,25 +21,27 @@ const Contract = 2
 
 // Set is every map of one contract directory.
 type Set struct {
-	Config    *Config
-	VIPs      *VIPs
-	Geo       *Geo
-	Prefixes  *Prefixes
-	Rates     *Rates
-	Gates     *Gates
-	Verdicts  *Verdicts
-	Sets      *Sets
-	Rows      *Rows
-	Heart     *Heart
-	Backends  *Backends
-	Peers     *Peers
-	CIDs      *CIDs
-	Stats     *Stats
-	Samples   *Samples
-	Events    *Events
-	Captures  *Captures
-	Newcomers *Newcomers
-	Paths     *Paths
+	Config   *Config
+	VIPs     *VIPs
+	Geo      *Geo
+	Prefixes *Prefixes
+	Rates    *Rates
+	Gates    *Gates
+	Verdicts *Verdicts
+	Sets     *Sets
+	Rows     *Rows
+	Heart    *Heart
+	Backends *Backends
+	Peers    *Peers
+	CIDs     *CIDs
+	Stats    *Stats
+	Samples  *Samples
+	Events   *Events
+	Captures *Captures
+	Paths    *Paths
+	CC       *CC
+
+	Newcomers *Newcomers // of rows that have moved to servers
 
 	lock    *lock
 	owned   []*ebpf.Map // closed with the set
@@ -62,6 +64,7 @@ var names = []string{
 	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
+	bpf.XDPMapBermCcProfiles, bpf.XDPMapBermCcCountries, bpf.XDPMapBermCcRules, bpf.XDPMapBermCcStats,
 }
 
 // Open opens the pinned maps of a contract directory (see PinDir).
@@ -171,6 +174,10 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Events = &Events{m: m[bpf.XDPMapBermEvents]}
 	s.Captures = &Captures{set: s, w: view(bpf.XDPMapBermCaptures), ring: m[bpf.XDPMapBermPackets]}
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}
+	s.CC = &CC{
+		set: s, profiles: m[bpf.XDPMapBermCcProfiles], countries: m[bpf.XDPMapBermCcCountries],
+		rules: m[bpf.XDPMapBermCcRules], stats: m[bpf.XDPMapBermCcStats],
+	}
 	if errs != nil {
 		return errors.Join(errs...)
 	}
