@@ -149,6 +149,7 @@ var scripted = []struct {
 	{"a server in the segment", "198.51.100.31:1", "192.0.2.12:443", false, false, 0, 0, "forward", "", "", "sent as it came to the Ethernet address 02:00:00:00:00:0b"},
 	{"a flow older than the move of its row", "198.51.100.31:1", "192.0.2.13:443", false, true, 0, 0, "forward", "", "", "sent to 10.0.0.4, the former owner of its row"},
 	{"a newcomer", "198.51.100.31:2", "192.0.2.13:443", false, false, 0, 0, "forward", "", "", "02:00:00:00:00:0b, since the flow began after its row had moved (newcomer)"},
+	{"a flow whose SYN was seen", "198.51.100.31:4", "192.0.2.13:443", false, false, 0, 1, "forward", "", "", "a SYN of the flow was seen since"},
 	{"what the row says of newcomers", "198.51.100.31:3", "192.0.2.13:443", false, false, 0, 0, "forward", "", "", "all other packets (TCP) go to the previous owner"},
 	{"from the service itself", "192.0.2.1:443", "192.0.2.1:443", false, false, 0, 0, "drop", "land", "", "source address and port are the VIP's own"},
 	{"impossible source", "127.0.0.1:9", "192.0.2.1:443", false, false, 0, 0, "drop", "bad_source", "", "loopback"},
