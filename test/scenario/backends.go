@@ -164,14 +164,18 @@ func (s *server) start(ctx context.Context) (err error) {
 		return err
 	}
 	if s.via == "gue" || s.via == "ipip" {
-		if s.unwrap, err = startActor(s.node, "unwrap", s.via, guePort, s.tunnel); err != nil {
-			return err
-		}
-		if err := awaitCounts(ctx, s.unwrap, s.tunnel); err != nil {
+		if err := s.startUnwrap(ctx); err != nil {
 			return err
 		}
 	}
 	return awaitCounts(ctx, s.origin, s.counts)
+}
+
+func (s *server) startUnwrap(ctx context.Context) (err error) {
+	if s.unwrap, err = startActor(s.node, "unwrap", s.via, guePort, s.tunnel); err != nil {
+		return err
+	}
+	return awaitCounts(ctx, s.unwrap, s.tunnel)
 }
 
 func (b *Backends) startEdge(ctx context.Context) error {

@@ -21,6 +21,7 @@ func (b *Backends) Steps() []Step {
 		{Name: "weights and a drain, under floods", Run: b.checkMoves, Loud: true},
 		{Name: "a server is lost and returns", Run: b.checkLoss, Loud: true},
 		{Name: "a server that says it is ill", Run: b.checkIll, Loud: true},
+		{Name: "a server that takes no tunnels", Run: b.checkDeaf},
 		{Name: "without second chances", Run: b.checkWithoutChances, Loud: true},
 	}
 }
@@ -280,6 +281,30 @@ func (b *Backends) checkIll(ctx context.Context, r *Recorder) error {
 	}
 	c.report(r, "a server that says it is ill")
 	return nil
+}
+
+// checkDeaf: a server that answers probes, and whose end of the tunnel is gone, gets nothing.
+func (b *Backends) checkDeaf(ctx context.Context, r *Recorder) error {
+	deaf := b.servers[0]
+	if err := deaf.unwrap.Stop(2 * time.Second); err != nil {
+		return err
+	}
+	if err := b.awaitShare(ctx, deaf.name, none); err != nil {
+		return err
+	}
+	var status control.Status
+	if err := b.edges[0].ask(ctx, &status, "status"); err != nil {
+		return err
+	}
+	for _, s := range status.Backends {
+		if s.Name == deaf.name {
+			r.Add(Check{"a server that takes no tunnels: its state", strings.Contains(s.Error, "nobody takes GUE"), "nobody takes GUE there", s.Error, ""})
+		}
+	}
+	if err := deaf.startUnwrap(ctx); err != nil {
+		return err
+	}
+	return errors.Join(b.awaitShare(ctx, deaf.name, about(1./4)), b.awaitServers(ctx))
 }
 
 // checkWithoutChances shows that these checks can fail: without second chances a drain breaks flows.

@@ -43,6 +43,7 @@ type backend struct {
 	id      uint32
 	address netip.Addr
 	via     bermmaps.Via
+	port    uint16 // of GUE
 	probe   Probe
 	alive   bool
 	up      bool      // its host is there, so that it may have flows even if its daemon is silent
@@ -191,7 +192,7 @@ func (c *Controller) putBackends(cfg Config) (map[string]*backend, error) {
 				*b = *old
 				b.id = id
 			}
-			b.via, b.probe = m.Via, cfg.Probe
+			b.via, b.port, b.probe = m.Via, m.guePort(), cfg.Probe
 			if m.isServer() {
 				b.probe = cfg.Probe.over(m.Probe)
 			}

@@ -31,8 +31,16 @@ func (c *Controller) start(key [32]byte) {
 		}
 		p, addr, alive := b.probe, b.address, b.alive
 		f := follower{c: c, name: name, id: b.id, up: b.up, says: b.says, hostUp: func(err error) bool { return p.hostUp(ctx, addr, err) }}
+		t := newTunnel(b)
+		ask := func(ctx context.Context) (Says, error) {
+			if err := t.check(); err != nil {
+				return Says{}, err
+			}
+			return p.ask(ctx, addr, key)
+		}
 		c.wg.Go(func() {
-			p.watch(ctx, func(ctx context.Context) (Says, error) { return p.ask(ctx, addr, key) }, alive, f.follow)
+			defer t.close()
+			p.watch(ctx, ask, alive, f.follow)
 		})
 	}
 }

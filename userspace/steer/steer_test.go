@@ -526,6 +526,10 @@ func TestControllerServers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ear, err := net.ListenPacket("udp", "127.0.0.3:6080")
+	if err != nil {
+		t.Fatal(err)
+	}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case hosts <- r.Host:
@@ -583,6 +587,20 @@ func TestControllerServers(t *testing.T) {
 	sick.Store(false)
 	noted := func(r maps.Row) bool { return r.Newcomers && uint32(r.Owner) == b.ID && uint32(r.Second) != b.ID }
 	within(t, 10*time.Second, "its rows return", func() bool { return rowsIn(t, k, noted) == had })
+
+	// Nobody takes GUE there any more.
+	if err := ear.Close(); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 10*time.Second, "its rows go again", func() bool { return rowsOf(t, c)["server"] == 0 })
+	if s := status(); !strings.Contains(s.Why, errTunnelRefused.Error()) {
+		t.Errorf("%+v", s)
+	}
+	if ear, err = net.ListenPacket("udp", "127.0.0.3:6080"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ear.Close() })
+	within(t, 10*time.Second, "its rows return again", func() bool { return rowsOf(t, c)["server"] == had })
 
 	// Newcomers of a server that is gone are forgotten; those of others are not.
 	for i, backend := range []uint64{uint64(b.ID), uint64(b.ID), 77} {
