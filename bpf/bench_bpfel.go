@@ -52,6 +52,7 @@ const (
 	BenchMapBermGeoPolicies   = "berm_geo_policies"
 	BenchMapBermGeoRules      = "berm_geo_rules"
 	BenchMapBermHeart         = "berm_heart"
+	BenchMapBermNewcomers     = "berm_newcomers"
 	BenchMapBermPackets       = "berm_packets"
 	BenchMapBermPaths         = "berm_paths"
 	BenchMapBermPeers         = "berm_peers"
@@ -165,6 +166,7 @@ type BenchMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNewcomers     *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
@@ -240,6 +242,7 @@ type BenchMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermNewcomers     *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
@@ -291,6 +294,7 @@ func (m *BenchMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,

@@ -29,6 +29,9 @@ func FuzzXDP(f *testing.F) {
 		f.Add(eth(farTunnel(good(true)[14:], flow6, false, hops, false)))
 		f.Add(eth(farTunnel(tcpTo(good4, shadow, 443, packet.ACK)[14:], flowOf(good4, shadow, 40000, 443, packet.ProtoTCP), true, hops, hops%2 == 0)))
 	}
+	f.Add(tcpTo(good4, strict, 80, packet.ACK)) // its row has moved to a server
+	f.Add(tcpTo(good4, strict, 80, packet.SYN))
+	f.Add(eth(tunnel(tcpTo(good4, strict, 80, packet.ACK)[14:], flowOf(good4, strict, 40000, 80, tcp), baseConfig.TagSecrets[0])))
 	f.Add(packet.Ethernet{Tags: []packet.Tag{{Type: packet.TypeQinQ, TCI: 1}, {Type: packet.TypeVLAN, TCI: 2}}}.With(good(true)[14:]))
 	for _, six := range []bool{false, true} {
 		request, _ := echoes(six, payload)
@@ -89,6 +92,7 @@ func fuzzKernel(t *testing.T) *kernel {
 				v.Flags, v.CarrySet, v.CarryHops, v.SpillSet, v.Spill = v.Flags|vipSites, setFar4, 3, setFar6, 20000
 			})
 		}
+		inSet("strict", setNewcomers)(t, loaded)
 		fuzzWorld = true
 	}
 	return loaded
@@ -225,16 +229,25 @@ func checkOuter(t *testing.T, frame, out []byte) {
 	t.Helper()
 	at := l3(frame)
 	inner := frame[at:]
-	if isTunnel(frame) { // sent on once more, as its second chance, or to the next site
-		was, is := hopsOf(inner), hopsOf(out[l3(out):])
-		if is < was || is > was+1 || is == was && (isChance(inner) || !isChance(out[l3(out):])) {
+	outer := out[at:]
+	gue := isGUE(outer)
+	if isTunnel(frame) { // sent on once more, as its second chance, or to the next site; to servers from the first hop alone
+		was, is := hopsOf(inner), hopsOf(outer)
+		direct := out[5] == 9
+		server := gue || direct
+		if server && isChance(inner) || !server && (is < was || is > was+1 || is == was && (isChance(inner) || !isChance(outer))) {
 			t.Errorf("may go round\n in %x\nout %x", frame, out)
 		}
 		inner = inner[map[byte]int{4: 20, 6: 40}[inner[0]>>4]:]
+		if direct && bytes.Equal(outer, inner) {
+			return
+		}
 	} else if !isOurs(frame) {
 		t.Errorf("sent on, but not ours: %x", frame)
 	}
-	outer := out[at:]
+	if bytes.Equal(outer, inner) && out[5] == 9 {
+		return // as it came, to serverL2
+	}
 	size, total := 20, 0
 	switch {
 	case len(outer) >= 20 && outer[0] == 0x45:
@@ -247,10 +260,25 @@ func checkOuter(t *testing.T, frame, out []byte) {
 	default:
 		t.Fatalf("no outer header: %x", out)
 	}
+	if gue {
+		udp := outer[size:]
+		size += 8
+		if length := int(binary.BigEndian.Uint16(udp[4:])); udp[0] < 0xc0 || udp[6]|udp[7] != 0 || length != total-size+8 {
+			t.Errorf("UDP header %x around %d bytes", udp[:8], len(totalOf(inner)))
+		}
+	}
 	if !bytes.Equal(outer[size:], inner) {
 		t.Errorf("inner packet changed\n in %x\nout %x", inner, outer[size:])
 	}
 	if total != size+len(totalOf(inner)) {
 		t.Errorf("outer length %d around %d bytes", total, len(totalOf(inner)))
 	}
+}
+
+// isGUE reports whether a packet is in UDP to a server.
+func isGUE(p []byte) bool {
+	if len(p) < 28 || p[0] != 0x45 || p[9] != packet.ProtoUDP || !bytes.Equal(p[16:20], peer4.AsSlice()) {
+		return false
+	}
+	return binary.BigEndian.Uint16(p[22:]) == guePort
 }

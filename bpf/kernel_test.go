@@ -155,6 +155,9 @@ func (k *kernel) counters(t testing.TB) map[string]tally {
 			add(all, "vip/"+name+"/cid_lost", s.CidLost.Packets, s.CidLost.Bytes)
 			add(all, "vip/"+name+"/stun", s.Stun.Packets, s.Stun.Bytes)
 			add(all, "vip/"+name+"/stun_lost", s.StunLost.Packets, s.StunLost.Bytes)
+			add(all, "vip/"+name+"/newcomer", s.Newcomer.Packets, s.Newcomer.Bytes)
+			add(all, "vip/"+name+"/former", s.Former.Packets, s.Former.Bytes)
+			add(all, "vip/"+name+"/crowded", s.Crowded.Packets, s.Crowded.Bytes)
 		}
 	}
 	for _, tenant := range []uint32{0, tenantWeb} {

@@ -32,6 +32,7 @@ const (
 	SockOpsMapBermGeoPolicies   = "berm_geo_policies"
 	SockOpsMapBermGeoRules      = "berm_geo_rules"
 	SockOpsMapBermHeart         = "berm_heart"
+	SockOpsMapBermNewcomers     = "berm_newcomers"
 	SockOpsMapBermPackets       = "berm_packets"
 	SockOpsMapBermPaths         = "berm_paths"
 	SockOpsMapBermPeers         = "berm_peers"
@@ -129,6 +130,7 @@ type SockOpsMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNewcomers     *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
@@ -202,6 +204,7 @@ type SockOpsMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermNewcomers     *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
@@ -251,6 +254,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,

@@ -40,9 +40,20 @@ const (
 	backendLost // its next hop is not known
 	backendFar4 // at another site, in another region
 	backendFar6
+	// Servers that run no Berm.
+	serverGUE4
+	serverGUE6
+	serverL2
+	serverL2Away
+	serverIPIP
+	serverEnd
 )
 
-const rowMoved = 1 << 31 // in a row: its second has owned it
+const (
+	rowMoved     = 1 << 31          // in a row: its second has owned it
+	rowNewcomers = rowMoved | 1<<12 // and newcomers are noted
+	guePort      = 6080
+)
 
 // Sets of backends: what all of their rows say, the second in the high half.
 const (
@@ -64,6 +75,18 @@ const (
 	setFar4    // owner backendFar4
 	setFar6    // owner backendFar6
 	setFarNext // owner lost, second backendFar4
+	setGUE4    // owner the server of that name, as the next ones
+	setGUE6
+	setL2
+	setL2Away
+	setIPIP
+	setNewcomers  // owner serverL2, former owner serverGUE4, newcomers noted
+	setNewcomers6 // owner serverL2, former owner serverGUE6
+	setNewcomersX // owner serverL2, former owner lost
+	setNewcomersI // owner serverL2, former owner this edge
+	setNewcomersS // owner this edge, former owner serverL2
+	setReturned   // owner serverL2, which was the former owner too
+	setOwnerless  // owner lost, former owner serverL2
 	setEnd
 )
 
@@ -71,8 +94,13 @@ var rowOf = [setEnd]uint32{
 	set4: backend4, set6: backend6, setSelf: backendSelf, setAway: backendAway,
 	setSecond: backendLost | backend4<<16, setOwnLast: backendLost | backendSelf<<16, setLost: backendLost | backendLost<<16,
 	setHeir: backendSelf | backend4<<16, setMoved4: backendSelf | backend4<<16 | rowMoved, setMoved6: backendSelf | backend6<<16 | rowMoved,
+	setGUE4: serverGUE4, setGUE6: serverGUE6, setL2: serverL2, setL2Away: serverL2Away, setIPIP: serverIPIP,
+	setNewcomers: serverL2 | serverGUE4<<16 | rowNewcomers, setNewcomers6: serverL2 | serverGUE6<<16 | rowNewcomers,
+	setNewcomersX: serverL2 | backendLost<<16 | rowNewcomers, setNewcomersI: serverL2 | backendSelf<<16 | rowNewcomers,
+	setNewcomersS: backendSelf | serverL2<<16 | rowNewcomers, setReturned: serverL2 | serverL2<<16 | rowNewcomers,
+	setOwnerless: backendLost | serverL2<<16 | rowNewcomers,
+	setFar4:      backendFar4, setFar6: backendFar6, setFarNext: backendLost | backendFar4<<16,
 	setMovedX: backendSelf | backendLost<<16 | rowMoved, setMovedI: backendSelf | backendSelf<<16 | rowMoved, setMine: backend4 | backendSelf<<16 | rowMoved,
-	setFar4: backendFar4, setFar6: backendFar6, setFarNext: backendLost | backendFar4<<16,
 }
 
 const tenantWeb = 7
@@ -184,6 +212,7 @@ func (k *kernel) reset(t testing.TB) {
 	k.setPrefix4(t, netip.MustParsePrefix("203.0.113.0/24"), recordBad)
 	k.words(t, k.BermPrefix6Root, 0x2a00, recordGood, recordBad)
 	k.resetBackends(t)
+	k.words(t, k.BermNewcomers, 0, make([]uint64, 8*k.BermNewcomers.MaxEntries())...)
 	put(t, k.BermHeart, uint32(0), &bpf.XDPBermHeart{})
 	put(t, k.BermReply, uint32(0), &bpf.XDPBermReply{})
 	for _, i := range stunSets {
@@ -238,6 +267,20 @@ func (k *kernel) resetBackends(t testing.TB) {
 		backendFar4: {Addr: addrOf(far4), Flags: ready | remote, Family: 4, Mac: [6]byte{2, 1, 0, 0, 0, 10}, Region: regionFar},
 		backendFar6: {Addr: addrOf(far6), Flags: ready | remote, Family: 6, Mac: [6]byte{2, 1, 0, 0, 0, 11}, Region: regionFar},
 		backendLost: {Addr: addrOf(peer4), Flags: uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_USED), Family: 4},
+		serverGUE4: {
+			Addr: addrOf(peer4), Flags: ready, Family: 4, Mac: [6]byte{2, 1, 0, 0, 0, 4},
+			Via: uint8(bpf.XDPBermViaBERM_VIA_GUE), Port: swap16(guePort),
+		},
+		serverGUE6: {
+			Addr: addrOf(peer6), Flags: ready, Family: 6, Mac: [6]byte{2, 1, 0, 0, 0, 6},
+			Via: uint8(bpf.XDPBermViaBERM_VIA_GUE), Port: swap16(guePort),
+		},
+		serverL2: {Addr: addrOf(peer4), Flags: ready, Family: 4, Mac: [6]byte{2, 1, 0, 0, 0, 9}, Via: uint8(bpf.XDPBermViaBERM_VIA_L2)},
+		serverL2Away: {
+			Addr: addrOf(peer4), Flags: ready, Family: 4, Mac: [6]byte{2, 1, 0, 0, 0, 9}, Via: uint8(bpf.XDPBermViaBERM_VIA_L2),
+			Ifindex: 4242, SrcMac: [6]byte{2, 1, 0, 0, 0, 8},
+		},
+		serverIPIP: {Addr: addrOf(peer4), Flags: ready, Family: 4, Mac: [6]byte{2, 1, 0, 0, 0, 4}, Via: uint8(bpf.XDPBermViaBERM_VIA_IPIP)},
 	} {
 		put(t, k.BermBackends, id, &b)
 	}

@@ -56,8 +56,9 @@ type XDPBermBackend struct {
 	Family      uint8
 	Owner       uint8
 	Name        [16]int8
+	Port        uint16
+	Via         uint8
 	Region      uint8
-	Pad         [3]uint8
 	HeartbeatNs uint64
 }
 
@@ -321,6 +322,20 @@ type XDPBermLimit struct {
 	BurstUnits uint64
 }
 
+type XDPBermNewcomerSet struct {
+	_     structs.HostLayout
+	Cells [8]uint64
+}
+
+type XDPBermNewcomerState uint32
+
+const (
+	XDPBermNewcomerStateBERM_NEWCOMER_OPENING XDPBermNewcomerState = 0
+	XDPBermNewcomerStateBERM_NEWCOMER_OPEN    XDPBermNewcomerState = 1
+	XDPBermNewcomerStateBERM_NEWCOMER_CLOSING XDPBermNewcomerState = 2
+	XDPBermNewcomerStateBERM_NEWCOMER_MAX     XDPBermNewcomerState = 3
+)
+
 type XDPBermNextHop struct {
 	_       structs.HostLayout
 	Mac     [6]uint8
@@ -489,6 +504,16 @@ type XDPBermVerdictKey struct {
 	Pad    uint32
 }
 
+type XDPBermVia uint32
+
+const (
+	XDPBermViaBERM_VIA_EDGE XDPBermVia = 0
+	XDPBermViaBERM_VIA_IPIP XDPBermVia = 1
+	XDPBermViaBERM_VIA_GUE  XDPBermVia = 2
+	XDPBermViaBERM_VIA_L2   XDPBermVia = 3
+	XDPBermViaBERM_VIA_MAX  XDPBermVia = 4
+)
+
 type XDPBermVip struct {
 	_         structs.HostLayout
 	Addr      XDPBermAddr
@@ -537,6 +562,9 @@ type XDPBermVipStats struct {
 	CidLost   XDPBermCounter
 	Stun      XDPBermCounter
 	StunLost  XDPBermCounter
+	Newcomer  XDPBermCounter
+	Former    XDPBermCounter
+	Crowded   XDPBermCounter
 }
 
 type XDPCaptureBuffer struct {
@@ -634,6 +662,7 @@ const (
 	XDPMapBermGeoPolicies   = "berm_geo_policies"
 	XDPMapBermGeoRules      = "berm_geo_rules"
 	XDPMapBermHeart         = "berm_heart"
+	XDPMapBermNewcomers     = "berm_newcomers"
 	XDPMapBermPackets       = "berm_packets"
 	XDPMapBermPaths         = "berm_paths"
 	XDPMapBermPeers         = "berm_peers"
@@ -733,6 +762,7 @@ type XDPMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNewcomers     *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
@@ -808,6 +838,7 @@ type XDPMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermNewcomers     *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
@@ -859,6 +890,7 @@ func (m *XDPMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,

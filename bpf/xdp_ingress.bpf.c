@@ -34,6 +34,11 @@ int berm_types_cid(enum berm_cid_flags *cid)
 	return *cid;
 }
 
+int berm_types_servers(enum berm_via *via, enum berm_newcomer_state *newcomer)
+{
+	return *via + *newcomer;
+}
+
 int berm_types_fates(enum berm_drop *drop, enum berm_stage *stage, enum berm_exit *exit,
 		     struct berm_event *event, enum berm_owner *owner)
 {

@@ -33,6 +33,7 @@ const (
 	XDPTestMapBermGeoPolicies   = "berm_geo_policies"
 	XDPTestMapBermGeoRules      = "berm_geo_rules"
 	XDPTestMapBermHeart         = "berm_heart"
+	XDPTestMapBermNewcomers     = "berm_newcomers"
 	XDPTestMapBermPackets       = "berm_packets"
 	XDPTestMapBermPaths         = "berm_paths"
 	XDPTestMapBermPeers         = "berm_peers"
@@ -149,6 +150,7 @@ type XDPTestMapSpecs struct {
 	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNewcomers     *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
 	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
@@ -233,6 +235,7 @@ type XDPTestMaps struct {
 	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
+	BermNewcomers     *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
 	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
@@ -284,6 +287,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,
 		m.BermPeers,

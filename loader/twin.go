@@ -27,6 +27,8 @@ type Twin struct {
 	own  map[string]*ebpf.Map // and the twin's
 	set  *maps.Set            // over what the twin sees; only read
 	prog *ebpf.Program
+
+	newcomers map[uint32]maps.VIPStats // counters as of each VIP's last packet
 }
 
 // How the twin sees each map. A map that is missing here fails NewTwin, and a test.
@@ -45,9 +47,8 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermRateCells: copied, bpf.XDPMapBermVerdictBits: shared, bpf.XDPMapBermVerdicts: copied,
 	bpf.XDPMapBermRows: shared, bpf.XDPMapBermSets: shared, bpf.XDPMapBermBackends: shared, bpf.XDPMapBermPeers: shared,
 	bpf.XDPMapBermCids: shared, bpf.XDPMapBermSids: shared, bpf.XDPMapBermSidsLong: shared,
-	bpf.XDPMapBermStun:  copied,
-	bpf.XDPMapBermHeart: copied,
-	bpf.XDPMapBermCarry: shared,
+	bpf.XDPMapBermStun: copied, bpf.XDPMapBermCarry: shared,
+	bpf.XDPMapBermHeart: copied, bpf.XDPMapBermNewcomers: copied,
 	bpf.XDPMapBermGates: shared, bpf.XDPMapBermReply: shared, bpf.XDPMapBermGateStates: copied,
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
@@ -67,10 +68,12 @@ type Fate struct {
 	Exit    maps.Exit
 	Reason  maps.Drop   // none unless it was dropped
 	Shadows []maps.Drop // for which it would have been dropped
-	Event   *maps.Event // nil for what is not ours
-	Verdict *maps.Verdict
-	Before  []uint64 // the rate cells that it may have charged
-	After   []uint64
+	// Newcomer says what the table of newcomers decided: newcomer, former or crowded; empty: it was not asked.
+	Newcomer string
+	Event    *maps.Event // nil for what is not ours
+	Verdict  *maps.Verdict
+	Before   []uint64 // the rate cells that it may have charged
+	After    []uint64
 }
 
 // NewTwin loads the twin of the kernel half that is pinned below o.Pins. It needs CAP_BPF and
@@ -99,6 +102,9 @@ func NewTwin(o Options) (_ *Twin, err error) {
 	}
 	if err := t.load(objs); err != nil {
 		return nil, err
+	}
+	if err := t.copyMemory(bpf.XDPMapBermNewcomers); err != nil {
+		return nil, fmt.Errorf("copy which flows are newcomers: %w", err)
 	}
 	name, err := objs.xdpName()
 	if err != nil {
@@ -228,7 +234,32 @@ func (t *Twin) Run(frame []byte, source netip.Addr) (f Fate, err error) {
 	if f.Exit != maps.ExitForeign {
 		f.Event, err = t.event()
 	}
+	if err == nil && f.Event != nil && f.Event.VIP != 0 {
+		f.Newcomer, err = t.newcomer(f.Event.VIP)
+	}
 	return f, err
+}
+
+// newcomer is which of the counters of newcomers has moved.
+func (t *Twin) newcomer(vip uint32) (string, error) {
+	now, err := t.set.Stats.VIP(vip)
+	if err != nil {
+		return "", err
+	}
+	before := t.newcomers[vip]
+	if t.newcomers == nil {
+		t.newcomers = map[uint32]maps.VIPStats{}
+	}
+	t.newcomers[vip] = now
+	switch {
+	case now.Newcomer.Packets > before.Newcomer.Packets:
+		return "newcomer", nil
+	case now.Former.Packets > before.Former.Packets:
+		return "former", nil
+	case now.Crowded.Packets > before.Crowded.Packets:
+		return "crowded", nil
+	}
+	return "", nil
 }
 
 // prepare gives the twin what the live maps hold about the source now.
@@ -260,7 +291,7 @@ func (t *Twin) prepare(source netip.Addr) error {
 	if err := t.copyStun(); err != nil {
 		return fmt.Errorf("copy whose flows of WebRTC are: %w", err)
 	}
-	if err := t.copyGates(); err != nil {
+	if err := t.copyMemory(bpf.XDPMapBermGateStates); err != nil { // what the services' gates have measured
 		return fmt.Errorf("copy which gates are shut: %w", err)
 	}
 	return t.copyVerdicts(source)
@@ -279,21 +310,21 @@ func (t *Twin) copyStun() error {
 	return err
 }
 
-// copyGates gives the twin what the services' gates have measured.
-func (t *Twin) copyGates() error {
-	from, err := t.pins[bpf.XDPMapBermGateStates].Memory()
+// copyMemory gives the twin the content of a table that is mapped whole.
+func (t *Twin) copyMemory(name string) error {
+	from, err := t.pins[name].Memory()
 	if err != nil {
 		return err
 	}
-	to, err := t.own[bpf.XDPMapBermGateStates].Memory()
+	to, err := t.own[name].Memory()
 	if err != nil {
 		return err
 	}
-	states := make([]byte, from.Size())
-	if _, err := from.ReadAt(states, 0); err != nil {
+	content := make([]byte, from.Size())
+	if _, err := from.ReadAt(content, 0); err != nil {
 		return err
 	}
-	_, err = to.WriteAt(states, 0)
+	_, err = to.WriteAt(content, 0)
 	return err
 }
 

@@ -23,6 +23,8 @@ type Backend struct {
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"` // outer destination
 	Owner   Owner      `json:"owner"`
+	Via     Via        `json:"via"`
+	Port    uint16     `json:"port,omitempty"` // GUE: the server's
 	NextHop NextHop    `json:"next_hop"`
 	Remote  bool       `json:"remote,omitempty"` // at another site
 	Region  uint8      `json:"region,omitempty"` // number, on this host only; 0 = none
@@ -107,7 +109,7 @@ func (b *Backends) ByID(id uint32) (Backend, error) {
 
 func decodeBackend(id uint32, e *bpf.XDPBermBackend) Backend {
 	return Backend{
-		ID: id, Name: fromName(e.Name), Address: fromAddr(e.Addr), Owner: Owner(e.Owner),
+		ID: id, Name: fromName(e.Name), Address: fromAddr(e.Addr), Owner: Owner(e.Owner), Via: Via(e.Via), Port: swap16(e.Port),
 		NextHop: NextHop{
 			Ready:     e.Flags&uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_READY) != 0,
 			Interface: int(e.Ifindex), MAC: e.Mac, SourceMAC: e.SrcMac,
@@ -117,8 +119,8 @@ func decodeBackend(id uint32, e *bpf.XDPBermBackend) Backend {
 	}
 }
 
-// Put adds a backend, or changes what is known of the one of this name. A new address
-// forgets the next hop; NextHop and Heartbeat of the argument are not looked at.
+// Put adds a backend, or changes what is known of the one of this name. A new address or way forgets the next hop;
+// NextHop and Heartbeat of the argument are not looked at.
 func (b *Backends) Put(v Backend) (uint32, error) {
 	if err := CheckName(v.Name); err != nil {
 		return 0, fmt.Errorf("backend: %w", err)
@@ -126,16 +128,20 @@ func (b *Backends) Put(v Backend) (uint32, error) {
 	if !v.Address.IsValid() || v.Address.IsUnspecified() || v.Address.IsMulticast() || v.Address.Zone() != "" {
 		return 0, fmt.Errorf("backend %q: address %s: want a unicast address without a zone", v.Name, v.Address)
 	}
+	if v.Via >= viaMax || v.Via == ViaGUE != (v.Port != 0) {
+		return 0, fmt.Errorf("backend %q: via %s with port %d: want a port for gue, and for no other", v.Name, v.Via, v.Port)
+	}
 	var id uint32
 	err := b.set.lock.hold(func() (err error) {
 		var e bpf.XDPBermBackend
 		if id, e, _, err = b.table().place(v.Name); err != nil {
 			return err
 		}
-		if addr := toAddr(v.Address); e.Addr != addr {
+		if addr := toAddr(v.Address); e.Addr != addr || e.Via != uint8(v.Via) {
 			e = bpf.XDPBermBackend{Addr: addr}
 		}
 		e.Name, e.Owner, e.Family = toName(v.Name), uint8(v.Owner), 6
+		e.Via, e.Port = uint8(v.Via), swap16(v.Port)
 		if v.Address.Unmap().Is4() {
 			e.Family = 4
 		}

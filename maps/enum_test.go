@@ -27,6 +27,7 @@ func TestEnumNames(t *testing.T) {
 		"berm_exit":      {"BERM_EXIT_", func(v uint8) string { return Exit(v).String() }, len(exitNames)},
 		"berm_action":    {"BERM_ACTION_", func(v uint8) string { return Action(v).String() }, len(actionNames)},
 		"berm_gate_mode": {"BERM_GATE_", func(v uint8) string { return GateMode(v).String() }, len(gateNames)},
+		"berm_via":       {"BERM_VIA_", func(v uint8) string { return Via(v).String() }, len(viaNames)},
 		"berm_owner":     {"BERM_OWNER_", func(v uint8) string { return Owner(v).String() }, len(ownerNames)},
 	} {
 		t.Run(enum, func(t *testing.T) {
@@ -84,6 +85,15 @@ func TestNamesRoundTrip(t *testing.T) {
 	if _, err := ParseGateMode("ajar"); err == nil || !strings.Contains(err.Error(), "want one of off, auto, on") {
 		t.Errorf("error of an unknown mode: %v", err)
 	}
+	for v := range upTo(0, viaMax) {
+		var got Via
+		if text, err := v.MarshalText(); err != nil || got.UnmarshalText(text) != nil || got != v {
+			t.Errorf("via %s does not come back: %s, %v", v, got, err)
+		}
+	}
+	if err := new(Via).UnmarshalText([]byte("vxlan")); err == nil || !strings.Contains(err.Error(), "want one of edge, ipip, gue, l2") {
+		t.Errorf("error of an unknown way: %v", err)
+	}
 	if got := Drop(200).String() + Stage(200).String(); got != "drop_200stage_200" {
 		t.Errorf("values of a newer kernel half read %q", got)
 	}
@@ -130,6 +140,7 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermVerdictBits:   verdictBits / 64,
 		bpf.XDPMapBermGeoRules:      256 * countries,
 		bpf.XDPMapBermRows:          64 * rowCells,
+		bpf.XDPMapBermNewcomers:     1 << 16,
 		bpf.XDPMapBermCids:          cidFormats + 1,
 		bpf.XDPMapBermSids:          smallSIDs,
 		bpf.XDPMapBermStun:          stunSets,

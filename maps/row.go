@@ -22,11 +22,15 @@ type Row struct {
 	// Moved says that the second has owned the row, and may have flows of it: the owner asks its
 	// sockets, and gives what it has none for a second chance there.
 	Moved bool `json:"moved"`
+	// Newcomers says that the row has moved, and that its owner may be a server, which cannot give second
+	// chances: flows that began since are noted (Set.Newcomers), all others are the second's.
+	Newcomers bool `json:"newcomers"`
 }
 
 const (
-	rowBackend = 0xfff   // BERM_ROW_BACKEND
-	rowMoved   = 1 << 31 // BERM_ROW_MOVED
+	rowBackend   = 0xfff   // BERM_ROW_BACKEND
+	rowMoved     = 1 << 31 // BERM_ROW_MOVED
+	rowNewcomers = 1 << 12 // BERM_ROW_NEWCOMERS
 )
 
 func (r Row) encode() uint32 {
@@ -34,11 +38,14 @@ func (r Row) encode() uint32 {
 	if r.Moved {
 		v |= rowMoved
 	}
+	if r.Newcomers {
+		v |= rowNewcomers
+	}
 	return v
 }
 
 func decodeRow(v uint32) Row {
-	return Row{Owner: uint16(v & rowBackend), Second: uint16(v >> 16 & rowBackend), Moved: v&rowMoved != 0}
+	return Row{Owner: uint16(v & rowBackend), Second: uint16(v >> 16 & rowBackend), Moved: v&rowMoved != 0, Newcomers: v&rowNewcomers != 0}
 }
 
 // Rows is every backend set's table.

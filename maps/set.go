@@ -43,6 +43,8 @@ type Set struct {
 	Paths    *Paths
 	CC       *CC
 
+	Newcomers *Newcomers // of rows that have moved to servers
+
 	lock    *lock
 	owned   []*ebpf.Map // closed with the set
 	windows []*window
@@ -58,7 +60,7 @@ var names = []string{
 	bpf.XDPMapBermPrefix4, bpf.XDPMapBermPrefix4Leaves, bpf.XDPMapBermPrefix4Blocks, bpf.XDPMapBermPrefix6Root,
 	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
-	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
+	bpf.XDPMapBermRows, bpf.XDPMapBermNewcomers, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong, bpf.XDPMapBermStun,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
 	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply, bpf.XDPMapBermCarry,
@@ -161,6 +163,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Verdicts = &Verdicts{set: s, bits: view(bpf.XDPMapBermVerdictBits), m: m[bpf.XDPMapBermVerdicts]}
 	s.Sets = &Sets{set: s, m: m[bpf.XDPMapBermSets]}
 	s.Rows = &Rows{set: s, w: view(bpf.XDPMapBermRows)}
+	s.Newcomers = &Newcomers{set: s, w: view(bpf.XDPMapBermNewcomers)}
 	s.Heart = &Heart{set: s, w: view(bpf.XDPMapBermHeart)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}

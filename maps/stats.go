@@ -132,6 +132,10 @@ type VIPStats struct {
 	CIDLost   Counter        `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
 	STUN      Counter        `json:"stun"`     // steered by ICE username fragment
 	STUNLost  Counter        `json:"stun_lost"`
+	// Of rows whose newcomers are noted.
+	Newcomer Counter `json:"newcomer"` // of a flow that is noted
+	Former   Counter `json:"former"`   // of one that is not: to the row's former owner
+	Crowded  Counter `json:"crowded"`  // SYNs that found no place: the same
 }
 
 // VIPs returns the counters of every service and every bare address.
@@ -151,25 +155,46 @@ func (s *Stats) VIPs() ([]VIPStats, error) {
 		if !isUsed(r) {
 			continue
 		}
-		if err := s.vips.Lookup(uint32(id), &values); err != nil {
-			return nil, fmt.Errorf("counters of VIP %d: %w", id, err)
+		x, err := s.vip(uint32(id), values)
+		if err != nil {
+			return nil, err
 		}
 		key := keyOf(r)
-		x := VIPStats{ID: uint32(id), Name: fromName(r.Name), Address: netip.AddrPortFrom(key.addr, key.port), Protocol: key.proto}
-		for _, v := range values {
-			x.In.add(v.In)
-			x.Dropped.add(v.Dropped)
-			x.Shadowed.add(v.Shadowed)
-			x.Forwarded.add(v.Forwarded)
-			x.Answered.add(v.Answered)
-			x.CID.add(v.Cid)
-			x.CIDLost.add(v.CidLost)
-			x.STUN.add(v.Stun)
-			x.STUNLost.add(v.StunLost)
-		}
+		x.Name, x.Address, x.Protocol = fromName(r.Name), netip.AddrPortFrom(key.addr, key.port), key.proto
 		list = append(list, x)
 	}
 	return list, nil
+}
+
+// VIP returns the counters of one VIP, without its name.
+func (s *Stats) VIP(id uint32) (VIPStats, error) {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return VIPStats{}, fmt.Errorf("count CPUs: %w", err)
+	}
+	return s.vip(id, make([]bpf.XDPBermVipStats, cpus))
+}
+
+func (s *Stats) vip(id uint32, values []bpf.XDPBermVipStats) (VIPStats, error) {
+	x := VIPStats{ID: id}
+	if err := s.vips.Lookup(id, &values); err != nil {
+		return x, fmt.Errorf("counters of VIP %d: %w", id, err)
+	}
+	for _, v := range values {
+		x.In.add(v.In)
+		x.Dropped.add(v.Dropped)
+		x.Shadowed.add(v.Shadowed)
+		x.Forwarded.add(v.Forwarded)
+		x.Answered.add(v.Answered)
+		x.CID.add(v.Cid)
+		x.CIDLost.add(v.CidLost)
+		x.STUN.add(v.Stun)
+		x.STUNLost.add(v.StunLost)
+		x.Newcomer.add(v.Newcomer)
+		x.Former.add(v.Former)
+		x.Crowded.add(v.Crowded)
+	}
+	return x, nil
 }
 
 // Paths is the table of network facts by prefix.

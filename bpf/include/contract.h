@@ -36,6 +36,8 @@
 #define BERM_PEERS 4096
 #define BERM_TENANTS 1024
 #define BERM_PATHS 65536
+#define BERM_NEWCOMER_SETS (1 << 16) /* of 8 cells, 64 B: 4 MiB, 524,288 flows */
+#define BERM_NEWCOMER_WAYS 8
 #define BERM_CC_PROFILES 32 /* 0 = the host's own */
 #define BERM_CC_RULES 65536
 #define BERM_NAME 16	    /* bytes of a name, NUL-padded */
@@ -387,6 +389,10 @@ struct berm_verdict {
 #define BERM_ROW_BACKEND (BERM_BACKENDS - 1)
 #define BERM_ROW_SECOND 16
 #define BERM_ROW_MOVED (1u << 31) /* the second has owned the row, and may have flows of it */
+/* It has moved, and its owner may be a server, which cannot give second chances: flows of it that have
+ * begun since are in berm_newcomers, and those that are not there are the second's.
+ */
+#define BERM_ROW_NEWCOMERS (1u << 12)
 _Static_assert(!(BERM_BACKENDS & BERM_ROW_BACKEND), "ids are masked");
 
 /* The daemon's sign of life, and what XDP makes of it: by the tick, so that no clock is read. */
@@ -404,6 +410,18 @@ enum berm_backend_flags {
 	BERM_BACKEND_REMOTE = 1 << 2, /* at another site */
 };
 
+/* How packets get to a backend. All but the first are servers that run no Berm: they are no peers, and
+ * give no second chances.
+ */
+enum berm_via {
+	BERM_VIA_EDGE = 0, /* another edge: IPIP or IP6IP6 with the flow's keyed tag */
+	BERM_VIA_IPIP = 1, /* the same, for a server */
+	BERM_VIA_GUE =
+		2, /* variant 1: the packet itself in UDP, whose checksum is zero (RFC 6936) */
+	BERM_VIA_L2 = 3, /* as it came, to the server's Ethernet address */
+	BERM_VIA_MAX,
+};
+
 struct berm_backend {
 	struct berm_addr addr; /* outer destination */
 	__u8 mac[6];	       /* next hop */
@@ -413,8 +431,9 @@ struct berm_backend {
 	__u8 family;	       /* 4: IPIP / 6 in 4; 6: in IPv6 */
 	__u8 owner;	       /* enum berm_owner */
 	char name[BERM_NAME];
+	__be16 port; /* GUE: the server's */
+	__u8 via;    /* enum berm_via */
 	__u8 region; /* number, on this host only; 0 = none */
-	__u8 pad[3];
 	__u64 heartbeat_ns; /* last sign of life seen by this host */
 };
 _Static_assert(sizeof(struct berm_backend) == 64, "berm_backend is one cache line");
@@ -429,6 +448,21 @@ struct berm_carry {
 
 #define BERM_SITE_HOPS 3 /* from site to site, at most: the outer TTL tells how many they were */
 #define BERM_SPILL_ALL 65536 /* every new flow */
+
+/* Newcomers: flows that began after their row had moved. A cell: tag 24 bit << 40 | the first sequence
+ * number's high 16 bit << 24 | backend 12 bit << 12 | enum berm_newcomer_state << 10 | when last
+ * seen, in units of 2^33 ns (8.6 s), 10 bit. Backend 0: free.
+ */
+struct berm_newcomer_set {
+	__u64 cells[BERM_NEWCOMER_WAYS];
+};
+
+enum berm_newcomer_state {
+	BERM_NEWCOMER_OPENING = 0, /* a SYN was seen: whoever sent it */
+	BERM_NEWCOMER_OPEN = 1,	   /* and a packet that goes on where it began */
+	BERM_NEWCOMER_CLOSING = 2, /* and FIN or RST */
+	BERM_NEWCOMER_MAX,
+};
 
 /* Names of backend sets; only userspace reads it. Set 0 is this host and has no entry. */
 struct berm_set {
@@ -454,6 +488,10 @@ struct berm_vip_stats {
 		cid_lost; /* by row instead: the ID names no server, or one that is not ready */
 	struct berm_counter stun; /* steered by ICE username fragment, in it or learned from it */
 	struct berm_counter stun_lost; /* by row instead: it names nobody who is ready */
+	/* of rows with BERM_ROW_NEWCOMERS */
+	struct berm_counter newcomer; /* of a flow that is noted in berm_newcomers */
+	struct berm_counter former;   /* of one that is not: to the row's second */
+	struct berm_counter crowded;  /* SYNs that found no place there: the same */
 };
 
 struct berm_stage_key { /* index is stage * BERM_EXIT_MAX + exit */

@@ -15,14 +15,10 @@
 #include "addr.h"
 #include "hash.h"
 #include "maps.h"
+#include "outer.h"
 #include "packet.h"
 #include "parse.h"
 
-/* The outer TTL counts hops from site to site, in steps that are larger than the ways between edges are
- * long; the tag is keyed for them, so that a longer way, or somebody else, makes no other number of it.
- */
-#define OUTER_TTL 64
-#define OUTER_TTL_HOP 60
 #define HOPS_SHIFT 16 /* above the tag */
 
 static __always_inline __u32 hops_by(__u8 ttl)

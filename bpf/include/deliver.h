@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* deliver: to this host's stack, or in IPIP / IP6IP6 to the flow's owner. The inner packet is
- * never changed, and VLAN tags stay on frames that leave where they came from. Failing
+/* deliver: to this host's stack, or in IPIP / IP6IP6 to the flow's owner; to servers that run no Berm
+ * also in GUE, or as it is to their Ethernet address (server.h). The inner packet is never changed, and VLAN tags stay on frames that leave where they came from. Failing
  * before the first write passes the packet to the stack; after it, XDP_ABORTED.
  */
 #ifndef BERM_DELIVER_H
@@ -16,40 +16,11 @@
 #include "csum.h"
 #include "decap.h"
 #include "icmp.h"
+#include "outer.h"
 #include "packet.h"
+#include "server.h"
 
-#define IPV4_DF 0x4000
 #define IP_TOTAL_MAX 65535
-
-/* Two MAC addresses as Ethernet has them, in words: bytes would be copied one by one. */
-struct macs {
-	__u32 dst0;
-	__u16 dst4;
-	__u16 src0;
-	__u32 src2;
-};
-_Static_assert(sizeof(struct macs) == 2 * ETH_ALEN, "macs is the start of an Ethernet header");
-
-static __always_inline bool put_ethernet(const struct packet *pkt, struct cursor *cur,
-					 const struct macs *macs, __u32 vlans, __be16 proto)
-{
-	struct ethhdr *eth = TAKE(cur, struct ethhdr);
-
-	if (!eth)
-		return false;
-	*(struct macs *)eth = *macs;
-	eth->h_proto = vlans ? (__be16)pkt->tpids : proto;
-#pragma unroll
-	for (__u32 i = 0; i < VLANS && UNLIKELY(i < vlans); i++) {
-		struct vlan_hdr *tag = TAKE(cur, struct vlan_hdr);
-
-		if (!tag)
-			return false;
-		tag->tci = pkt->tags >> VLAN_SHIFT * i;
-		tag->proto = i + 1 == vlans ? proto : pkt->tpids >> VLAN_SHIFT;
-	}
-	return true;
-}
 
 /* Without the barrier clang-19 makes branches of it, and the verifier needs 18,000 instructions more. */
 static __always_inline __u32 outer_ttl(const struct packet *pkt)
@@ -60,47 +31,19 @@ static __always_inline __u32 outer_ttl(const struct packet *pkt)
 	return OUTER_TTL + (hops & BERM_SITE_HOPS) * OUTER_TTL_HOP;
 }
 
-/* DSCP is the inner packet's; ECN is not, since nobody would carry a mark back in (RFC 6040,
- * compatibility mode). The ID carries the tag; nothing fragments the packet, so it is free for it.
- */
 static __always_inline bool put_ipv4(const struct packet *pkt, struct cursor *cur, __be32 src,
 				     __be32 dst, __u16 tag)
 {
-	struct iphdr *ip = TAKE(cur, struct iphdr);
-	__u32 proto = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
-	__u32 words[3] = {
-		bpf_htonl(4u << 28 | 5u << 24 | (pkt->tos & 0xfc) << 16 | (pkt->len + sizeof(*ip))),
-		bpf_htonl((__u32)tag << 16 | IPV4_DF),
-		bpf_htonl(outer_ttl(pkt) << 24 | proto << 16),
-	};
-	__u32 *out = (__u32 *)ip;
-
-	if (!ip)
-		return false;
-	out[0] = words[0];
-	out[1] = words[1];
-	out[2] = words[2] |
-		 (__u32)(__u16)~csum_fold((__u64)words[0] + words[1] + words[2] + src + dst) << 16;
-	out[3] = src;
-	out[4] = dst;
-	return true;
+	return write_ipv4(cur, frame_of(pkt), sizeof(struct iphdr),
+			  is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP, tag, outer_ttl(pkt), src, dst);
 }
 
 static __always_inline bool put_ipv6(const struct packet *pkt, struct cursor *cur,
 				     const struct berm_addr *src, const struct berm_addr *dst,
 				     __u16 tag)
 {
-	struct ipv6hdr *ip = TAKE(cur, struct ipv6hdr);
-	__u32 proto = is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP;
-	__u32 *out = (__u32 *)ip;
-
-	if (!ip)
-		return false;
-	out[0] = bpf_htonl(6u << 28 | (pkt->tos & 0xfc) << 20 | tag);
-	out[1] = bpf_htonl(pkt->len << 16 | proto << 8 | outer_ttl(pkt));
-	addr_put(&ip->saddr, src);
-	addr_put(&ip->daddr, dst);
-	return true;
+	return write_ipv6(cur, frame_of(pkt), 0, is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP,
+			  tag, outer_ttl(pkt), src, dst);
 }
 
 /* Our address with its low bits taken from the flow, bits that chose neither row nor tag. */
@@ -157,16 +100,9 @@ static __always_inline int encapsulate(struct packet *pkt, const struct now *now
 			return fail_open(pkt, BERM_STAGE_DELIVER);
 	}
 
-	macs.dst0 = *(__u32 *)to->mac;
-	macs.dst4 = *(__u16 *)(to->mac + 4);
-	macs.src0 = *(__u16 *)eth->h_dest;
-	macs.src2 = *(__u32 *)(eth->h_dest + 2);
-	if (UNLIKELY(away)) {
-		macs.src0 = *(__u16 *)to->src_mac;
-		macs.src2 = *(__u32 *)(to->src_mac + 2);
-		if (away == pkt->ctx->ingress_ifindex)
-			away = 0;
-	}
+	macs = macs_to(to, eth);
+	if (UNLIKELY(away) && away == pkt->ctx->ingress_ifindex)
+		away = 0;
 	/* Nobody answers from a group's address: what was sent to all is not ours to send on. */
 	if (UNLIKELY(macs.src0 & 1))
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
@@ -179,11 +115,31 @@ static __always_inline int encapsulate(struct packet *pkt, const struct now *now
 	if (bpf_xdp_adjust_head(pkt->ctx, -grow))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);
-	if (!put_ethernet(pkt, &cur, &macs, vlans, bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||
+	if (!put_ethernet(&cur, frame_of(pkt), &macs, vlans,
+			  bpf_htons(six ? ETH_P_IPV6 : ETH_P_IP)) ||
 	    !put_outer(pkt, &cur, to, six))
 		return abort_packet(pkt, BERM_STAGE_DELIVER);
 	return leave(pkt, BERM_STAGE_DELIVER, exit_of(pkt),
 		     UNLIKELY(away) ? bpf_redirect(away, 0) : XDP_TX);
+}
+
+static __always_inline int deliver_to_server(struct packet *pkt, const struct now *now)
+{
+	__u32 size = server_overhead(pkt->backend), most = pkt->cfg->mtu;
+	int end;
+
+	if (UNLIKELY(pkt->len + size > (most ? most : IP_TOTAL_MAX))) {
+		if (most)
+			STAGE(icmp_too_big(pkt, now, most - size));
+		if (pkt->len + size > IP_TOTAL_MAX)
+			return fail_open(pkt, BERM_STAGE_DELIVER);
+	}
+	end = send_to_server(pkt->ctx, pkt->backend, frame_of(pkt), pkt->facts, pkt->flow);
+	if (end == BERM_EXIT_ABORTED)
+		return abort_packet(pkt, BERM_STAGE_DELIVER);
+	if (end < 0)
+		return leave(pkt, BERM_STAGE_DELIVER, exit_of(pkt), -end);
+	return leave(pkt, BERM_STAGE_DELIVER, end, XDP_PASS);
 }
 
 static __always_inline int strip_outer(struct packet *pkt)
@@ -199,7 +155,7 @@ static __always_inline int strip_outer(struct packet *pkt)
 	if (bpf_xdp_adjust_head(pkt->ctx, size))
 		return fail_open(pkt, BERM_STAGE_DELIVER);
 	cur = cur_from(pkt->ctx);
-	if (!put_ethernet(pkt, &cur, &macs, vlans_of(pkt),
+	if (!put_ethernet(&cur, frame_of(pkt), &macs, vlans_of(pkt),
 			  bpf_htons(is(pkt, PACKET_V6) ? ETH_P_IPV6 : ETH_P_IP)))
 		return abort_packet(pkt, BERM_STAGE_DELIVER);
 	return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_DECAP, XDP_PASS);
@@ -211,6 +167,8 @@ static __always_inline int deliver(struct packet *pkt, const struct now *now)
 		return strip_outer(pkt);
 	if (!pkt->backend)
 		return leave(pkt, BERM_STAGE_DELIVER, BERM_EXIT_LOCAL, XDP_PASS);
+	if (UNLIKELY(pkt->backend->via >= BERM_VIA_GUE))
+		return deliver_to_server(pkt, now);
 	if (pkt->backend->family == 6)
 		return encapsulate(pkt, now, true);
 	return encapsulate(pkt, now, false);

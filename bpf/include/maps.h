@@ -57,6 +57,8 @@ ARRAY(berm_prefix_records, struct berm_prefix_record, 2 * BERM_RECORDS, BPF_F_MM
 /* XDP */
 ARRAY(berm_rate_cells, struct berm_rate_set, BERM_RATE_SETS, BPF_F_MMAPABLE);
 
+ARRAY(berm_newcomers, struct berm_newcomer_set, BERM_NEWCOMER_SETS, BPF_F_MMAPABLE);
+
 ARRAY(berm_gate_states, struct berm_gate_state, BERM_VIPS, BPF_F_MMAPABLE);
 
 /* guard, operator (hits: XDP) */

@@ -80,7 +80,10 @@ enum packet_fact {
 	PACKET_SILENT =
 		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
 
-	/* above SHADOWED() */
+	/* above SHADOWED(); the first three of a row whose newcomers are noted (newcomer.h) */
+	PACKET_NEWCOMER = 1ULL << 60,  /* it is one's */
+	PACKET_FORMER = 1ULL << 61,    /* it is not: its row's former owner gets it */
+	PACKET_CROWDED = 1ULL << 62,   /* it would be, but there is no place: the same */
 	PACKET_STUN_LOST = 1ULL << 63, /* the fragment named nobody who can be reached */
 };
 
@@ -150,6 +153,26 @@ _Static_assert(__builtin_offsetof(struct packet, client) - __builtin_offsetof(st
 				       __builtin_offsetof(struct packet, dst) ==
 			       __builtin_offsetof(struct flow, ports),
 	       "struct packet has a struct flow in it");
+
+/* What sending a packet on needs to know of it beside its facts, as it lies in struct packet. */
+struct frame {
+	__u32 tags;
+	__u32 tpids;
+	__u32 tos;
+	__u32 proto;
+	__u32 len;
+};
+
+#define FRAME_HAS(field)                                                                       \
+	(__builtin_offsetof(struct packet, field) - __builtin_offsetof(struct packet, tags) == \
+	 __builtin_offsetof(struct frame, field))
+_Static_assert(FRAME_HAS(tpids) && FRAME_HAS(tos) && FRAME_HAS(proto) && FRAME_HAS(len),
+	       "struct packet has a struct frame in it");
+
+static __always_inline const struct frame *frame_of(const struct packet *pkt)
+{
+	return (const struct frame *)&pkt->tags;
+}
 
 static __always_inline bool is(const struct packet *pkt, __u64 facts)
 {

@@ -80,6 +80,11 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
 	if (UNLIKELY(is(pkt, PACKET_STUN | PACKET_STUN_LOST)))
 		add(is(pkt, PACKET_STUN) ? &stats->stun : &stats->stun_lost, pkt->len);
+	if (UNLIKELY(is(pkt, PACKET_NEWCOMER | PACKET_FORMER | PACKET_CROWDED)))
+		add(is(pkt, PACKET_NEWCOMER) ? &stats->newcomer :
+		    is(pkt, PACKET_FORMER)   ? &stats->former :
+					       &stats->crowded,
+		    pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* steer: who owns this flow. The row of the flow's keyed hash names the owner and a second; the same
  * on every edge of the site, without any state. The second gets the packet while the owner cannot
- * be reached, where the row has moved and the owner has no socket for it (chance.h), and, if it
- * begins a flow, while the owner's daemon is silent (deadman.h). If neither can be
+ * be reached, where the row has moved and the owner has no socket for it (chance.h) or cannot be
+ * asked (newcomer.h), and, if it begins a flow, while the owner's daemon is silent (deadman.h). If neither can be
  * reached, this host serves the flow if it is an edge at all. A QUIC packet is its server's that
  * its connection ID names (cid.h), and WebRTC its edge's whose ICE username fragment it has shown
  * (stun.h), whatever the row says.
@@ -15,6 +15,7 @@
 #include "deadman.h"
 #include "hash.h"
 #include "maps.h"
+#include "newcomer.h"
 #include "packet.h"
 #include "stun.h"
 
@@ -156,7 +157,13 @@ static __always_inline int steer(struct packet *pkt, const struct now *now)
 		row = named & BERM_ROW_BACKEND ? named & BERM_ROW_BACKEND : row;
 		pkt->facts |= named & BERM_ROW_BACKEND ? PACKET_STUN : named ? PACKET_STUN_LOST : 0;
 	}
-	if (UNLIKELY(self && is_contested(pkt, now, row, &silent))) {
+	if (UNLIKELY(row & BERM_ROW_NEWCOMERS) && !is(pkt, PACKET_OUTER)) {
+		row = newcomer_row(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts,
+				   (__u64)newcomer_now(now, pkt->cfg) << 32 | row, pkt->flow);
+		pkt->facts |= (__u64)(row >> NEWCOMER_FATES & 7) * PACKET_NEWCOMER;
+	}
+	if (UNLIKELY(self && is_contested(pkt, now, row, &silent)) &&
+	    !is(pkt, PACKET_NEWCOMER | PACKET_FORMER | PACKET_CROWDED)) {
 		row = whose(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts, row, silent);
 		pkt->facts |= row & (PACKET_HANDED | PACKET_SILENT);
 	}

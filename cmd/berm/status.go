@@ -186,12 +186,12 @@ func (a *app) backends(all []control.Backend) {
 		case b.Weight > 0:
 			share = sprintf("weight %d", b.Weight)
 		}
-		row := out.Row(b.Set, b.Name, b.Address.String(), "", sprintf("%d", b.Rows), sprintf("%d", b.Moved), seen, share)
-		row[3] = state
+		row := out.Row(b.Set, b.Name, b.Address.String(), b.Via.String(), "", sprintf("%d", b.Rows), sprintf("%d", b.Moved), seen, share)
+		row[4] = state
 		rows = append(rows, row)
 	}
 	a.out.Printf("\n")
-	a.out.Table([]string{"SET", "BACKEND", "ADDRESS", "STATE", "ROWS>", "MOVED>", "SEEN>", "ORDER"}, rows)
+	a.out.Table([]string{"SET", "BACKEND", "ADDRESS", "VIA", "STATE", "ROWS>", "MOVED>", "SEEN>", "ORDER"}, rows)
 }
 
 func (a *app) origins(all []control.Origin) {

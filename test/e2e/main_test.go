@@ -113,6 +113,11 @@ func TestWebRTC(t *testing.T) {
 	runScenario(t, "webrtc", "ip", "bird", "curl", "python3", "tcpdump")
 }
 
+// TestBackends runs the scenario "backends".
+func TestBackends(t *testing.T) {
+	runScenario(t, "backends", "ip", "curl", "tcpdump")
+}
+
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can
 // fail it.
 func runScenario(t *testing.T, id string, programs ...string) {

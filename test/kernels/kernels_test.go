@@ -45,7 +45,7 @@ const (
 // mutated ones. Not those of userspace's arithmetic (TestRateAccuracy, TestSpread …): they would only repeat it, slowly.
 const packetTests = "^(TestForward|TestBareAddress|TestFragments|TestMalformed|TestForeignUntouched|TestNoServices|TestRefusals|" +
 	"TestPolicyPasses|TestVerdictHits|TestPrefixLevels|TestRateDimensions|TestSteer|TestDecap|TestThereAndBack|TestEvents|TestHashes|TestPaths|" +
-	"TestSecondChanceEnds|TestDeadman|TestClockSteps)$"
+	"TestSecondChanceEnds|TestDeadman|TestClockSteps|TestServers|TestServersThroughTunnel|TestNewcomersCrowded)$"
 
 // TestKernels runs the checks of ./init in each kernel.
 func TestKernels(t *testing.T) {

@@ -33,6 +33,7 @@ func MaybeActor() {
 		"echo":   actEcho,
 		"rtc":    actRTC,
 		"nat":    actNAT,
+		"unwrap": actUnwrap,
 		"unit":   actUnit,
 	}[os.Args[2]]
 	if !ok {

@@ -78,6 +78,20 @@ func (e *Edge) connect(ctx context.Context) (err error) {
 
 // start brings up everything but the announcement.
 func (e *Edge) start(ctx context.Context) (err error) {
+	if err := e.lay(); err != nil {
+		return err
+	}
+	if e.sink, err = startActor(e.node, "sink", vipPort(vip4, sinkPort), vipPort(vip6, sinkPort), e.sinkCounts); err != nil {
+		return err
+	}
+	if err := awaitCounts(ctx, e.sink, e.sinkCounts); err != nil {
+		return err
+	}
+	return e.raise(ctx)
+}
+
+// lay makes the edge's directories and its file.
+func (e *Edge) lay() (err error) {
 	if e.pins, err = e.m.lab.MountBPF(e.Name + "-bpf"); err != nil {
 		return err
 	}
@@ -88,15 +102,12 @@ func (e *Edge) start(ctx context.Context) (err error) {
 	if err := errors.Join(os.Mkdir(run, 0o755), os.Chown(run, daemonUser, daemonUser)); err != nil {
 		return err
 	}
-	if e.config, err = e.m.lab.WriteFile(e.Name+".yaml", 0o644, []byte(e.configFile())); err != nil {
-		return err
-	}
-	if e.sink, err = startActor(e.node, "sink", vipPort(vip4, sinkPort), vipPort(vip6, sinkPort), e.sinkCounts); err != nil {
-		return err
-	}
-	if err := awaitCounts(ctx, e.sink, e.sinkCounts); err != nil {
-		return err
-	}
+	e.config, err = e.m.lab.WriteFile(e.Name+".yaml", 0o644, []byte(e.configFile()))
+	return err
+}
+
+// raise brings both halves up.
+func (e *Edge) raise(ctx context.Context) error {
 	if out, err := e.berm(ctx, "kernel", "up"); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
@@ -202,6 +213,9 @@ type service struct {
 
 // configFile is what the operator of this edge would have written.
 func (e *Edge) configFile() string {
+	if e.m.edgeFile != nil {
+		return e.m.edgeFile(e)
+	}
 	var vips, backends strings.Builder
 	for _, v := range append([]service{
 		{"web4", vip4, "tcp", 80},

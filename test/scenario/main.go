@@ -63,7 +63,9 @@ type Main struct {
 	routerConfig string                      // "": edges announce by a BIRD of their own
 	edgeConfig   func(*Edge) string          // added to an edge's file
 	makeCert     func(context.Context) error
-	tls          string // section tls of the edges' files
+	tls          string             // section tls of the edges' files
+	edgeFile     func(*Edge) string // instead of an edge's file
+	plain        bool               // nobody speaks TLS
 
 	spares      []*Edge           // edges that are connected, and take no part yet
 	listed      int               // how many edges the files name

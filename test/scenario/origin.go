@@ -3,6 +3,7 @@ package scenario
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -34,14 +35,21 @@ type originCounts struct {
 }
 
 // actOrigin serves cacheable objects below /o/ and, of any size, below /big/ at the first argument, counts at
-// the second.
+// the second. A third is its name, which it gives as a cache's, so that clients see who answers.
 func actOrigin(ctx context.Context, args []string) error {
 	var objects, paced, other atomic.Uint64
+	var ill atomic.Bool
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		other.Add(1)
 		w.Header().Set("Cache-Control", "no-store")
 		fmt.Fprintln(w, "lab origin")
+	})
+	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
+		other.Add(1)
+		if ill.Load() {
+			http.Error(w, "ill", http.StatusServiceUnavailable)
+		}
 	})
 	mux.HandleFunc("/o/", func(w http.ResponseWriter, r *http.Request) {
 		objects.Add(1)
@@ -71,9 +79,20 @@ func actOrigin(ctx context.Context, args []string) error {
 		return err
 	}
 	srv := &http.Server{Handler: mux}
+	if len(args) > 2 {
+		srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Cache-Status", args[2])
+			mux.ServeHTTP(w, r)
+		})
+	}
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(ln) }()
-	err = serveCounts(ctx, args[1], func() any { return originCounts{objects.Load(), paced.Load(), other.Load()} })
+	err = serveActor(ctx, args[1], func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost { // ill, or well again
+			ill.Store(!ill.Load())
+		}
+		_ = json.NewEncoder(w).Encode(originCounts{objects.Load(), paced.Load(), other.Load()}) // who asked is gone
+	})
 	return errors.Join(err, srv.Close(), ignoreClosed(<-failed))
 }
 

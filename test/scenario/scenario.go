@@ -109,6 +109,10 @@ func All() []Scenario {
 		Summary: "edges that announce themselves by BGP and BFD: announced, drained, hung, killed, back",
 		Up:      upAnycast,
 	}, {
+		ID:      "backends",
+		Summary: "an edge and four servers that run no Berm, by GUE, IPIP and directly: weighed, drained, lost under flows and floods",
+		Up:      upBackends,
+	}, {
 		ID:      "flood",
 		Summary: "the same: SYNs and QUIC Initials of made-up sources at one service, good clients at it and at its neighbour",
 		Up:      upFlood,

@@ -112,7 +112,12 @@ func (l *Local) explainRow(vip maps.VIP, f Flow, proto maps.Protocol, out *Steer
 	if row.Moved {
 		second = "previous owner"
 	}
-	if row.Moved {
+	if row.Newcomers {
+		done, err := l.byNewcomer(row, self, proto, f, out)
+		if err != nil || done {
+			return err
+		}
+	} else if row.Moved {
 		out.step("the row has moved: what its owner has no socket for (TCP, beyond the first packet) goes to the previous owner, once")
 	}
 	for i, b := range []uint16{row.Owner, row.Second} {
@@ -132,6 +137,40 @@ func (l *Local) explainRow(vip maps.VIP, f Flow, proto maps.Protocol, out *Steer
 	return nil
 }
 
+// wayTo says how packets are sent to a backend.
+func wayTo(b maps.Backend) string {
+	switch {
+	case b.Via == maps.ViaGUE:
+		return fmt.Sprintf("encapsulated in GUE (UDP port %d) and sent to it", b.Port)
+	case b.Via == maps.ViaL2:
+		return fmt.Sprintf("sent to its Ethernet address (%s) as it came", b.NextHop.MAC)
+	case b.Via == maps.ViaIPIP && b.Address.Unmap().Is4():
+		return "encapsulated in IPIP and sent to it"
+	case b.Via == maps.ViaIPIP:
+		return "encapsulated in IP6IP6 and sent to it"
+	}
+	return "encapsulated and sent to it"
+}
+
+// byNewcomer looks whether a flow began since its row moved; done means that this decides.
+func (l *Local) byNewcomer(row maps.Row, self uint32, proto maps.Protocol, f Flow, out *Steering) (done bool, err error) {
+	if proto != maps.ProtocolTCP || f.Destination.Port() == 0 {
+		out.step("the row has moved, and so have its flows: only those of TCP are noted")
+		return false, nil
+	}
+	n, noted := l.set.Newcomers.Find(out.Hash)
+	switch {
+	case noted && n.Open:
+		out.step("the row has moved, and the flow began since: it is a newcomer, who stays where it began")
+		return l.candidate(n.Backend, self, "newcomer's backend", out)
+	case noted:
+		out.step("the row has moved, and a SYN of the flow was seen since: what goes on from there is a newcomer's, all else the previous owner's")
+		return l.candidate(n.Backend, self, "newcomer's backend", out)
+	}
+	out.step("the row has moved to a backend that cannot give second chances: a flow that begins now is noted as a newcomer; all other packets (TCP) go to the previous owner")
+	return false, nil
+}
+
 // candidate looks at one backend that the row names; done means that the packet goes there.
 func (l *Local) candidate(id, self uint32, role string, out *Steering) (done bool, err error) {
 	if id == 0 {
@@ -144,7 +183,7 @@ func (l *Local) candidate(id, self uint32, role string, out *Steering) (done boo
 		return false, nil //nolint:nilerr // a row may outlive its backend; that is an answer
 	}
 	switch role {
-	case "owner":
+	case "owner", "newcomer's backend":
 		out.Owner = b.Name
 	case "heir":
 		out.Heir = b.Name
@@ -158,7 +197,7 @@ func (l *Local) candidate(id, self uint32, role string, out *Steering) (done boo
 		return true, nil
 	case b.NextHop.Ready:
 		out.Delivery = maps.ExitForward.String()
-		out.step("the row's %s is %s (%s): encapsulated and sent to it", role, b.Name, b.Address)
+		out.step("the row's %s is %s (%s): %s", role, b.Name, b.Address, wayTo(b))
 		return true, nil
 	}
 	out.step("the row's %s is %s (%s), whose next hop is not known", role, b.Name, b.Address)
@@ -192,7 +231,7 @@ func Backends(set *maps.Set) ([]Backend, error) {
 				continue
 			}
 			x := Backend{
-				ID: b.ID, Set: s.Name, Name: b.Name, Address: b.Address, Self: b.ID == self, Ready: b.NextHop.Ready || b.ID == self,
+				ID: b.ID, Set: s.Name, Name: b.Name, Address: b.Address, Via: b.Via, Self: b.ID == self, Ready: b.NextHop.Ready || b.ID == self,
 				Healthy: owned[b.ID] > 0, Rows: owned[b.ID], Seen: -1,
 			}
 			if !b.Heartbeat.IsZero() {

@@ -77,7 +77,7 @@ func (l *Local) byCID(vip maps.VIP, set uint32, f Flow, out *Steering) (done boo
 	case maps.ExitLocal.String():
 		out.step("%s is this host: delivered here", b.Name)
 	case maps.ExitForward.String():
-		out.step("%s (%s) is ready: encapsulated and sent to it", b.Name, b.Address)
+		out.step("%s (%s) is ready: %s", b.Name, b.Address, wayTo(*b))
 	default:
 		out.step("the next hop of %s (%s) is not known: the row decides (cid_lost)", b.Name, b.Address)
 		return false, nil

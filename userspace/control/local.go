@@ -63,6 +63,7 @@ func (l *Local) VIPs(context.Context) ([]VIP, error) {
 			Counters: VIPCounters{
 				In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded), Answered: Counter(s.Answered),
 				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost), STUN: Counter(s.STUN), STUNLost: Counter(s.STUNLost),
+				Newcomer: Counter(s.Newcomer), Former: Counter(s.Former), Crowded: Counter(s.Crowded),
 			},
 		})
 	}

@@ -105,6 +105,10 @@ type VIPCounters struct {
 	CIDLost   Counter `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
 	STUN      Counter `json:"stun"`     // steered by ICE username fragment, in the packet or shown by its flow
 	STUNLost  Counter `json:"stun_lost"`
+	// Of rows that have moved to a server.
+	Newcomer Counter `json:"newcomer"` // of a flow begun since
+	Former   Counter `json:"former"`   // of an older one: to the row's former owner
+	Crowded  Counter `json:"crowded"`  // begins one, and found no place: the same
 }
 
 // Counter counts packets and their IP bytes.
@@ -120,6 +124,8 @@ type Backend struct {
 	Site    string     `json:"site,omitempty"` // another one, where it is
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
+	Via     maps.Via   `json:"via"`
+	Probe   string     `json:"probe,omitempty"` // how its health is found out
 	Self    bool       `json:"self,omitempty"`
 	Ready   bool       `json:"ready"` // its next hop is known
 	Healthy bool       `json:"healthy"`

@@ -92,6 +92,7 @@ func emitVIPs(s *maps.Set, emit Emit) error {
 		}
 		for fate, c := range map[string]maps.Counter{
 			"in": v.In, "dropped": v.Dropped, "shadowed": v.Shadowed, "forwarded": v.Forwarded, "answered": v.Answered, "cid": v.CID, "cid_lost": v.CIDLost, "stun": v.STUN, "stun_lost": v.STUNLost,
+			"newcomer": v.Newcomer, "former": v.Former, "crowded": v.Crowded,
 		} {
 			emit(VIPPackets, float64(c.Packets), name, v.Address.String(), v.Protocol.String(), fate)
 			emit(VIPBytes, float64(c.Bytes), name, v.Address.String(), v.Protocol.String(), fate)
@@ -162,6 +163,7 @@ func emitBackends(s *maps.Set, emit Emit) error {
 		}
 	}
 	emit(MapEntries, float64(len(backends)), "backends")
+	emit(MapEntries, float64(s.Newcomers.Count()), "newcomers")
 	emit(Deadman, s.Heart.Limit().Seconds())
 	return nil
 }

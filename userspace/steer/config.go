@@ -4,6 +4,7 @@
 package steer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -59,6 +60,11 @@ type Backend struct {
 	Name    string     `yaml:"name"`
 	Address netip.Addr `yaml:"address"`
 	Weight  int        `yaml:"weight"` // its share of the rows, relative to the others'; default 1
+	// Via is how packets get to it. An edge asks for nothing; ipip, gue and l2 are for servers that run no Berm.
+	Via  bermmaps.Via `yaml:"via"`
+	Port uint16       `yaml:"port"` // gue: where the server listens; default 6080
+	// Probe is for a server, at its own address; what is left out is as in steer.probe.
+	Probe Probe `yaml:"probe"`
 	// ServerID is its number in QUIC connection IDs; default: made of its name.
 	ServerID *uint64 `yaml:"server_id"`
 }
@@ -68,6 +74,7 @@ type Probe struct {
 	Protocol  string        `yaml:"protocol"` // udp asks another edge's daemon; tcp connects; http wants an answer below 400; default udp
 	Port      uint16        `yaml:"port"`
 	Path      string        `yaml:"path"` // http only
+	Host      string        `yaml:"host"` // http only: of which site; default the address
 	Interval  time.Duration `yaml:"interval"`
 	Timeout   time.Duration `yaml:"timeout"`
 	Failures  int           `yaml:"failures"`  // in a row, until a backend's rows move
@@ -83,6 +90,29 @@ func DefaultProbe() Probe {
 	return Probe{Protocol: "udp", Port: 9191, Path: "/", Interval: 200 * time.Millisecond, Timeout: 150 * time.Millisecond, Failures: 3, Successes: 2}
 }
 
+// DefaultGUEPort is the one that IANA has assigned to GUE.
+const DefaultGUEPort = 6080
+
+// isServer says whether a backend runs no Berm.
+func (b Backend) isServer() bool { return b.Via != bermmaps.ViaEdge }
+
+// guePort is what the kernel half is told.
+func (b Backend) guePort() uint16 {
+	if b.Via != bermmaps.ViaGUE {
+		return 0
+	}
+	return cmp.Or(b.Port, DefaultGUEPort)
+}
+
+// over is a server's probe, where what it leaves out is p's.
+func (p Probe) over(s Probe) Probe {
+	return Probe{
+		Protocol: cmp.Or(s.Protocol, p.Protocol), Port: cmp.Or(s.Port, p.Port), Path: cmp.Or(s.Path, p.Path), Host: cmp.Or(s.Host, p.Host),
+		Interval: cmp.Or(s.Interval, p.Interval), Timeout: cmp.Or(s.Timeout, p.Timeout),
+		Failures: cmp.Or(s.Failures, p.Failures), Successes: cmp.Or(s.Successes, p.Successes),
+	}
+}
+
 // Validate reports everything that is wrong, by the file's keys.
 func (c Config) Validate() error {
 	var errs []error
@@ -95,11 +125,11 @@ func (c Config) Validate() error {
 	if a := c.Node.Address6; a.IsValid() && (!a.Is6() || a.Is4In6()) {
 		errs = append(errs, fmt.Errorf("node.address6: %s is not an IPv6 address", a))
 	}
-	addresses := map[string]netip.Addr{}
+	known := map[string]Backend{}
 	for _, set := range slices.Sorted(maps.Keys(c.Sets)) {
-		errs = append(errs, c.validateSet(set, addresses)...)
+		errs = append(errs, c.validateSet(set, known)...)
 	}
-	errs = append(errs, c.validateSites(addresses)...)
+	errs = append(errs, c.validateSites(known)...)
 	if len(c.CIDs) > 0 {
 		errs = append(errs, c.validateServers()...)
 	}
@@ -112,20 +142,26 @@ func (c Config) Validate() error {
 	return errors.Join(append(errs, c.Probe.Validate())...)
 }
 
-func (c Config) validateSet(set string, addresses map[string]netip.Addr) (errs []error) {
+func (c Config) validateSet(set string, known map[string]Backend) (errs []error) {
 	key := "backends." + set
 	if err := bermmaps.CheckName(set); err != nil {
 		errs = append(errs, fmt.Errorf("%s: %w", key, err))
 	}
-	errs = append(errs, c.validateMembers(key, c.Sets[set], addresses)...)
+	errs = append(errs, c.validateMembers(key, c.Sets[set], known)...)
 	self := slices.ContainsFunc(c.Sets[set], func(b Backend) bool { return b.Name == c.Node.Name })
-	if c.SecretFile == "" && self && len(c.Sets[set]) > 1 {
+	servers := 0
+	for _, b := range c.Sets[set] {
+		if b.isServer() {
+			servers++
+		}
+	}
+	if c.SecretFile == "" && self && len(c.Sets[set])-servers > 1 {
 		errs = append(errs, fmt.Errorf("steer.secret_file: is needed, because %s has edges besides this one, and all of a site must share a secret (make one with: openssl rand -hex 32)", key))
 	}
 	return errs
 }
 
-func (c Config) validateMembers(key string, members []Backend, addresses map[string]netip.Addr) (errs []error) {
+func (c Config) validateMembers(key string, members []Backend, known map[string]Backend) (errs []error) {
 	if len(members) == 0 {
 		errs = append(errs, fmt.Errorf("%s: has no backend: list at least one, or leave the set out", key))
 	}
@@ -141,10 +177,13 @@ func (c Config) validateMembers(key string, members []Backend, addresses map[str
 		seen[b.Name] = true
 		if a := b.Address; !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
 			errs = append(errs, fmt.Errorf("%s.address: %s: want a unicast address without a zone", at, a))
-		} else if old, ok := addresses[b.Name]; ok && old != a {
-			errs = append(errs, fmt.Errorf("%s.address: backend %q has address %s elsewhere and %s here: it can have one", at, b.Name, old, a))
+		} else if old, ok := known[b.Name]; ok && old.Address != a {
+			errs = append(errs, fmt.Errorf("%s.address: backend %q has address %s elsewhere and %s here: it can have one", at, b.Name, old.Address, a))
+		} else if ok && (old.Via != b.Via || old.guePort() != b.guePort() || old.Probe != b.Probe) {
+			errs = append(errs, fmt.Errorf("%s.via: backend %q is reached or probed otherwise elsewhere: it can be in one way", at, b.Name))
 		}
-		addresses[b.Name] = b.Address
+		known[b.Name] = b
+		errs = append(errs, c.validateVia(at, b)...)
 		if b.Weight < 0 || b.Weight > maxWeight {
 			errs = append(errs, fmt.Errorf("%s.weight: %d: want 1 to %d", at, b.Weight, maxWeight))
 		}
@@ -152,10 +191,36 @@ func (c Config) validateMembers(key string, members []Backend, addresses map[str
 	return errs
 }
 
+// validateVia checks what is for servers only.
+func (c Config) validateVia(at string, b Backend) (errs []error) {
+	if b.Port != 0 && b.Via != bermmaps.ViaGUE {
+		errs = append(errs, fmt.Errorf("%s.port: is for via: gue, and this one is %s", at, b.Via))
+	}
+	switch {
+	case !b.isServer() && b.Probe != Probe{}:
+		errs = append(errs, fmt.Errorf("%s.probe: is for servers (via: ipip, gue or l2): how edges are probed is in steer.probe", at))
+	case b.isServer() && b.Name == c.Node.Name:
+		errs = append(errs, fmt.Errorf("%s.via: %s is this node, which runs Berm: want edge", at, b.Name))
+	case b.isServer():
+		p := c.Probe.over(b.Probe)
+		if p.Protocol == "" || p.Protocol == "udp" {
+			errs = append(errs, fmt.Errorf("%s.probe.protocol: udp asks an edge's daemon, and %s runs none: want tcp or http", at, b.Name))
+		}
+		if b.Probe.Port == 0 && c.Probe.Protocol != p.Protocol {
+			errs = append(errs, fmt.Errorf("%s.probe.port: is missing: where does %s answer %s?", at, b.Name, cmp.Or(p.Protocol, "probes")))
+		}
+		if b.Probe != (Probe{}) {
+			errs = append(errs, p.validate(at+".probe.")...)
+		}
+	}
+	return errs
+}
+
 // Validate reports everything that is wrong with the probe.
-func (p Probe) Validate() error {
-	var errs []error
-	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf("steer.probe."+format, args...)) }
+func (p Probe) Validate() error { return errors.Join(p.validate("steer.probe.")...) }
+
+func (p Probe) validate(at string) (errs []error) {
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(at+format, args...)) }
 	if !slices.Contains([]string{"", "udp", "tcp", "http"}, p.Protocol) {
 		fail("protocol: %q: want udp, tcp or http", p.Protocol)
 	}
@@ -174,5 +239,5 @@ func (p Probe) Validate() error {
 	if p.Successes < 1 {
 		fail("successes: %d: want at least 1", p.Successes)
 	}
-	return errors.Join(errs...)
+	return errs
 }

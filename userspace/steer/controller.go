@@ -32,6 +32,7 @@ type Controller struct {
 	beaten   time.Time // by Beat
 
 	secondChance, deadman time.Duration
+	newcomers             bool // some row's are noted
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -42,6 +43,9 @@ type backend struct {
 	id      uint32
 	site    string // another one, where it is
 	address netip.Addr
+	via     bermmaps.Via
+	port    uint16 // of GUE
+	probe   Probe
 	alive   bool
 	up      bool      // its host is there, so that it may have flows even if its daemon is silent
 	met     bool      // it has answered since this daemon knows it
@@ -118,7 +122,7 @@ func (c *Controller) Apply(ctx context.Context, cfg Config) (key [32]byte, err e
 	c.wg.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	defer c.start(cfg.Probe, secret.Probe) // with what was known before, if an error ends this
+	defer c.start(secret.Probe) // with what was known before, if an error ends this
 	if err := c.write(cfg, secret); err != nil {
 		return key, err
 	}
@@ -185,9 +189,12 @@ func (c *Controller) putBackends(cfg Config) (map[string]*backend, error) {
 			if out[m.Name] != nil {
 				continue
 			}
-			i := slices.IndexFunc(known, func(b bermmaps.Backend) bool { return b.Name == m.Name && b.Address == m.Address.Unmap() })
+			i := slices.IndexFunc(known, func(b bermmaps.Backend) bool {
+				return b.Name == m.Name && b.Address == m.Address.Unmap() && b.Via == m.Via
+			})
 			id, err := c.maps.Backends.Put(bermmaps.Backend{
-				Name: m.Name, Address: m.Address, Owner: bermmaps.OwnerFile, Remote: site != "", Region: cfg.region(region),
+				Name: m.Name, Address: m.Address, Owner: bermmaps.OwnerFile, Via: m.Via, Port: m.guePort(),
+				Remote: site != "", Region: cfg.region(region),
 			})
 			if err != nil {
 				return nil, err
@@ -196,9 +203,13 @@ func (c *Controller) putBackends(cfg Config) (map[string]*backend, error) {
 			if i >= 0 {
 				b.alive, b.hop = owners[uint16(id)] || !c.wasMember(m.Name) || m.Name == cfg.Node.Name, known[i].NextHop
 			}
-			if old := c.backends[m.Name]; old != nil && old.address == m.Address {
+			if old := c.backends[m.Name]; old != nil && old.address == m.Address && old.via == m.Via {
 				*b = *old
 				b.id, b.site = id, site
+			}
+			b.via, b.port, b.probe = m.Via, m.guePort(), cfg.Probe
+			if m.isServer() {
+				b.probe = cfg.Probe.over(m.Probe)
 			}
 			out[m.Name] = b
 		}
@@ -234,6 +245,7 @@ func (c *Controller) identify(node Node, secret Secret, backends map[string]*bac
 	peers := map[netip.Addr]uint32{}
 	for name, b := range backends {
 		switch {
+		case b.via != bermmaps.ViaEdge: // nobody's tunnels come from there
 		case name != node.Name:
 			peers[b.address] = b.id
 		case b.address.Unmap().Is4() && !self.Address4.IsValid():
@@ -256,7 +268,7 @@ func (c *Controller) identify(node Node, secret Secret, backends map[string]*bac
 // writeRows brings every set's rows in line with who is fit. The caller holds mu.
 func (c *Controller) writeRows() error {
 	var errs []error
-	peers := false
+	peers, noted := false, false
 	for _, name := range slices.Sorted(maps.Keys(c.sets)) {
 		s := c.sets[name]
 		old, err := c.maps.Rows.Read(s.id)
@@ -274,6 +286,7 @@ func (c *Controller) writeRows() error {
 			continue
 		}
 		s.note(old, fresh, time.Now())
+		noted = noted || slices.ContainsFunc(fresh, func(r bermmaps.Row) bool { return r.Newcomers })
 		if plan := Compare(old, fresh); plan.Moved > 0 {
 			c.log.Info("rows moved", "set", name, "rows", plan.Moved, "of", bermmaps.RowCount, "owners", c.shares(s, plan))
 		}
@@ -282,6 +295,10 @@ func (c *Controller) writeRows() error {
 	if !peers {
 		limit = 0
 	}
+	if c.newcomers && !noted && errs == nil { // the next ones begin with an empty table
+		errs = append(errs, c.maps.Newcomers.Forget(0))
+	}
+	c.newcomers = noted
 	return errors.Join(append(errs, c.maps.Heart.SetLimit(limit))...)
 }
 
@@ -320,8 +337,9 @@ func (s *set) note(old, fresh []bermmaps.Row, now time.Time) {
 
 // pastOf says how a set's rows are succeeded.
 func (c *Controller) pastOf(s *set) Past {
-	may := map[uint16]bool{}
+	may, servers := map[uint16]bool{}, map[uint16]bool{}
 	for name, b := range c.backends {
+		servers[uint16(b.id)] = b.via != bermmaps.ViaEdge
 		// Whose network has just come up hears nobody at first: that is no reason to reset others' flows.
 		new := !b.met && time.Since(b.known) < acquaintance
 		may[uint16(b.id)] = name == c.self || b.alive || b.up || new
@@ -333,7 +351,8 @@ func (c *Controller) pastOf(s *set) Past {
 	now := time.Now()
 	return Past{
 		Self: self, Off: c.secondChance == 0,
-		May: func(id uint16) bool { return may[id] },
+		May:    func(id uint16) bool { return may[id] },
+		Server: func(id uint16) bool { return servers[id] },
 		Settled: func(row int) uint16 {
 			if now.Sub(s.burst[row]) >= burst {
 				return 0
@@ -424,7 +443,11 @@ func (c *Controller) Tidy() error {
 	}
 	for _, b := range backends {
 		if c.backends[b.Name] == nil && b.Owner == bermmaps.OwnerFile {
-			tell(c.maps.Backends.Remove(b.Name))
+			if err := c.maps.Backends.Remove(b.Name); err != nil {
+				tell(err)
+				continue
+			}
+			tell(c.maps.Newcomers.Forget(b.ID)) // another may get the number
 		}
 	}
 	return errors.Join(errs...)

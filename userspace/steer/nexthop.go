@@ -16,6 +16,8 @@ import (
 // ErrUnresolved says that a next hop's Ethernet address is being asked for.
 var ErrUnresolved = errors.New("next hop not yet known")
 
+var errNotOnLink = errors.New("not on link")
+
 // Resolver finds next hops the way the kernel's own stack does: by its routes and neighbours. It
 // needs no privilege. It works in the network namespace it was made in.
 type Resolver struct {
@@ -59,7 +61,11 @@ func (r *Resolver) Close() {
 
 // Resolve returns the next hop towards an address. When it is not known yet, asking for it is
 // provoked, and the error is ErrUnresolved.
-func (r *Resolver) Resolve(addr netip.Addr) (maps.NextHop, error) {
+func (r *Resolver) Resolve(addr netip.Addr) (maps.NextHop, error) { return r.resolve(addr, false) }
+
+// resolve is Resolve, and with onLink refuses a way that goes through a router: frames that are not
+// encapsulated end there.
+func (r *Resolver) resolve(addr netip.Addr, onLink bool) (maps.NextHop, error) {
 	addr = addr.Unmap()
 	routes, err := r.netlink.RouteGet(addr.AsSlice())
 	if err != nil || len(routes) == 0 {
@@ -80,6 +86,9 @@ func (r *Resolver) Resolve(addr netip.Addr) (maps.NextHop, error) {
 	via := addr
 	if gw, ok := netip.AddrFromSlice(route.Gw); ok && !gw.IsUnspecified() {
 		via = gw.Unmap()
+	}
+	if onLink && via != addr {
+		return maps.NextHop{}, fmt.Errorf("%s is reached through the router %s, and l2 needs a server in the same segment: %w (choose via: gue or ipip)", addr, via, errNotOnLink)
 	}
 	mac, err := r.neighbour(via, attrs.Index)
 	if err != nil {

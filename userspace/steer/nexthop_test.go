@@ -110,6 +110,13 @@ func TestResolver(t *testing.T) {
 		t.Logf("%s known after %s", dst, took)
 	}
 
+	if hop, err := r.resolve(addr("192.0.2.2"), true); err != nil || hop != want {
+		t.Errorf("on link: %+v, %v", hop, err)
+	}
+	if _, err := r.resolve(addr("198.51.100.7"), true); !errors.Is(err, errNotOnLink) {
+		t.Errorf("behind a router, for l2: %v", err)
+	}
+
 	// The neighbour gets another Ethernet address, as when its card is replaced.
 	if err := there.LinkSetDown(far); err != nil {
 		t.Fatal(err)

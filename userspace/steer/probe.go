@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -133,6 +134,14 @@ func (r *Responder) Serve(ctx context.Context) error {
 	}
 }
 
+// String says how: "tcp 443".
+func (p Probe) String() string {
+	if p.Protocol == "http" {
+		return fmt.Sprintf("http %d%s", p.Port, p.Path)
+	}
+	return fmt.Sprintf("%s %d", p.Protocol, p.Port)
+}
+
 // ask probes a backend once. Only edges say something of themselves.
 func (p Probe) ask(ctx context.Context, addr netip.Addr, key [32]byte) (Says, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
@@ -146,7 +155,7 @@ func (p Probe) ask(ctx context.Context, addr netip.Addr, key [32]byte) (Says, er
 		}
 		return Says{}, conn.Close()
 	case "http":
-		return Says{}, askHTTP(ctx, "http://"+to+p.Path)
+		return Says{}, askHTTP(ctx, "http://"+to+p.Path, p.Host)
 	}
 	return askUDP(ctx, to, key)
 }
@@ -199,11 +208,12 @@ var probeClient = &http.Client{
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
-func askHTTP(ctx context.Context, url string) error {
+func askHTTP(ctx context.Context, url, host string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
+	req.Host = host // empty: the URL's
 	req.Header.Set("User-Agent", "berm-probe")
 	resp, err := probeClient.Do(req)
 	if err != nil {
@@ -259,6 +269,7 @@ func (p Probe) watch(ctx context.Context, ask func(context.Context) (Says, error
 		if h.run > 0 {
 			pause /= 2
 		}
+		pause -= mathrand.N(pause/10 + 1) // else all edges ask at the same time
 		select {
 		case <-ctx.Done():
 			return

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"slices"
 	"time"
+
+	bermmaps "github.com/bermedge/berm/maps"
 )
 
 const (
@@ -16,7 +18,7 @@ const (
 )
 
 // start runs a prober for each backend but this edge, and the resolver. The caller holds mu.
-func (c *Controller) start(p Probe, key [32]byte) {
+func (c *Controller) start(key [32]byte) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c.stop = cancel
 	if c.backends == nil {
@@ -27,13 +29,21 @@ func (c *Controller) start(p Probe, key [32]byte) {
 		if name == c.self {
 			continue
 		}
-		p, addr, alive := p, b.address, b.alive
+		p, addr, alive := b.probe, b.address, b.alive
 		if b.site != "" {
 			p = p.far()
 		}
 		f := follower{c: c, name: name, id: b.id, up: b.up, says: b.says, hostUp: func(err error) bool { return p.hostUp(ctx, addr, err) }}
+		t := newTunnel(b)
+		ask := func(ctx context.Context) (Says, error) {
+			if err := t.check(); err != nil {
+				return Says{}, err
+			}
+			return p.ask(ctx, addr, key)
+		}
 		c.wg.Go(func() {
-			p.watch(ctx, func(ctx context.Context) (Says, error) { return p.ask(ctx, addr, key) }, alive, f.follow)
+			defer t.close()
+			p.watch(ctx, ask, alive, f.follow)
 		})
 	}
 }
@@ -92,6 +102,11 @@ func (c *Controller) turned(name string, r result, up bool) {
 		c.log.Info("backend says of itself", "backend", name, "draining", r.says.Draining, "weight", r.says.Weight, "share", r.says.Share)
 	}
 	b.says, b.up = r.says, up
+	if !up && !r.alive {
+		if err := c.maps.Newcomers.Forget(b.id); err != nil {
+			c.log.Error("forget the flows of a backend that is gone", "backend", name, "error", err)
+		}
+	}
 	if r.changed {
 		b.alive, b.since, b.why = r.alive, time.Now(), ""
 	}
@@ -141,7 +156,7 @@ func (c *Controller) resolve(name string) bool {
 	if name == c.self {
 		return true
 	}
-	hop, err := c.resolver.Resolve(b.address)
+	hop, err := c.resolver.resolve(b.address, b.via == bermmaps.ViaL2)
 	if err != nil {
 		if text := err.Error(); text != b.told && !errors.Is(err, ErrUnresolved) {
 			c.log.Warn("backend cannot be reached", "backend", name, "error", err)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -178,7 +177,7 @@ func (c Config) ValidateAbroad(a Abroad) error {
 }
 
 // validateSites: every edge names the other sites alike, and nobody twice.
-func (c Config) validateSites(addresses map[string]netip.Addr) (errs []error) {
+func (c Config) validateSites(known map[string]Backend) (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if len(c.Sites) == 0 {
 		return nil
@@ -217,8 +216,11 @@ func (c Config) validateSites(addresses map[string]netip.Addr) (errs []error) {
 			if err := bermmaps.CheckName(name); err != nil {
 				fail("%s: set and site: %w", key, err)
 			}
-			errs = append(errs, c.validateMembers(key, members, addresses)...)
+			errs = append(errs, c.validateMembers(key, members, known)...)
 			for i, b := range members {
+				if b.isServer() {
+					fail("%s[%d].via: %s cannot take what another site carries: list the site's edges", key, i, b.Name)
+				}
 				if here[b.Name] {
 					fail("%s[%d].name: %q is a backend of this site", key, i, b.Name)
 				} else if other := at[b.Name]; other != "" && other != site {

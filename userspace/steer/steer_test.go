@@ -3,6 +3,7 @@ package steer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -10,7 +11,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -470,6 +473,148 @@ func TestValidate(t *testing.T) {
 	}
 	if err := (Config{Probe: DefaultProbe()}).Validate(); err != nil {
 		t.Error("the empty file:", err)
+	}
+}
+
+func TestValidateServers(t *testing.T) {
+	c := Config{
+		Node: Node{Name: "edge1"}, Probe: DefaultProbe(),
+		Sets: map[string][]Backend{"web": {
+			{Name: "edge1", Address: addr("192.0.2.1"), Via: maps.ViaGUE},
+			{Name: "edge2", Address: addr("192.0.2.2"), Probe: Probe{Protocol: "tcp"}},
+			{Name: "a", Address: addr("192.0.2.3"), Via: maps.ViaL2},
+			{Name: "b", Address: addr("192.0.2.4"), Via: maps.ViaIPIP, Port: 6080, Probe: Probe{Protocol: "http", Timeout: time.Hour}},
+			{Name: "c", Address: addr("192.0.2.5"), Via: maps.ViaGUE, Probe: Probe{Protocol: "tcp", Port: 443}},
+		}, "other": {{Name: "c", Address: addr("192.0.2.5"), Via: maps.ViaGUE, Port: 9, Probe: Probe{Protocol: "tcp", Port: 443}}}},
+	}
+	err := c.Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, want := range []string{
+		"backends.web[0].via: edge1 is this node", "backends.web[1].probe: is for servers", "backends.web[2].probe.protocol: udp asks an edge's daemon",
+		"backends.web[3].port: is for via: gue, and this one is ipip", "backends.web[3].probe.port: is missing", "backends.web[3].probe.timeout: 1h0m0s",
+		`backends.web[4].via: backend "c" is reached or probed otherwise elsewhere`,
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("does not say %q:\n%v", want, err)
+		}
+	}
+	// One edge and its servers share no secret with anybody.
+	c.Sets = map[string][]Backend{"web": {
+		{Name: "edge1", Address: addr("192.0.2.1")},
+		{Name: "c", Address: addr("192.0.2.5"), Via: maps.ViaGUE, Probe: Probe{Protocol: "http", Port: 80}},
+	}}
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	if p := c.Probe.over(c.Sets["web"][1].Probe); p.String() != "http 80/" || p.Interval != DefaultProbe().Interval {
+		t.Errorf("probe %s every %s", p, p.Interval)
+	}
+	if p := c.Sets["web"][1].guePort(); p != DefaultGUEPort {
+		t.Errorf("GUE port %d", p)
+	}
+}
+
+// A server is probed at its own address; it is no peer, and flows that it had are forgotten with it.
+func TestControllerServers(t *testing.T) {
+	k := mapstest.New(t)
+	c := newController(t, k)
+	var sick atomic.Bool
+	hosts := make(chan string, 1)
+	l, err := net.Listen("tcp", "127.0.0.3:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ear, err := net.ListenPacket("udp", "127.0.0.3:6080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case hosts <- r.Host:
+		default:
+		}
+		if sick.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	cfg := site(t, freePort(t))
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	cfg.Sets = map[string][]Backend{"edges": {
+		{Name: "edge1", Address: addr("127.0.0.1")},
+		{Name: "server", Address: addr("127.0.0.3"), Via: maps.ViaGUE, Probe: Probe{Protocol: "http", Port: port, Path: "/health", Host: "www.example"}},
+	}}
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	b, err := k.Backends.Get("server")
+	if err != nil || b.Via != maps.ViaGUE || b.Port != DefaultGUEPort {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	if peers, err := k.Peers.List(); err != nil || len(peers) != 0 {
+		t.Errorf("peers %v, %v: nobody's tunnels come from a server", peers, err)
+	}
+	within(t, 10*time.Second, "a probe", func() bool { return len(hosts) == 1 })
+	if host := <-hosts; host != "www.example" {
+		t.Errorf("asked for %s", host)
+	}
+	status := func() Status {
+		all, err := c.Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all[slices.IndexFunc(all, func(s Status) bool { return s.Name == "server" })]
+	}
+	had := rowsOf(t, c)["server"]
+	if s := status(); had == 0 || s.Via != maps.ViaGUE || s.Probe != fmt.Sprintf("http %d/health", port) || !s.Alive {
+		t.Errorf("%+v", s)
+	}
+
+	// It says that it is ill, and is there: flows that it has stay.
+	sick.Store(true)
+	within(t, 10*time.Second, "its rows go", func() bool { return rowsOf(t, c)["server"] == 0 })
+	if s := status(); s.Alive || !s.HostUp || !strings.Contains(s.Why, "503") {
+		t.Errorf("%+v", s)
+	}
+	theirs := func(r maps.Row) bool { return r.Moved && uint32(r.Second) == b.ID }
+	if n := rowsIn(t, k, theirs); n < had {
+		t.Errorf("%d rows remember it, want at least %d", n, had)
+	}
+	// It is well again: what began meanwhile is this edge's, and newcomers are noted.
+	sick.Store(false)
+	noted := func(r maps.Row) bool { return r.Newcomers && uint32(r.Owner) == b.ID && uint32(r.Second) != b.ID }
+	within(t, 10*time.Second, "its rows return", func() bool { return rowsIn(t, k, noted) == had })
+
+	// Nobody takes GUE there any more.
+	if err := ear.Close(); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 10*time.Second, "its rows go again", func() bool { return rowsOf(t, c)["server"] == 0 })
+	if s := status(); !strings.Contains(s.Why, errTunnelRefused.Error()) {
+		t.Errorf("%+v", s)
+	}
+	if ear, err = net.ListenPacket("udp", "127.0.0.3:6080"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ear.Close() })
+	within(t, 10*time.Second, "its rows return again", func() bool { return rowsOf(t, c)["server"] == had })
+
+	// Newcomers of a server that is gone are forgotten; those of others are not.
+	for i, backend := range []uint64{uint64(b.ID), uint64(b.ID), 77} {
+		if err := k.Maps["berm_newcomers"].Put(uint32(i), [8]uint64{3: uint64(i)<<40 | backend<<12}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := k.Newcomers.Count(); n != 3 {
+		t.Fatalf("%d newcomers", n)
+	}
+	f := follower{c: c, name: "server", id: b.ID, up: true, hostUp: func(error) bool { return false }}
+	f.follow(result{changed: true, err: errors.New("gone")})
+	if n := k.Newcomers.Count(); n != 1 {
+		t.Errorf("%d newcomers are left, want that of another server", n)
 	}
 }
 

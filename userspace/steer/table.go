@@ -116,12 +116,16 @@ type Past struct {
 	// flows; 0 = it is in none.
 	Settled func(row int) uint16
 	Old     func(row int) bool // it moved so long ago that no flow is worth asking for
-	Off     bool               // second chances are
+	// Server says whether a backend runs no Berm, and so gives no second chances: newcomers to its rows
+	// are noted, and all other flows are the second's.
+	Server func(backend uint16) bool
+	Off    bool // second chances are
 }
 
 // Succeed makes the rows that follow old ones. Where the owner changes, the old one is the second
 // from then on, and may have flows; in a burst of changes that is the owner before the burst,
-// who has most of them. Where nobody may have any, the heir is second.
+// who has most of them. Where nobody may have any, the heir is second. Rows that have moved to a server
+// keep the second that they then had until no flow is worth asking for.
 func Succeed(old []maps.Row, places []Place, past Past) []maps.Row {
 	rows := make([]maps.Row, len(places))
 	for i, p := range places {
@@ -134,6 +138,10 @@ func (past *Past) succeed(old maps.Row, p Place, row int) maps.Row {
 	heir := maps.Row{Owner: p.Owner, Second: p.Heir}
 	if past.Off || p.Owner == 0 {
 		return heir
+	}
+	if old.Newcomers && !past.Old(row) && old.Second != 0 && past.May(old.Second) {
+		// Who is not noted began before the first move, wherever the row has been since.
+		return maps.Row{Owner: p.Owner, Second: old.Second, Moved: true, Newcomers: true}
 	}
 	var before []uint16
 	switch {
@@ -152,11 +160,11 @@ func (past *Past) succeed(old maps.Row, p Place, row int) maps.Row {
 	}
 	for _, b := range before {
 		if b != 0 && b != p.Owner && past.May(b) {
-			return maps.Row{Owner: p.Owner, Second: b, Moved: true}
+			return maps.Row{Owner: p.Owner, Second: b, Moved: true, Newcomers: past.Server(p.Owner) && old.Owner != p.Owner}
 		}
 	}
 	// Whom it was taken from is gone. Rows that this edge found moved when it came stay so.
-	heir.Moved = old.Owner == p.Owner && p.Heir != 0
+	heir.Moved = old.Owner == p.Owner && p.Heir != 0 && !past.Server(p.Owner)
 	return heir
 }
 

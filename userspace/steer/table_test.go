@@ -174,6 +174,7 @@ func TestSucceed(t *testing.T) {
 	past := Past{
 		Self: self, May: func(id uint16) bool { return id < 8 },
 		Settled: func(row int) uint16 { return []uint16{0, 2, 0}[row] }, Old: func(row int) bool { return row == 2 },
+		Server: func(id uint16) bool { return id >= 5 },
 	}
 	for _, c := range []struct {
 		name string
@@ -199,6 +200,19 @@ func TestSucceed(t *testing.T) {
 		{"a new table: this edge's", 0, maps.Row{}, Place{self, 2}, maps.Row{Owner: self, Second: 2, Moved: true}},
 		{"a new table: another's", 0, maps.Row{}, Place{2, self}, maps.Row{Owner: 2, Second: self}},
 		{"a new table: alone", 0, maps.Row{}, Place{self, 0}, maps.Row{Owner: self}},
+		{"to a server", 0, maps.Row{Owner: 2, Second: 5}, Place{5, 2}, maps.Row{Owner: 5, Second: 2, Moved: true, Newcomers: true}},
+		{"from a server to an edge", 0, maps.Row{Owner: 5, Second: 2}, Place{2, 5}, maps.Row{Owner: 2, Second: 5, Moved: true}},
+		{"from server to server", 0, maps.Row{Owner: 5, Second: 6}, Place{6, 5}, maps.Row{Owner: 6, Second: 5, Moved: true, Newcomers: true}},
+		{"a server keeps it", 0, maps.Row{Owner: 6, Second: 5, Moved: true, Newcomers: true}, Place{6, 7}, maps.Row{Owner: 6, Second: 5, Moved: true, Newcomers: true}},
+		{"a server keeps it for long", 2, maps.Row{Owner: 6, Second: 5, Moved: true, Newcomers: true}, Place{6, 7}, maps.Row{Owner: 6, Second: 7}},
+		{"on to a third server", 0, maps.Row{Owner: 6, Second: 5, Moved: true, Newcomers: true}, Place{7, 6}, maps.Row{Owner: 7, Second: 5, Moved: true, Newcomers: true}},
+		{"on to a third server, long after", 2, maps.Row{Owner: 6, Second: 5, Moved: true, Newcomers: true}, Place{7, 6}, maps.Row{Owner: 7, Second: 6, Moved: true, Newcomers: true}},
+		{"back to the first server", 0, maps.Row{Owner: 6, Second: 5, Moved: true, Newcomers: true}, Place{5, 6}, maps.Row{Owner: 5, Second: 5, Moved: true, Newcomers: true}},
+		{"on to an edge", 0, maps.Row{Owner: 6, Second: 5, Moved: true, Newcomers: true}, Place{2, 6}, maps.Row{Owner: 2, Second: 5, Moved: true, Newcomers: true}},
+		{"the first server is gone", 0, maps.Row{Owner: 6, Second: 9, Moved: true, Newcomers: true}, Place{6, 7}, maps.Row{Owner: 6, Second: 7}},
+		{"the first server is gone, and it moves on", 0, maps.Row{Owner: 6, Second: 9, Moved: true, Newcomers: true}, Place{7, 6}, maps.Row{Owner: 7, Second: 6, Moved: true, Newcomers: true}},
+		{"from a server that is gone", 0, maps.Row{Owner: 9, Second: 5}, Place{6, 5}, maps.Row{Owner: 6, Second: 5}},
+		{"a new table: a server's", 0, maps.Row{}, Place{5, self}, maps.Row{Owner: 5, Second: self}},
 		{"nobody", 0, maps.Row{Owner: 2}, Place{}, maps.Row{}},
 	} {
 		old, places := make([]maps.Row, 3), make([]Place, 3)

@@ -181,6 +181,7 @@ func Fragment6(next byte, offset uint16, more bool, payload []byte) []byte {
 // TCP is a segment's header, without a checksum: nothing here looks at it.
 type TCP struct {
 	Src, Dst uint16
+	Seq      uint32
 	Flags    byte
 	Options  []byte // a multiple of four
 }
@@ -190,6 +191,7 @@ func (h TCP) With(payload []byte) []byte {
 	b := make([]byte, 20, 20+len(h.Options)+len(payload))
 	binary.BigEndian.PutUint16(b, h.Src)
 	binary.BigEndian.PutUint16(b[2:], h.Dst)
+	binary.BigEndian.PutUint32(b[4:], h.Seq)
 	b[12], b[13] = byte(5+len(h.Options)/4)<<4, h.Flags
 	return append(append(b, h.Options...), payload...)
 }

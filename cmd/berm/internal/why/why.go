@@ -355,19 +355,19 @@ func (w *work) last() {
 	case f.Exit == maps.ExitAnswer:
 		w.out.Because = fmt.Sprintf("answered in place at stage %s", f.Stage)
 	case f.Exit == maps.ExitChance:
-		w.out.Because = "this host has no socket for it: handed to the row's former owner, " + outer(f.Frame)
+		w.out.Because = "this host has no socket for it: handed to the row's former owner: " + w.sent(f.Frame)
 	case f.Exit == maps.ExitCarry:
 		w.out.Because = "its flow may be at another site, or is by its connection ID, or this edge is outside of the service's region: carried to " + outer(f.Frame)
 	case f.Exit == maps.ExitSpill:
 		w.out.Because = "of the share of new flows that begin at another site: sent to " + outer(f.Frame)
 	case f.Exit == maps.ExitDeadman:
-		w.out.Because = "the daemon here is silent: encapsulated and sent to " + outer(f.Frame)
+		w.out.Because = "the daemon here is silent: " + w.sent(f.Frame)
 	case f.Reason != maps.DropNone:
 		w.out.Because = fmt.Sprintf("dropped at stage %s (%s): %s", f.Stage, f.Reason, f.Reason.Meaning())
 	case f.Exit == maps.ExitForeign:
 		w.out.Because = "passed untouched: it is not for a service of this edge"
 	case f.Exit == maps.ExitForward:
-		w.out.Because = "encapsulated and sent to " + outer(f.Frame)
+		w.out.Because = w.sent(f.Frame)
 	case f.Exit == maps.ExitFailOpen:
 		w.out.Because = "delivered on this host, since no owner can be reached"
 	case f.Exit == maps.ExitLocal:
@@ -375,9 +375,27 @@ func (w *work) last() {
 	default:
 		w.out.Because = f.Exit.String()
 	}
+	w.out.Because += map[string]string{
+		"newcomer": ", since the flow began after its row had moved (newcomer)",
+		"former":   ", the former owner of its row, which has all flows that are not noted as newcomers (former)",
+		"crowded":  ", the former owner of its row, since there is no place to note the flow as a newcomer (crowded)",
+	}[f.Newcomer]
 	if len(w.out.Shadows) > 0 {
 		w.out.Because += "; counted as if it had been dropped: " + strings.Join(w.out.Shadows, ", ")
 	}
+}
+
+// sent says how a frame left.
+func (w *work) sent(frame []byte) string {
+	const eth, udp = 14, 17
+	to := outer(frame)
+	switch {
+	case to == w.p.Destination.Addr().Unmap().String():
+		return fmt.Sprintf("sent as it came to the Ethernet address %s", maps.MAC(frame[:6]))
+	case frame[12] == 0x08 && frame[eth+9] == udp || frame[12] == 0x86 && frame[eth+6] == udp:
+		return "encapsulated in GUE and sent to " + to
+	}
+	return "encapsulated and sent to " + to
 }
 
 // outer is the destination of a frame's outer IP packet.

@@ -49,11 +49,18 @@ func world(t *testing.T) *mapstest.Kernel {
 	you := must(k.Backends.Put(maps.Backend{Name: "you", Address: addr("10.0.0.2")}))
 	lost := must(k.Backends.Put(maps.Backend{Name: "lost", Address: addr("10.0.0.3")}))
 	must(0, k.Backends.SetNextHop(you, maps.NextHop{Ready: true, MAC: maps.MAC{2, 0, 0, 0, 0, 9}}))
-	for name, owner := range map[string]uint32{"mine": self, "yours": you, "lost": lost} {
+	gue := must(k.Backends.Put(maps.Backend{Name: "gue", Address: addr("10.0.0.4"), Via: maps.ViaGUE, Port: 6080}))
+	direct := must(k.Backends.Put(maps.Backend{Name: "direct", Address: addr("10.0.0.5"), Via: maps.ViaL2}))
+	must(0, k.Backends.SetNextHop(gue, maps.NextHop{Ready: true, MAC: maps.MAC{2, 0, 0, 0, 0, 10}}))
+	must(0, k.Backends.SetNextHop(direct, maps.NextHop{Ready: true, MAC: maps.MAC{2, 0, 0, 0, 0, 11}}))
+	for name, row := range map[string]maps.Row{
+		"mine": {Owner: uint16(self)}, "yours": {Owner: uint16(you)}, "lost": {Owner: uint16(lost)}, "gue": {Owner: uint16(gue)}, "direct": {Owner: uint16(direct)},
+		"fled": {Owner: uint16(direct), Second: uint16(gue), Moved: true, Newcomers: true},
+	} {
 		id := must(k.Sets.Put(maps.BackendSet{Name: name}))
 		rows := make([]maps.Row, maps.RowCount)
 		for i := range rows {
-			rows[i].Owner = uint16(owner)
+			rows[i] = row
 		}
 		must(0, k.Rows.Write(id, rows))
 	}
@@ -71,6 +78,9 @@ func world(t *testing.T) *mapstest.Kernel {
 		{Name: "yours", Backends: "yours"},
 		{Name: "lost", Backends: "lost"},
 		{Name: "crowd", RateClass: "crowd"},
+		{Name: "gue", Backends: "gue"},
+		{Name: "direct", Backends: "direct"},
+		{Name: "fled", Backends: "fled"},
 	} {
 		v.Address, v.Port, v.Protocol = netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 443, maps.ProtocolTCP
 		must(k.VIPs.Put(v))
@@ -139,6 +149,12 @@ var scripted = []struct {
 	{"another's row", "198.51.100.31:1", "192.0.2.9:443", false, false, 0, 0, "forward", "", "", "encapsulated and sent to 10.0.0.2"},
 	{"too big for the tunnel", "198.51.100.31:1", "192.0.2.9:443", false, true, 1450, 0, "answer", "too_big", "", "its sender is told so: the packet does not fit the MTU"},
 	{"nobody's row", "198.51.100.32:1", "192.0.2.10:443", false, false, 0, 0, "fail_open", "", "", "no owner can be reached"},
+	{"a server, in GUE", "198.51.100.31:1", "192.0.2.11:443", false, false, 0, 0, "forward", "", "", "encapsulated in GUE and sent to 10.0.0.4"},
+	{"a server in the segment", "198.51.100.31:1", "192.0.2.12:443", false, false, 0, 0, "forward", "", "", "sent as it came to the Ethernet address 02:00:00:00:00:0b"},
+	{"a flow older than the move of its row", "198.51.100.31:1", "192.0.2.13:443", false, true, 0, 0, "forward", "", "", "sent to 10.0.0.4, the former owner of its row"},
+	{"a newcomer", "198.51.100.31:2", "192.0.2.13:443", false, false, 0, 0, "forward", "", "", "02:00:00:00:00:0b, since the flow began after its row had moved (newcomer)"},
+	{"a flow whose SYN was seen", "198.51.100.31:4", "192.0.2.13:443", false, false, 0, 1, "forward", "", "", "a SYN of the flow was seen since"},
+	{"what the row says of newcomers", "198.51.100.31:3", "192.0.2.13:443", false, false, 0, 0, "forward", "", "", "all other packets (TCP) go to the previous owner"},
 	{"from the service itself", "192.0.2.1:443", "192.0.2.1:443", false, false, 0, 0, "drop", "land", "", "source address and port are the VIP's own"},
 	{"impossible source", "127.0.0.1:9", "192.0.2.1:443", false, false, 0, 0, "drop", "bad_source", "", "loopback"},
 }

@@ -388,6 +388,17 @@ func (k *kernelLink) beat() {
 	}
 }
 
+// emitHealth tells which backends answer probes.
+func (k *kernelLink) emitHealth(emit observe.Emit) {
+	_ = k.use(func(*maps.Set) error { // without a kernel half there are none
+		known, err := k.steer.Status()
+		for _, s := range known {
+			emit(observe.BackendUp, truth(s.Alive), s.Set, s.Name)
+		}
+		return err
+	})
+}
+
 // backends are what the kernel half's rows name, with what is known of their health.
 func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
 	list, err := control.Backends(set)
@@ -401,12 +412,15 @@ func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
 	for _, s := range known {
 		i := slices.IndexFunc(list, func(b control.Backend) bool { return b.Set == s.Set && b.Name == s.Name })
 		if i < 0 { // without a row: its health, or its weight, has taken all from it
-			list = append(list, control.Backend{Set: s.Set, Site: s.Site, Name: s.Name, Address: s.Address, Self: s.Self, Ready: s.NextHop.Ready, Seen: -1})
+			list = append(list, control.Backend{Set: s.Set, Site: s.Site, Name: s.Name, Address: s.Address, Via: s.Via, Self: s.Self, Ready: s.NextHop.Ready, Seen: -1})
 			i = len(list) - 1
 		}
 		b := &list[i]
 		b.Site = s.Site
 		b.Healthy, b.Error = s.Alive, cmp.Or(s.Why, s.Trouble)
+		if !s.Self {
+			b.Probe = s.Probe
+		}
 		b.Moved, b.Draining, b.Weight, b.Share = s.Moved, s.Says.Draining, s.Says.Weight, s.Says.Share
 	}
 	return list, nil

@@ -74,6 +74,7 @@ func (e *Edge) emitEdge(emit observe.Emit) {
 		ready = 1
 	}
 	emit(observe.Ready, ready)
+	e.kernel.emitHealth(emit)
 	emit(observe.StartTime, unixSeconds(e.started))
 	emit(observe.ConfigLoaded, unixSeconds(*e.loaded.Load()))
 	emit(observe.Reloads, float64(e.reloads[0].Load()), "ok")
