@@ -24,6 +24,7 @@ type BenchBenchCase struct {
 	Sum        uint64
 	Noise      [10]uint64
 	Tail       uint64
+	Portless   uint64
 	Frame      [98]uint8
 	_          [6]byte
 }
@@ -37,6 +38,7 @@ const (
 	BenchMapBenchTarget       = "bench_target"
 	BenchMapBermBackends      = "berm_backends"
 	BenchMapBermCaptures      = "berm_captures"
+	BenchMapBermCarry         = "berm_carry"
 	BenchMapBermCcCountries   = "berm_cc_countries"
 	BenchMapBermCcProfiles    = "berm_cc_profiles"
 	BenchMapBermCcRules       = "berm_cc_rules"
@@ -149,6 +151,7 @@ type BenchMapSpecs struct {
 	BenchTarget       *ebpf.MapSpec `ebpf:"bench_target"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -223,6 +226,7 @@ type BenchMaps struct {
 	BenchTarget       *ebpf.Map `ebpf:"bench_target"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -273,6 +277,7 @@ func (m *BenchMaps) Close() error {
 		m.BenchTarget,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,

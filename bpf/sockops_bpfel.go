@@ -18,6 +18,7 @@ import (
 const (
 	SockOpsMapBermBackends      = "berm_backends"
 	SockOpsMapBermCaptures      = "berm_captures"
+	SockOpsMapBermCarry         = "berm_carry"
 	SockOpsMapBermCcCountries   = "berm_cc_countries"
 	SockOpsMapBermCcProfiles    = "berm_cc_profiles"
 	SockOpsMapBermCcRules       = "berm_cc_rules"
@@ -114,6 +115,7 @@ type SockOpsProgramSpecs struct {
 type SockOpsMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -186,6 +188,7 @@ func (o *SockOpsObjects) Close() error {
 type SockOpsMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -234,6 +237,7 @@ func (m *SockOpsMaps) Close() error {
 	return _SockOpsClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,

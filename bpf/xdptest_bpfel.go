@@ -16,8 +16,10 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XDPTestMapAggregatedPackets = "aggregated_packets"
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
+	XDPTestMapBermCarry         = "berm_carry"
 	XDPTestMapBermCcCountries   = "berm_cc_countries"
 	XDPTestMapBermCcProfiles    = "berm_cc_profiles"
 	XDPTestMapBermCcRules       = "berm_cc_rules"
@@ -65,9 +67,16 @@ const (
 	XDPTestProgTestMakeCookie   = "test_make_cookie"
 	XDPTestProgXdpBerm          = "xdp_berm"
 	XDPTestProgXdpBermAt        = "xdp_berm_at"
+	XDPTestProgXdpBermMany      = "xdp_berm_many"
 	XDPTestVarTestCookie        = "test_cookie"
+	XDPTestVarTestGiven         = "test_given"
 	XDPTestVarTestJiffies       = "test_jiffies"
+	XDPTestVarTestLastCpu       = "test_last_cpu"
 	XDPTestVarTestNowNs         = "test_now_ns"
+	XDPTestVarTestPassed        = "test_passed"
+	XDPTestVarTestSources       = "test_sources"
+	XDPTestVarTestStepNs        = "test_step_ns"
+	XDPTestVarTestTurns         = "test_turns"
 )
 
 // LoadXDPTest returns the embedded CollectionSpec for XDPTest.
@@ -116,14 +125,17 @@ type XDPTestProgramSpecs struct {
 	TestMakeCookie *ebpf.ProgramSpec `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.ProgramSpec `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.ProgramSpec `ebpf:"xdp_berm_many"`
 }
 
 // XDPTestMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
+	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -174,8 +186,14 @@ type XDPTestMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestVariableSpecs struct {
 	TestCookie  *ebpf.VariableSpec `ebpf:"test_cookie"`
+	TestGiven   *ebpf.VariableSpec `ebpf:"test_given"`
 	TestJiffies *ebpf.VariableSpec `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.VariableSpec `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.VariableSpec `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.VariableSpec `ebpf:"test_passed"`
+	TestSources *ebpf.VariableSpec `ebpf:"test_sources"`
+	TestStepNs  *ebpf.VariableSpec `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.VariableSpec `ebpf:"test_turns"`
 }
 
 // XDPTestObjects contains all objects after they have been loaded into the kernel.
@@ -198,8 +216,10 @@ func (o *XDPTestObjects) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
+	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -247,8 +267,10 @@ type XDPTestMaps struct {
 
 func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
+		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,
@@ -300,8 +322,14 @@ func (m *XDPTestMaps) Close() error {
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestVariables struct {
 	TestCookie  *ebpf.Variable `ebpf:"test_cookie"`
+	TestGiven   *ebpf.Variable `ebpf:"test_given"`
 	TestJiffies *ebpf.Variable `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.Variable `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.Variable `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.Variable `ebpf:"test_passed"`
+	TestSources *ebpf.Variable `ebpf:"test_sources"`
+	TestStepNs  *ebpf.Variable `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.Variable `ebpf:"test_turns"`
 }
 
 // XDPTestPrograms contains all programs after they have been loaded into the kernel.
@@ -312,6 +340,7 @@ type XDPTestPrograms struct {
 	TestMakeCookie *ebpf.Program `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.Program `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.Program `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.Program `ebpf:"xdp_berm_many"`
 }
 
 func (p *XDPTestPrograms) Close() error {
@@ -320,6 +349,7 @@ func (p *XDPTestPrograms) Close() error {
 		p.TestMakeCookie,
 		p.XdpBerm,
 		p.XdpBermAt,
+		p.XdpBermMany,
 	)
 }
 

@@ -33,6 +33,7 @@ type Set struct {
 	Heart    *Heart
 	Backends *Backends
 	Peers    *Peers
+	Carries  *Carries
 	CIDs     *CIDs
 	STUN     *STUN
 	Stats    *Stats
@@ -60,7 +61,7 @@ var names = []string{
 	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong, bpf.XDPMapBermStun,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
-	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply,
+	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply, bpf.XDPMapBermCarry,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 	bpf.XDPMapBermCcProfiles, bpf.XDPMapBermCcCountries, bpf.XDPMapBermCcRules, bpf.XDPMapBermCcStats,
@@ -163,6 +164,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Heart = &Heart{set: s, w: view(bpf.XDPMapBermHeart)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
+	s.Carries = &Carries{set: s, m: m[bpf.XDPMapBermCarry]}
 	s.CIDs = &CIDs{set: s, formats: m[bpf.XDPMapBermCids], sids: m[bpf.XDPMapBermSids], large: m[bpf.XDPMapBermSidsLong]}
 	s.STUN = &STUN{m: m[bpf.XDPMapBermStun]}
 	s.Stats = &Stats{

@@ -39,6 +39,7 @@ type VIP struct {
 	QUIC      bool       `json:"quic,omitempty"`     // packets go to the backend that their connection ID names
 	STUN      bool       `json:"stun,omitempty"`     // WebRTC goes to the backend that its ICE username fragment names
 	Gate      Gate       `json:"gate"`
+	Sites     Sites      `json:"sites,omitzero"`
 }
 
 // String names the service for messages.
@@ -72,6 +73,7 @@ func (v VIP) Validate() error {
 	if v.STUN && v.QUIC {
 		errs = append(errs, errors.New("stun and quic: want either"))
 	}
+	errs = append(errs, v.Sites.Validate())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("VIP %q: %w", v.Name, err)
 	}
@@ -259,6 +261,7 @@ func addressRecords(services []bpf.XDPBermVip) []bpf.XDPBermVip {
 		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC | bpf.XDPBermVipFlagsBERM_VIP_STUN) // fragments and other ports name nobody
 		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_GATE | bpf.XDPBermVipFlagsBERM_VIP_GUARD)
 		r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_ADDRESS)
+		withoutSites(&r)
 		out = append(out, r)
 	}
 	return out

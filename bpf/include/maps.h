@@ -74,6 +74,7 @@ struct {
 	__type(key, struct berm_addr); /* outer source */
 	__type(value, __u64);	       /* backend id */
 } berm_peers SEC(".maps");
+ARRAY(berm_carry, struct berm_carry, 1, 0);
 
 /* steering: QUIC connection IDs */
 ARRAY(berm_cids, struct berm_cid, BERM_CIDS, 0);

@@ -44,6 +44,8 @@ static __always_inline enum berm_stage stage_of(__u32 why)
 	case BERM_DROP_GEO:
 		return BERM_STAGE_GEO;
 	case BERM_DROP_NO_BACKEND:
+	case BERM_DROP_CARRY:
+	case BERM_DROP_REGION:
 		return BERM_STAGE_STEER;
 	case BERM_DROP_TOO_BIG:
 		return BERM_STAGE_DELIVER;
@@ -64,12 +66,13 @@ static __always_inline void count_vip(const struct packet *pkt)
 	if (!stats)
 		return;
 	add(&stats->in, pkt->len);
-	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
+	if (UNLIKELY(shadowed_of(pkt)))
 		add(&stats->shadowed, pkt->len);
 	if (exit == BERM_EXIT_DROP)
 		add(&stats->dropped, pkt->len);
 	else if (exit == BERM_EXIT_FORWARD ||
-		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN))
+		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN ||
+			  exit == BERM_EXIT_CARRY || exit == BERM_EXIT_SPILL))
 		add(&stats->forwarded, pkt->len);
 	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
 		add(&stats->answered, pkt->len);
@@ -154,8 +157,8 @@ static __always_inline int finish(struct packet *pkt, const struct now *now, int
 		return act;
 	if (LIKELY(pkt->vip))
 		count_vip(pkt);
-	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
-		shadow = count_shadows(pkt->facts >> SHADOWED_SHIFT, pkt->len);
+	if (UNLIKELY(shadowed_of(pkt)))
+		shadow = count_shadows(shadowed_of(pkt), pkt->len);
 	if (pkt->drop)
 		before = count(&berm_drops, pkt->drop, pkt->len);
 	if (pkt->end % BERM_EXIT_MAX == BERM_EXIT_FOREIGN && !shadow)

@@ -16,6 +16,7 @@ type steerCmd struct {
 	Undrain steerUndrain `cmd:"" help:"Give a backend new flows again."`
 	Weight  steerWeight  `cmd:"" help:"Change a backend's share of new flows."`
 	Canary  steerCanary  `cmd:"" help:"Give a backend an exact share of new flows."`
+	Spill   steerSpill   `cmd:"" help:"Let a share of a service's new flows begin at another site."`
 }
 
 // Help is what berm steer --help adds.
@@ -95,6 +96,12 @@ func (c *steerExplain) Run(a *app) error {
 			st = out.Bad
 		case "fail_open":
 			st = out.Warn
+		}
+		if s.Spill != "" {
+			a.out.Field("spill", "%s", s.Spill)
+		}
+		if s.Carry != "" {
+			a.out.Field("carry", "%s", s.Carry)
 		}
 		a.out.Field("delivery", "%s", a.out.Paint(st, s.Delivery))
 		for i, step := range s.Steps {

@@ -73,6 +73,11 @@ func TestDrain(t *testing.T) {
 	runScenario(t, "drain", "ip", "bird", "birdc", "curl", "tcpdump")
 }
 
+// TestTwoSites runs the scenario "two-sites".
+func TestTwoSites(t *testing.T) {
+	runScenario(t, "two-sites", "ip", "curl", "gtlsclient", "tcpdump")
+}
+
 // TestDeadman runs the scenario "deadman".
 func TestDeadman(t *testing.T) {
 	runScenario(t, "deadman", "ip", "bird", "curl", "tcpdump")

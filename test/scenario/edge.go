@@ -217,14 +217,16 @@ func (e *Edge) configFile() string {
 			v.name, v.addr, v.port, v.proto, e.m.vipSettings[v.name])
 	}
 	for _, peer := range e.m.peers() {
-		fmt.Fprintf(&backends, "    - {name: %s, address: %s}\n", peer.Name, peer.addr4)
+		if peer.site() == e.site() {
+			fmt.Fprintf(&backends, "    - {name: %s, address: %s}\n", peer.Name, peer.addr4)
+		}
 	}
 	lab := e.m.lab
-	more := ""
+	more := e.otherSites()
 	if e.m.edgeConfig != nil {
-		more = e.m.edgeConfig(e)
+		more += e.m.edgeConfig(e)
 	}
-	return fmt.Sprintf(`node: {name: %s, site: lab, address4: %s, address6: %q}
+	return fmt.Sprintf(`node: {name: %s, site: %s, region: %q, address4: %s, address6: %q}
 kernel:
   interfaces: [eth0]
   mode: native
@@ -264,7 +266,7 @@ origins:
   lab: {urls: ["http://%s"]}
 routes: [{host: "*", path: /, origin: lab}]
 log: {level: info, format: text}
-%s`, e.Name, e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
+%s`, e.Name, e.site(), e.region(), e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
 		vips.String(), backends.String(), lab.Path("secret"), e.m.failures, e.m.steering, greedyRate, greedyBurst, e.Name, originAddr, more)
 }
 

@@ -56,9 +56,12 @@ type Main struct {
 	originCounts                          string  // socket
 	bird                                  *rig.Proc
 
-	mtu          int                // of the links behind the router
-	routerConfig string             // "": edges announce by a BIRD of their own
-	edgeConfig   func(*Edge) string // added to an edge's file
+	mtu          int                         // of the links behind the router
+	routes       func(context.Context) error // of the router to the VIPs; nil: what BIRD learns
+	siteOf       func(*Edge) string          // nil: all edges are at one
+	apart        bool                        // the files name no other sites
+	routerConfig string                      // "": edges announce by a BIRD of their own
+	edgeConfig   func(*Edge) string          // added to an edge's file
 
 	spares      []*Edge           // edges that are connected, and take no part yet
 	listed      int               // how many edges the files name
@@ -218,6 +221,9 @@ func (m *Main) startEdges(ctx context.Context) error {
 }
 
 func (m *Main) startRouter(ctx context.Context) (err error) {
+	if m.routes != nil {
+		return m.routes(ctx)
+	}
 	if m.routerConfig != "" {
 		if m.bird, err = startBIRD(m.lab, m.router, m.routerConfig); err != nil {
 			return err

@@ -93,6 +93,10 @@ func All() []Scenario {
 		Summary: "edges are added, drained, weighed, lost and removed under flows: none breaks, and without second chances some do",
 		Up:      upDrain,
 	}, {
+		ID:      "two-sites",
+		Summary: "a router takes clients from one site to the other in downloads: they go on where they began; spill, regions",
+		Up:      upTwoSites,
+	}, {
 		ID:      "deadman",
 		Summary: "an edge's daemon hangs (kill -STOP): new flows go to a peer, without BGP or probes, and old ones wait for it",
 		Up:      upDeadman,

@@ -20,14 +20,15 @@ type Steer struct {
 	SecretFile   string        `yaml:"secret_file"` // the site's, the same on all its edges
 	Probe        steer.Probe   `yaml:"probe"`
 	SecondChance time.Duration `yaml:"second_chance"` // so long after a row moved, its former owner gets the packets of flows that the new one does not know; 0 = never
+	Carry        steer.Carry   `yaml:"carry"`         // bounds what goes to other sites because nobody here knows its flow
 	Deadman      time.Duration `yaml:"deadman"`       // after this silence of the daemon, new flows go to other edges; 0 = never
 }
 
 // Steering is all that the file says about steering.
 func (c *Config) Steering() steer.Config {
 	return steer.Config{
-		Node: steer.Node{Name: c.Node.Name, Address4: c.Node.Address4, Address6: c.Node.Address6},
-		Sets: c.Backends, SecretFile: c.Steer.SecretFile, Probe: c.Steer.Probe,
+		Node: steer.Node{Name: c.Node.Name, Site: c.Node.Site, Region: c.Node.Region, Address4: c.Node.Address4, Address6: c.Node.Address6},
+		Sets: c.Backends, Sites: c.Sites, Regions: c.regions(), Carry: c.Steer.Carry, SecretFile: c.Steer.SecretFile, Probe: c.Steer.Probe,
 		SecondChance: c.Steer.SecondChance, Deadman: c.Steer.Deadman, CIDs: cidFormats(c.QUIC.Plain()),
 	}
 }

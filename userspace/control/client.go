@@ -95,6 +95,11 @@ func (c *Client) Plan(ctx context.Context, p PlanRequest) (out Plan, err error) 
 	return out, c.call(ctx, http.MethodPost, "/v1/steer/plan", p, &out)
 }
 
+// Spill changes the share of a service's new flows that begins at another site, at once.
+func (c *Client) Spill(ctx context.Context, s Spill) (out Changes, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/steer/spill", s, &out)
+}
+
 // VIPs lists the services with their counters.
 func (c *Client) VIPs(ctx context.Context) (out []VIP, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/vips", nil, &out)

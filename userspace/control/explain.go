@@ -28,7 +28,10 @@ func (l *Local) ExplainSteer(_ context.Context, f Flow) (Steering, error) {
 	if err != nil || !ok {
 		return out, err
 	}
-	return out, l.explainRow(vip, f, proto, &out)
+	if err := l.explainRow(vip, f, proto, &out); err != nil {
+		return out, err
+	}
+	return out, l.explainSites(vip, proto, &out)
 }
 
 func (s *Steering) step(format string, args ...any) {

@@ -25,6 +25,7 @@ type Daemon interface {
 	Relays(ctx context.Context) ([]Relay, error)
 	Order(ctx context.Context, o Order) (Changes, error)
 	Plan(ctx context.Context, p PlanRequest) (Plan, error)
+	Spill(ctx context.Context, s Spill) (Changes, error)
 	Anycast(ctx context.Context) (Anycast, error)
 	OrderAnycast(ctx context.Context, o AnycastOrder) (Anycast, error)
 	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
@@ -50,6 +51,7 @@ func Handler(d Daemon) http.Handler {
 	handle("POST /v1/purge", with(d.Purge))
 	handle("POST /v1/steer/order", with(d.Order))
 	handle("POST /v1/steer/plan", with(d.Plan))
+	handle("POST /v1/steer/spill", with(d.Spill))
 	handle("GET /v1/cache", func(r *http.Request) (any, error) { return d.Cache(r.Context()) })
 	handle("GET /v1/fec/relays", func(r *http.Request) (any, error) { return d.Relays(r.Context()) })
 	handle("GET /v1/anycast", func(r *http.Request) (any, error) { return d.Anycast(r.Context()) })

@@ -35,8 +35,23 @@ type Status struct {
 	Origins   []Origin   `json:"origins"`
 	Cache     Cache      `json:"cache"`
 	Geo       GeoInfo    `json:"geo"`
+	TLS       TLSInfo    `json:"tls"`
 	Requests  uint64     `json:"requests"`  // answered since the start
 	InFlight  int64      `json:"in_flight"` // being answered now
+}
+
+// TLSInfo counts handshakes since the start.
+type TLSInfo struct {
+	TCP  Handshakes `json:"tcp"`
+	QUIC Handshakes `json:"quic"`
+	// Early counts sessions resumed with a ticket good for early data, by what became of that.
+	Early map[string]uint64 `json:"early,omitempty"`
+}
+
+// Handshakes are those of one transport.
+type Handshakes struct {
+	Full    uint64 `json:"full"`
+	Resumed uint64 `json:"resumed"`
 }
 
 // ConfigInfo says which file runs, and why a newer one does not.
@@ -56,6 +71,8 @@ type KernelInfo struct {
 	Deadman     string `json:"deadman"`        // after this silence of the daemon new flows go elsewhere; off
 	Chances     uint64 `json:"chances"`        // packets sent to a row's former owner
 	Handed      uint64 `json:"handed"`         // packets of new flows sent elsewhere while the daemon was silent
+	Carried     uint64 `json:"carried"`        // packets sent to the site where their flow may be, or is
+	Spilled     uint64 `json:"spilled"`        // packets of new flows sent to another site, to begin there
 	Self        string `json:"self,omitempty"` // this edge's backend
 	VIPs        int    `json:"vips"`
 	Packets     uint64 `json:"packets"` // through the kernel half since it was loaded
@@ -114,6 +131,7 @@ type Counter struct {
 type Backend struct {
 	ID      uint32     `json:"id"`
 	Set     string     `json:"set"`
+	Site    string     `json:"site,omitempty"` // another one, where it is
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
 	Self    bool       `json:"self,omitempty"`
@@ -129,17 +147,25 @@ type Backend struct {
 	Seen     float64 `json:"seen"`             // seconds since its last sign of life; below 0: never
 }
 
-// RateClass is a set of limits for one source. 0 means unlimited.
+// RateClass is a set of limits for one source, and for its IPv4 /24 or IPv6 /48.
 type RateClass struct {
-	Name         string `json:"name"`
-	Packets      uint64 `json:"packets"`
-	PacketsBurst uint64 `json:"packets_burst"`
-	Bytes        uint64 `json:"bytes"`
-	BytesBurst   uint64 `json:"bytes_burst"`
-	SYNs         uint64 `json:"syns"`
-	SYNsBurst    uint64 `json:"syns_burst"`
-	Shadow       bool   `json:"shadow,omitempty"`
-	Owner        string `json:"owner,omitempty"`
+	Name string `json:"name"`
+	RateLimits
+	Aggregate RateLimits `json:"aggregate"`
+	Shadow    bool       `json:"shadow,omitempty"`
+	Owner     string     `json:"owner,omitempty"`
+}
+
+// RateLimits are so many a second, and at once. 0 means unlimited.
+type RateLimits struct {
+	Packets       uint64 `json:"packets"`
+	PacketsBurst  uint64 `json:"packets_burst"`
+	Bytes         uint64 `json:"bytes"`
+	BytesBurst    uint64 `json:"bytes_burst"`
+	SYNs          uint64 `json:"syns"`
+	SYNsBurst     uint64 `json:"syns_burst"`
+	Initials      uint64 `json:"initials"`
+	InitialsBurst uint64 `json:"initials_burst"`
 }
 
 // CC is what TCP connections begin with, by prefix, else by country.
@@ -304,6 +330,22 @@ type PlanRequest struct {
 	Add    []string            `json:"add,omitempty"`  // backends, to every set
 	Remove []string            `json:"remove,omitempty"`
 	Orders []Order             `json:"orders,omitempty"`
+	Spills []Spill             `json:"spills,omitempty"`
+}
+
+// Spill is the share of a service's new flows that begins at another site.
+type Spill struct {
+	VIP         string `json:"vip"`
+	To          string `json:"to"` // a site
+	BasisPoints int    `json:"basis_points"`
+}
+
+// SpillPlan is what a change of a spill would mean for a service's new flows, in basis points.
+type SpillPlan struct {
+	VIP    string `json:"vip"`
+	Before Spill  `json:"before"`
+	After  Spill  `json:"after"`
+	Moved  int    `json:"moved"` // begin elsewhere than before
 }
 
 // Member is a backend of a set in a candidate file.
@@ -314,7 +356,8 @@ type Member struct {
 
 // Plan is what a change would mean for the rows of each set.
 type Plan struct {
-	Sets []SetPlan `json:"sets"`
+	Sets   []SetPlan   `json:"sets"`
+	Spills []SpillPlan `json:"spills,omitempty"`
 }
 
 // SetPlan is that of one set.
@@ -331,36 +374,6 @@ type BackendPlan struct {
 	Name   string `json:"name"`
 	Before int    `json:"before"`
 	After  int    `json:"after"`
-}
-
-// Flow names a connection for `berm steer explain`.
-type Flow struct {
-	Protocol    string         `json:"protocol"` // tcp or udp
-	Source      netip.AddrPort `json:"source"`
-	Destination netip.AddrPort `json:"destination"`
-	// CID is the QUIC connection ID that a packet is for, in hex. Without addresses it alone is explained.
-	CID  string `json:"cid,omitempty"`
-	Long bool   `json:"long,omitempty"` // it stands in a long header, which tells its length
-	// Ufrag is the server's ICE username fragment in a connectivity check. Without addresses it alone is explained.
-	Ufrag string `json:"ufrag,omitempty"`
-}
-
-// Steering explains where a flow's packets go.
-type Steering struct {
-	Flow     Flow   `json:"flow"`
-	VIP      string `json:"vip,omitempty"`
-	Set      string `json:"set,omitempty"`
-	Hash     uint64 `json:"hash"`
-	Row      int    `json:"row"`
-	Owner    string `json:"owner,omitempty"`
-	Previous string `json:"previous,omitempty"` // owned the row before: gets what the owner has no socket for
-	Heir     string `json:"heir,omitempty"`     // where nobody did: gets the packets when the owner cannot
-	// CID is what the connection ID says; nil where it names nobody.
-	CID *NamedServer `json:"cid,omitempty"`
-	// Ufrag is what the ICE username fragment says; nil where it is none of this site's.
-	Ufrag    *Ufrag   `json:"ufrag,omitempty"`
-	Delivery string   `json:"delivery"` // foreign, local, forward, drop or fail_open; by row where a connection ID alone does not say
-	Steps    []string `json:"steps"`    // the reasoning, a sentence each
 }
 
 // ShadowRule is a rule that is counted and not enforced.
