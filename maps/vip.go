@@ -67,13 +67,13 @@ func (v VIP) Validate() error {
 	if v.QUIC && v.Protocol != ProtocolUDP {
 		errs = append(errs, fmt.Errorf("protocol %s: QUIC runs over udp", v.Protocol))
 	}
+	errs = append(errs, v.Sites.Validate())
 	if v.STUN && v.Protocol != ProtocolUDP {
 		errs = append(errs, fmt.Errorf("protocol %s: STUN is steered over udp", v.Protocol))
 	}
 	if v.STUN && v.QUIC {
 		errs = append(errs, errors.New("stun and quic: want either"))
 	}
-	errs = append(errs, v.Sites.Validate())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("VIP %q: %w", v.Name, err)
 	}

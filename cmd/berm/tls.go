@@ -14,6 +14,7 @@ import (
 
 type tlsCmd struct {
 	Audit tlsAudit `cmd:"" help:"Ask a server, as clients do, what its TLS offers, and judge that."`
+	ECH   tlsECH   `cmd:"" name:"ech" help:"Keys by which clients hide the name that they ask for."`
 }
 
 // Help is what berm tls --help adds.
@@ -21,7 +22,8 @@ func (tlsCmd) Help() string {
 	return `Examples:
 
   berm tls audit
-  berm tls audit www.example.com:443 --json`
+  berm tls audit www.example.com:443 --json
+  berm tls ech new public.example.com /etc/berm/ech.pem`
 }
 
 type tlsAudit struct {

@@ -103,6 +103,11 @@ func TestFragments(t *testing.T) {
 	runScenario(t, "fragments", "ip", "bird", "curl", "ping", "tcpdump")
 }
 
+// TestCertRotation runs the scenario "cert-rotation".
+func TestCertRotation(t *testing.T) {
+	runScenario(t, "cert-rotation", "ip", "bird", "curl", "openssl", "tcpdump")
+}
+
 // TestWebRTC runs the scenario "webrtc".
 func TestWebRTC(t *testing.T) {
 	runScenario(t, "webrtc", "ip", "bird", "curl", "python3", "tcpdump")

@@ -239,8 +239,7 @@ listen:
   https: ["0.0.0.0:443", "[::]:443"]
   status_allow: [127.0.0.0/8, "::1/128"]
   drain: 6s # below the 10 s that clients are patient for: new ones may wait as long as old ones take
-tls:
-  certificates: [{cert: %s, key: %s}]
+tls: %s
 admin: {socket: %s, metrics: "127.0.0.1:9190"}
 vips:
 %sbackends:
@@ -266,7 +265,7 @@ origins:
   lab: {urls: ["http://%s"]}
 routes: [{host: "*", path: /, origin: lab}]
 log: {level: info, format: text}
-%s`, e.Name, e.site(), e.region(), e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
+%s`, e.Name, e.site(), e.region(), e.addr4, e.addr6, e.pins, e.cgroup, e.m.tls, e.socket,
 		vips.String(), backends.String(), lab.Path("secret"), e.m.failures, e.m.steering, greedyRate, greedyBurst, e.Name, originAddr, more)
 }
 

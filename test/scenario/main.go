@@ -62,6 +62,8 @@ type Main struct {
 	apart        bool                        // the files name no other sites
 	routerConfig string                      // "": edges announce by a BIRD of their own
 	edgeConfig   func(*Edge) string          // added to an edge's file
+	makeCert     func(context.Context) error
+	tls          string // section tls of the edges' files
 
 	spares      []*Edge           // edges that are connected, and take no part yet
 	listed      int               // how many edges the files name
@@ -79,7 +81,9 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 }
 
 func newMain(lab *rig.Lab, opts Options) *Main {
-	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), mtu: linkMTU, listed: 2, failures: 3}
+	m := &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), mtu: linkMTU, listed: 2, failures: 3}
+	m.makeCert = m.makeCertificate
+	return m
 }
 
 // up builds everything, and returns when the service is there.
@@ -90,7 +94,7 @@ func (m *Main) up(ctx context.Context) error {
 	}{
 		{"network", m.buildNetwork},
 		{"origin", m.startOrigin},
-		{"certificate", m.makeCertificate},
+		{"certificate", m.makeCert},
 		{"edges", m.startEdges},
 		{"router", m.startRouter},
 		{"service", m.awaitService},
@@ -199,6 +203,7 @@ func (m *Main) makeCertificate(context.Context) error {
 	if m.cert, err = m.lab.WriteFile("cert.pem", 0o644, cert); err != nil {
 		return err
 	}
+	m.tls = fmt.Sprintf("{certificates: [{cert: %s, key: %s}]}", m.cert, m.lab.Path("key.pem"))
 	for name, secret := range map[string][]byte{"key.pem": key, "secret": []byte("bermlab-site-secret-0123456789ab\n")} {
 		path, err := m.lab.WriteFile(name, 0o640, secret)
 		if err != nil {

@@ -121,6 +121,10 @@ func All() []Scenario {
 		Summary: "fragments, VLAN tags, IPv4 options and IPv6 extension headers: all that belongs together reaches one edge and is answered",
 		Up:      upFragments,
 	}, {
+		ID:      "cert-rotation",
+		Summary: "the same: certificates change, break and mend under load, and sessions resume on every edge",
+		Up:      upCertRotation,
+	}, {
 		ID:      "webrtc",
 		Summary: "WebRTC goes to the edge that gave out the ICE username fragment: checks, media, clients that rebind, made-up fragments",
 		Up:      upWebRTC,

@@ -16,8 +16,11 @@ import (
 type Config struct {
 	Certificates []Pair `yaml:"certificates"` // none, and none in dir: a self-signed one
 	// Dir is watched for pairs: NAME.crt or NAME.pem with NAME.key, or NAME/fullchain.pem with NAME/privkey.pem.
-	Dir        string `yaml:"dir"`
-	MinVersion string `yaml:"min_version"` // "1.2" or "1.3"
+	Dir string `yaml:"dir"`
+	// ECH are key files by which clients hide the name that they ask for (berm tls ech new). The first is the one in DNS;
+	// clients that still have another's configuration are understood.
+	ECH        []string `yaml:"ech"`
+	MinVersion string   `yaml:"min_version"` // "1.2" or "1.3"
 }
 
 // Pair names a PEM certificate chain, the server's first, and its key.
@@ -45,6 +48,9 @@ func (c Config) Validate() error {
 			}
 			errs = append(errs, err)
 		}
+	}
+	if _, _, err := loadECH(c.ECH); err != nil {
+		errs = append(errs, err)
 	}
 	if c.Dir != "" {
 		if err := checkDir(c.Dir); err != nil {

@@ -31,6 +31,7 @@ type set struct {
 	byName   map[string][]*tls.Certificate
 	infos    []Info
 	problems []string
+	ech      []tls.EncryptedClientHelloKey
 }
 
 // Info describes a certificate for operators and metrics.
@@ -111,7 +112,9 @@ func (s *Store) changed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if all := s.set.Load(); len(all.infos) == 1 && all.infos[0].SelfSigned {
-		return all.all[0].Leaf.NotAfter.Before(time.Now().Add(renewBefore))
+		if all.all[0].Leaf.NotAfter.Before(time.Now().Add(renewBefore)) {
+			return true
+		}
 	}
 	now := stamps(s.cfg)
 	for path, was := range s.seen {
@@ -155,6 +158,9 @@ func stamps(cfg Config) map[string]stamp {
 			out[path] = stampOf(path)
 		}
 	}
+	for _, path := range cfg.ECH {
+		out[path] = stampOf(path)
+	}
 	return out
 }
 
@@ -187,7 +193,7 @@ func (s *Store) build(cfg Config, dir *directory) (*set, error) {
 		next.add(c, path, true)
 	}
 	next.order(listed)
-	return next, nil
+	return next, next.hide(cfg.ECH)
 }
 
 func (n *set) add(c *tls.Certificate, path string, self bool) {
@@ -223,6 +229,22 @@ func (n *set) order(listed int) {
 			})
 		})
 	}
+}
+
+// hide reads the keys of ECH. Clients whose key is out of date ask for the public name instead, and are told the new
+// key only under a certificate for that.
+func (n *set) hide(paths []string) (err error) {
+	var names []string
+	if n.ech, names, err = loadECH(paths); err != nil {
+		return err
+	}
+	for _, name := range names {
+		name = strings.ToLower(name)
+		if len(n.byName[name])+len(n.byName[wildcard(name)]) == 0 {
+			n.problems = append(n.problems, fmt.Sprintf("tls.ech: no certificate is for %s, the public name: clients with an old key cannot connect", name))
+		}
+	}
+	return nil
 }
 
 // List describes the certificates in use.
@@ -290,6 +312,7 @@ func (s *Store) TLS() *tls.Config {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: suites, GetCertificate: s.choose}
+	c.GetEncryptedClientHelloKeys = func(*tls.ClientHelloInfo) ([]tls.EncryptedClientHelloKey, error) { return s.set.Load().ech, nil }
 	if s.cfg.MinVersion == "1.3" {
 		c.MinVersion = tls.VersionTLS13
 	}
