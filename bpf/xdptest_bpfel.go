@@ -19,6 +19,10 @@ const (
 	XDPTestMapAggregatedPackets = "aggregated_packets"
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
+	XDPTestMapBermCcCountries   = "berm_cc_countries"
+	XDPTestMapBermCcProfiles    = "berm_cc_profiles"
+	XDPTestMapBermCcRules       = "berm_cc_rules"
+	XDPTestMapBermCcStats       = "berm_cc_stats"
 	XDPTestMapBermCids          = "berm_cids"
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
@@ -129,6 +133,10 @@ type XDPTestMapSpecs struct {
 	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats       *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -207,6 +215,10 @@ type XDPTestMaps struct {
 	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats       *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -252,6 +264,10 @@ func (m *XDPTestMaps) Close() error {
 		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,
