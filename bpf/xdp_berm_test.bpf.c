@@ -60,7 +60,8 @@ SEC("xdp.frags")
 int xdp_berm_many(struct xdp_md *ctx)
 {
 	__u64 n = __sync_fetch_and_add(&test_given, 1), past = n * test_step_ns;
-	struct now now = { .jiffies = test_jiffies + past / TEST_TICK_NS, .ns = test_now_ns + past };
+	struct now now = { .jiffies = test_jiffies + past / TEST_TICK_NS,
+			   .ns = test_now_ns + past };
 	__u32 cpu = bpf_get_smp_processor_id();
 	__u8 source = n & test_sources;
 	int act;
