@@ -14,6 +14,7 @@ import (
 const (
 	hashA = 0x9E3779B97F4A7C15
 	hashB = 0xff51afd7ed558ccd
+	hashC = 0xc4ceb9fe1a85ec53
 )
 
 func mix(h uint64) uint64 { return h ^ h>>32 }
@@ -70,6 +71,9 @@ func flowTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashA
 
 func chanceTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashB>>49), 1) | 0x8000 }
 
+// hopped is the flow as tags see it after so many hops from site to site.
+func hopped(flow uint64, hops int) uint64 { return flow ^ uint64(hops)*hashC }
+
 // sip13 wants the words as SipHash pads them: the last byte of the last is the length.
 func sip13(key [2]uint64, words ...uint64) uint64 {
 	v := [4]uint64{key[0] ^ 0x736f6d6570736575, key[1] ^ 0x646f72616e646f6d, key[0] ^ 0x6c7967656e657261, key[1] ^ 0x7465646279746573}
@@ -102,8 +106,8 @@ type hashes struct {
 	Proto, Six        uint8
 	_                 uint16
 	VIP, Source, Flow uint64
-	Row, Tag, Chance  uint32
-	_                 uint32
+	Row, Tag          uint32
+	Chance, Hop       uint32
 	Aggregate, Share  uint64
 }
 
@@ -143,6 +147,7 @@ func TestHashes(t *testing.T) {
 		want.Row = uint32(want.Flow & 0xffffffff * 65537 >> 32)
 		want.Tag = uint32(flowTag(want.Flow, baseConfig.TagSecrets[0]))
 		want.Chance = uint32(chanceTag(want.Flow, baseConfig.TagSecrets[0]))
+		want.Hop = uint32(chanceTag(hopped(want.Flow, 2), baseConfig.TagSecrets[0]))
 		if got != want {
 			t.Fatalf("hashes of %s and %s\n got %+v\nwant %+v", src, dst, got, want)
 		}

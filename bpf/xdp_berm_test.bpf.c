@@ -92,7 +92,7 @@ struct test_hashes {
 	__u32 row;
 	__u32 tag; /* with the first secret */
 	__u32 chance;
-	__u32 pad2;
+	__u32 hop; /* the same from site to site, the second time */
 	__u64 aggregate;
 	__u64 share;
 };
@@ -121,8 +121,9 @@ int test_hash(struct xdp_md *ctx)
 	io->share = share_hash(cfg->seed, source, io->six);
 	io->flow = flow_hash(cfg->secret, io->six, &src, &dst, ports);
 	io->row = flow_row(io->flow);
-	io->tag = flow_tag(io->flow, cfg->tag_secrets[0], false);
-	io->chance = flow_tag(io->flow, cfg->tag_secrets[0], true);
+	io->tag = flow_tag(io->flow, cfg->tag_secrets[0], false, 0);
+	io->chance = flow_tag(io->flow, cfg->tag_secrets[0], true, 0);
+	io->hop = flow_tag(io->flow, cfg->tag_secrets[0], true, 2);
 	return XDP_PASS;
 }
 

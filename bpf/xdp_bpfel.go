@@ -56,15 +56,17 @@ type XDPBermBackend struct {
 	Family      uint8
 	Owner       uint8
 	Name        [16]int8
-	_           [4]byte
+	Region      uint8
+	Pad         [3]uint8
 	HeartbeatNs uint64
 }
 
 type XDPBermBackendFlags uint32
 
 const (
-	XDPBermBackendFlagsBERM_BACKEND_USED  XDPBermBackendFlags = 1
-	XDPBermBackendFlagsBERM_BACKEND_READY XDPBermBackendFlags = 2
+	XDPBermBackendFlagsBERM_BACKEND_USED   XDPBermBackendFlags = 1
+	XDPBermBackendFlagsBERM_BACKEND_READY  XDPBermBackendFlags = 2
+	XDPBermBackendFlagsBERM_BACKEND_REMOTE XDPBermBackendFlags = 4
 )
 
 type XDPBermCapture struct {
@@ -91,6 +93,12 @@ type XDPBermCaptured struct {
 	Reason uint8
 	Shadow uint8
 	Pad    uint32
+}
+
+type XDPBermCarry struct {
+	_      structs.HostLayout
+	Source XDPBermLimit
+	All    XDPBermLimit
 }
 
 type XDPBermCcKey struct {
@@ -204,7 +212,9 @@ const (
 	XDPBermDropBERM_DROP_BAD_INITIAL    XDPBermDrop = 21
 	XDPBermDropBERM_DROP_RATE_INITIAL   XDPBermDrop = 22
 	XDPBermDropBERM_DROP_RATE_AGGREGATE XDPBermDrop = 23
-	XDPBermDropBERM_DROP_MAX            XDPBermDrop = 24
+	XDPBermDropBERM_DROP_CARRY          XDPBermDrop = 24
+	XDPBermDropBERM_DROP_REGION         XDPBermDrop = 25
+	XDPBermDropBERM_DROP_MAX            XDPBermDrop = 26
 )
 
 type XDPBermEvent struct {
@@ -238,7 +248,9 @@ const (
 	XDPBermExitBERM_EXIT_CHANCE    XDPBermExit = 8
 	XDPBermExitBERM_EXIT_DEADMAN   XDPBermExit = 9
 	XDPBermExitBERM_EXIT_ANSWER    XDPBermExit = 10
-	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 11
+	XDPBermExitBERM_EXIT_CARRY     XDPBermExit = 11
+	XDPBermExitBERM_EXIT_SPILL     XDPBermExit = 12
+	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 13
 )
 
 type XDPBermGate struct {
@@ -453,6 +465,11 @@ const (
 	XDPBermStageBERM_STAGE_MAX     XDPBermStage = 11
 )
 
+type XDPBermStunSet struct {
+	_     structs.HostLayout
+	Cells [8]uint64
+}
+
 type XDPBermVerdict struct {
 	_         structs.HostLayout
 	ExpiresNs uint64
@@ -485,7 +502,12 @@ type XDPBermVip struct {
 	RateClass uint16
 	Pad       uint16
 	Name      [16]int8
-	Pad2      [2]uint64
+	CarrySet  uint8
+	CarryHops uint8
+	SpillSet  uint8
+	Region    uint8
+	Spill     uint32
+	Pad2      uint64
 }
 
 type XDPBermVipFlags uint32
@@ -496,8 +518,12 @@ const (
 	XDPBermVipFlagsBERM_VIP_ADDRESS XDPBermVipFlags = 4
 	XDPBermVipFlagsBERM_VIP_STRICT  XDPBermVipFlags = 8
 	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
+	XDPBermVipFlagsBERM_VIP_STUN    XDPBermVipFlags = 32
 	XDPBermVipFlagsBERM_VIP_GATE    XDPBermVipFlags = 256
 	XDPBermVipFlagsBERM_VIP_GUARD   XDPBermVipFlags = 512
+	XDPBermVipFlagsBERM_VIP_SITES   XDPBermVipFlags = 1024
+	XDPBermVipFlagsBERM_VIP_REGION  XDPBermVipFlags = 2048
+	XDPBermVipFlagsBERM_VIP_OUTSIDE XDPBermVipFlags = 4096
 )
 
 type XDPBermVipStats struct {
@@ -509,6 +535,8 @@ type XDPBermVipStats struct {
 	Answered  XDPBermCounter
 	Cid       XDPBermCounter
 	CidLost   XDPBermCounter
+	Stun      XDPBermCounter
+	StunLost  XDPBermCounter
 }
 
 type XDPCaptureBuffer struct {
@@ -592,6 +620,7 @@ const (
 	XDPMapAggregatedPackets = "aggregated_packets"
 	XDPMapBermBackends      = "berm_backends"
 	XDPMapBermCaptures      = "berm_captures"
+	XDPMapBermCarry         = "berm_carry"
 	XDPMapBermCcCountries   = "berm_cc_countries"
 	XDPMapBermCcProfiles    = "berm_cc_profiles"
 	XDPMapBermCcRules       = "berm_cc_rules"
@@ -625,6 +654,7 @@ const (
 	XDPMapBermSids          = "berm_sids"
 	XDPMapBermSidsLong      = "berm_sids_long"
 	XDPMapBermStageStats    = "berm_stage_stats"
+	XDPMapBermStun          = "berm_stun"
 	XDPMapBermTenantStats   = "berm_tenant_stats"
 	XDPMapBermVerdictBits   = "berm_verdict_bits"
 	XDPMapBermVerdicts      = "berm_verdicts"
@@ -689,6 +719,7 @@ type XDPMapSpecs struct {
 	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -722,6 +753,7 @@ type XDPMapSpecs struct {
 	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -762,6 +794,7 @@ type XDPMaps struct {
 	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -795,6 +828,7 @@ type XDPMaps struct {
 	BermSids          *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
@@ -811,6 +845,7 @@ func (m *XDPMaps) Close() error {
 		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,
@@ -844,6 +879,7 @@ func (m *XDPMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

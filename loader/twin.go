@@ -45,7 +45,9 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermRateCells: copied, bpf.XDPMapBermVerdictBits: shared, bpf.XDPMapBermVerdicts: copied,
 	bpf.XDPMapBermRows: shared, bpf.XDPMapBermSets: shared, bpf.XDPMapBermBackends: shared, bpf.XDPMapBermPeers: shared,
 	bpf.XDPMapBermCids: shared, bpf.XDPMapBermSids: shared, bpf.XDPMapBermSidsLong: shared,
+	bpf.XDPMapBermStun:  copied,
 	bpf.XDPMapBermHeart: copied,
+	bpf.XDPMapBermCarry: shared,
 	bpf.XDPMapBermGates: shared, bpf.XDPMapBermReply: shared, bpf.XDPMapBermGateStates: copied,
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
@@ -255,10 +257,26 @@ func (t *Twin) prepare(source netip.Addr) error {
 	); err != nil {
 		return fmt.Errorf("copy what a packet of %s would write: %w", source, err)
 	}
+	if err := t.copyStun(); err != nil {
+		return fmt.Errorf("copy whose flows of WebRTC are: %w", err)
+	}
 	if err := t.copyGates(); err != nil {
 		return fmt.Errorf("copy which gates are shut: %w", err)
 	}
 	return t.copyVerdicts(source)
+}
+
+// copyStun gives the twin whose flows are that have shown an ICE username fragment.
+func (t *Twin) copyStun() error {
+	keys, sets := make([]uint32, t.pins[bpf.XDPMapBermStun].MaxEntries()), make([]bpf.XDPBermStunSet, t.pins[bpf.XDPMapBermStun].MaxEntries())
+	var at ebpf.MapBatchCursor
+	if n, err := t.pins[bpf.XDPMapBermStun].BatchLookup(&at, keys, sets, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	} else if keys, sets = keys[:n], sets[:n]; n == 0 {
+		return nil
+	}
+	_, err := t.own[bpf.XDPMapBermStun].BatchUpdate(keys, sets, nil)
+	return err
 }
 
 // copyGates gives the twin what the services' gates have measured.

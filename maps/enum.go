@@ -35,6 +35,8 @@ const (
 	DropTooBig      = Drop(bpf.XDPBermDropBERM_DROP_TOO_BIG)
 	DropAmplified   = Drop(bpf.XDPBermDropBERM_DROP_AMPLIFIED)
 	DropBadInitial  = Drop(bpf.XDPBermDropBERM_DROP_BAD_INITIAL)
+	DropCarry       = Drop(bpf.XDPBermDropBERM_DROP_CARRY)
+	DropRegion      = Drop(bpf.XDPBermDropBERM_DROP_REGION)
 
 	DropRateInitial   = Drop(bpf.XDPBermDropBERM_DROP_RATE_INITIAL)
 	DropRateAggregate = Drop(bpf.XDPBermDropBERM_DROP_RATE_AGGREGATE)
@@ -69,6 +71,8 @@ var dropNames = [...][2]string{
 
 	DropRateInitial:   {"rate_initial", "the source's rate of QUIC Initials is above its class"},
 	DropRateAggregate: {"rate_aggregate", "the sources of its IPv4 /24 or IPv6 /48 are together above their class, and it is above its share"},
+	DropCarry:         {"carry", "no flow of this site, and more than may be carried to other sites"},
+	DropRegion:        {"region", "the service is another region's alone"},
 }
 
 // String is the reason's name.
@@ -104,6 +108,7 @@ func (d Drop) Stage() Stage {
 var dropStages = map[Drop]Stage{
 	DropNoService: StageVIP, DropVerdict: StageVerdict, DropACL: StagePrefix, DropGeo: StageGeo,
 	DropNoBackend: StageSteer, DropTooBig: StageDeliver, DropAmplified: StageGate, DropBadInitial: StageGate,
+	DropCarry: StageSteer, DropRegion: StageSteer,
 }
 
 // ParseDrop finds a reason by its name.
@@ -176,6 +181,8 @@ const (
 	ExitChance   = Exit(bpf.XDPBermExitBERM_EXIT_CHANCE)
 	ExitDeadman  = Exit(bpf.XDPBermExitBERM_EXIT_DEADMAN)
 	ExitAnswer   = Exit(bpf.XDPBermExitBERM_EXIT_ANSWER)
+	ExitCarry    = Exit(bpf.XDPBermExitBERM_EXIT_CARRY)
+	ExitSpill    = Exit(bpf.XDPBermExitBERM_EXIT_SPILL)
 
 	exitMax = Exit(bpf.XDPBermExitBERM_EXIT_MAX)
 )
@@ -185,6 +192,7 @@ var exitNames = [...]string{
 	ExitDrop: "drop", ExitShadow: "shadow", ExitFailOpen: "fail_open", ExitAborted: "aborted",
 	ExitChance: "chance", ExitDeadman: "deadman",
 	ExitAnswer: "answer",
+	ExitCarry:  "carry", ExitSpill: "spill",
 }
 
 // String is the exit's name.

@@ -10,6 +10,7 @@ import (
 const (
 	hashA = 0x9E3779B97F4A7C15
 	hashB = 0xff51afd7ed558ccd
+	hashC = 0xc4ceb9fe1a85ec53
 )
 
 func mix(h uint64) uint64 { return h ^ h>>32 }
@@ -74,12 +75,14 @@ func FlowRow(flow uint64) int { return int((flow & 0xffffffff) * RowCount >> 32)
 
 const tagChance = 0x8000
 
-// FlowTag is the keyed mark of a tunnelled packet, which may be a second chance.
-func FlowTag(flow, secret uint64, chance bool) uint16 {
+// FlowTag is the keyed mark of a tunnelled packet, which may be a second chance, and has gone from site to
+// site so often.
+func FlowTag(flow, secret uint64, chance bool, hops int) uint16 {
+	flow ^= secret ^ uint64(hops)*hashC
 	if chance {
-		return max(uint16((flow^secret)*hashB>>49), 1) | tagChance
+		return max(uint16(flow*hashB>>49), 1) | tagChance
 	}
-	return max(uint16((flow^secret)*hashA>>49), 1)
+	return max(uint16(flow*hashA>>49), 1)
 }
 
 // sipHash is SipHash-1-3 (Aumasson, Bernstein 2012) of a message in words, the last of which has

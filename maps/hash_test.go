@@ -19,7 +19,7 @@ func TestFlowRowCoversTable(t *testing.T) {
 	if FlowRow(0) != 0 || FlowRow(0xffffffff) != RowCount-1 {
 		t.Errorf("rows reach from %d to %d", FlowRow(0), FlowRow(0xffffffff))
 	}
-	if FlowTag(5, 5, false) != 1 || FlowTag(5, 5, true) != 0x8001 {
+	if FlowTag(5, 5, false, 0) != 1 || FlowTag(5, 5, true, 0) != 0x8001 {
 		t.Error("tag 0 must read 1")
 	}
 }

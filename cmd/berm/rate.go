@@ -15,7 +15,7 @@ type rateCmd struct {
 
 // Help is what berm rate --help adds.
 func (rateCmd) Help() string {
-	return `A class limits each source (an IPv4 address, an IPv6 /64) by itself, and, by --aggregate-packets and its like, all sources of an IPv4 /24 or IPv6 /48 together. VIPs and prefixes name the class that holds.
+	return `A class limits each source (an IPv4 address, an IPv6 /64) by itself, and, by the flags --aggregate, all sources of an IPv4 /24 or IPv6 /48 together. VIPs and prefixes name the class that holds.
 
 Examples:
 

@@ -21,6 +21,8 @@ func (c *Config) check(d *decoder) {
 	d.reportTree("kernel", c.Kernel.Validate())
 	d.reportTree("listen", c.Listen.Validate())
 	d.reportTree("tls", c.TLS.Validate())
+	d.reportTree("tls.tickets", c.TLS.Tickets.Validate())
+	d.reportTree("tls.early_data", c.TLS.EarlyData.Validate())
 	d.reportTree("admin", c.Admin.Validate())
 	d.reportTree("cache", c.Cache.Validate())
 	d.reportTree("cc", c.CC.Validate())
@@ -32,6 +34,7 @@ func (c *Config) check(d *decoder) {
 	c.checkQUIC(d)
 	c.checkSteer(d)
 	c.checkVIPs(d)
+	c.checkSites(d)
 	c.checkAnycast(d)
 	c.checkRoutes(d)
 }

@@ -65,6 +65,10 @@ func (d *testDaemon) Anycast(context.Context) (control.Anycast, error) {
 	return control.Anycast{Phase: "announced"}, nil
 }
 
+func (d *testDaemon) Spill(_ context.Context, s control.Spill) (control.Changes, error) {
+	return control.Changes{Changed: []string{s.VIP + " spills to " + s.To}}, nil
+}
+
 func (d *testDaemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
 	return control.Anycast{Command: o.Command}, nil
 }
@@ -124,6 +128,9 @@ func TestOrdersThroughTheSocket(t *testing.T) {
 	on := true
 	done, err := c.Order(t.Context(), control.Order{Backend: "edge2", Draining: &on})
 	says(t, done, err, "edge2")
+	if done, err := c.Spill(t.Context(), control.Spill{VIP: "web", To: "b", BasisPoints: 250}); err != nil || len(done.Changed) != 1 || done.Changed[0] != "web spills to b" {
+		t.Errorf("spill: %v, %v", done, err)
+	}
 	plan, err := c.Plan(t.Context(), control.PlanRequest{Remove: []string{"edge3"}})
 	if err != nil || len(plan.Sets) != 1 || plan.Sets[0].Set != "edge3" {
 		t.Errorf("%+v, %v", plan, err)

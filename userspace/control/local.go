@@ -58,11 +58,11 @@ func (l *Local) VIPs(context.Context) ([]VIP, error) {
 		s := byID[v.ID]
 		out = append(out, VIP{
 			ID: v.ID, Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol.String(), Backends: v.Backends,
-			Geo: v.GeoPolicy, Rate: v.RateClass, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, Owner: v.Owner.String(),
+			Geo: v.GeoPolicy, Rate: v.RateClass, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, STUN: v.STUN, Owner: v.Owner.String(),
 			Gate: v.Gate, Shut: l.set.Gates.Shut(v),
 			Counters: VIPCounters{
 				In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded), Answered: Counter(s.Answered),
-				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost),
+				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost), STUN: Counter(s.STUN), STUNLost: Counter(s.STUNLost),
 			},
 		})
 	}
@@ -77,7 +77,7 @@ func (l *Local) AddVIP(_ context.Context, v VIP) (Changes, error) {
 	}
 	want := maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: proto, Owner: maps.OwnerOperator,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, STUN: v.STUN,
 		Gate: v.Gate,
 	}
 	old, err := l.set.VIPs.Get(v.Name)
@@ -113,6 +113,9 @@ func policiesOf(v maps.VIP) string {
 	}
 	if v.QUIC {
 		words = append(words, "QUIC goes by connection ID")
+	}
+	if v.STUN {
+		words = append(words, "WebRTC goes by ICE username fragment")
 	}
 	words = append(words, gateOf(v.Gate)...)
 	return strings.Join(words, ", ")

@@ -35,8 +35,23 @@ type Status struct {
 	Origins   []Origin   `json:"origins"`
 	Cache     Cache      `json:"cache"`
 	Geo       GeoInfo    `json:"geo"`
+	TLS       TLSInfo    `json:"tls"`
 	Requests  uint64     `json:"requests"`  // answered since the start
 	InFlight  int64      `json:"in_flight"` // being answered now
+}
+
+// TLSInfo counts handshakes since the start.
+type TLSInfo struct {
+	TCP  Handshakes `json:"tcp"`
+	QUIC Handshakes `json:"quic"`
+	// Early counts sessions resumed with a ticket good for early data, by what became of that.
+	Early map[string]uint64 `json:"early,omitempty"`
+}
+
+// Handshakes are those of one transport.
+type Handshakes struct {
+	Full    uint64 `json:"full"`
+	Resumed uint64 `json:"resumed"`
 }
 
 // ConfigInfo says which file runs, and why a newer one does not.
@@ -56,6 +71,8 @@ type KernelInfo struct {
 	Deadman     string `json:"deadman"`        // after this silence of the daemon new flows go elsewhere; off
 	Chances     uint64 `json:"chances"`        // packets sent to a row's former owner
 	Handed      uint64 `json:"handed"`         // packets of new flows sent elsewhere while the daemon was silent
+	Carried     uint64 `json:"carried"`        // packets sent to the site where their flow may be, or is
+	Spilled     uint64 `json:"spilled"`        // packets of new flows sent to another site, to begin there
 	Self        string `json:"self,omitempty"` // this edge's backend
 	VIPs        int    `json:"vips"`
 	Packets     uint64 `json:"packets"` // through the kernel half since it was loaded
@@ -84,6 +101,7 @@ type VIP struct {
 	Shadow   bool        `json:"shadow,omitempty"`
 	Strict   bool        `json:"strict,omitempty"` // on the address: drop ports that have no service
 	QUIC     bool        `json:"quic,omitempty"`   // packets go to the backend that their connection ID names
+	STUN     bool        `json:"stun,omitempty"`   // WebRTC goes to the backend that its ICE username fragment names
 	Gate     maps.Gate   `json:"gate"`
 	Shut     maps.Shut   `json:"shut"`            // which gates are shut now; set by Berm
 	Owner    string      `json:"owner,omitempty"` // operator, file or guard; set by Berm
@@ -99,6 +117,8 @@ type VIPCounters struct {
 	Answered  Counter `json:"answered"`
 	CID       Counter `json:"cid"`      // steered by QUIC connection ID
 	CIDLost   Counter `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
+	STUN      Counter `json:"stun"`     // steered by ICE username fragment, in the packet or shown by its flow
+	STUNLost  Counter `json:"stun_lost"`
 }
 
 // Counter counts packets and their IP bytes.
@@ -111,6 +131,7 @@ type Counter struct {
 type Backend struct {
 	ID      uint32     `json:"id"`
 	Set     string     `json:"set"`
+	Site    string     `json:"site,omitempty"` // another one, where it is
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
 	Self    bool       `json:"self,omitempty"`
@@ -309,6 +330,22 @@ type PlanRequest struct {
 	Add    []string            `json:"add,omitempty"`  // backends, to every set
 	Remove []string            `json:"remove,omitempty"`
 	Orders []Order             `json:"orders,omitempty"`
+	Spills []Spill             `json:"spills,omitempty"`
+}
+
+// Spill is the share of a service's new flows that begins at another site.
+type Spill struct {
+	VIP         string `json:"vip"`
+	To          string `json:"to"` // a site
+	BasisPoints int    `json:"basis_points"`
+}
+
+// SpillPlan is what a change of a spill would mean for a service's new flows, in basis points.
+type SpillPlan struct {
+	VIP    string `json:"vip"`
+	Before Spill  `json:"before"`
+	After  Spill  `json:"after"`
+	Moved  int    `json:"moved"` // begin elsewhere than before
 }
 
 // Member is a backend of a set in a candidate file.
@@ -319,7 +356,8 @@ type Member struct {
 
 // Plan is what a change would mean for the rows of each set.
 type Plan struct {
-	Sets []SetPlan `json:"sets"`
+	Sets   []SetPlan   `json:"sets"`
+	Spills []SpillPlan `json:"spills,omitempty"`
 }
 
 // SetPlan is that of one set.
@@ -346,6 +384,8 @@ type Flow struct {
 	// CID is the QUIC connection ID that a packet is for, in hex. Without addresses it alone is explained.
 	CID  string `json:"cid,omitempty"`
 	Long bool   `json:"long,omitempty"` // it stands in a long header, which tells its length
+	// Ufrag is the server's ICE username fragment in a connectivity check. Without addresses it alone is explained.
+	Ufrag string `json:"ufrag,omitempty"`
 }
 
 // Steering explains where a flow's packets go.
@@ -358,10 +398,15 @@ type Steering struct {
 	Owner    string `json:"owner,omitempty"`
 	Previous string `json:"previous,omitempty"` // owned the row before: gets what the owner has no socket for
 	Heir     string `json:"heir,omitempty"`     // where nobody did: gets the packets when the owner cannot
+	// At other sites: who gets what nobody here has a socket for, and with whom the flow begins, if there.
+	Carry string `json:"carry,omitempty"`
+	Spill string `json:"spill,omitempty"`
 	// CID is what the connection ID says; nil where it names nobody.
-	CID      *NamedServer `json:"cid,omitempty"`
-	Delivery string       `json:"delivery"` // foreign, local, forward, drop or fail_open; by row where a connection ID alone does not say
-	Steps    []string     `json:"steps"`    // the reasoning, a sentence each
+	CID *NamedServer `json:"cid,omitempty"`
+	// Ufrag is what the ICE username fragment says; nil where it is none of this site's.
+	Ufrag    *Ufrag   `json:"ufrag,omitempty"`
+	Delivery string   `json:"delivery"` // foreign, local, forward, carry, drop or fail_open; by row where a connection ID alone does not say
+	Steps    []string `json:"steps"`    // the reasoning, a sentence each
 }
 
 // ShadowRule is a rule that is counted and not enforced.

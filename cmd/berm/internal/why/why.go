@@ -356,6 +356,10 @@ func (w *work) last() {
 		w.out.Because = fmt.Sprintf("answered in place at stage %s", f.Stage)
 	case f.Exit == maps.ExitChance:
 		w.out.Because = "this host has no socket for it: handed to the row's former owner, " + outer(f.Frame)
+	case f.Exit == maps.ExitCarry:
+		w.out.Because = "its flow may be at another site, or is by its connection ID, or this edge is outside of the service's region: carried to " + outer(f.Frame)
+	case f.Exit == maps.ExitSpill:
+		w.out.Because = "of the share of new flows that begin at another site: sent to " + outer(f.Frame)
 	case f.Exit == maps.ExitDeadman:
 		w.out.Because = "the daemon here is silent: encapsulated and sent to " + outer(f.Frame)
 	case f.Reason != maps.DropNone:
