@@ -25,6 +25,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -235,7 +236,7 @@ func TestSessionsResumeAcrossEdgesAndRestarts(t *testing.T) {
 			t.Fatalf("gtlsclient: %v\n%s", err, out)
 		}
 	}
-	remember := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	remember := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: newSessions()}
 	quicGo := func(p *process) bool {
 		t.Helper()
 		_, conn := mustAsk(t, strings.TrimPrefix(p.url(t, "h3"), "https://"), remember, http.MethodGet, "/")
@@ -280,6 +281,11 @@ func TestSessionsResumeAcrossEdgesAndRestarts(t *testing.T) {
 	if got, want := counts(stranger), (control.TLSInfo{TCP: control.Handshakes{Full: 1}, QUIC: control.Handshakes{Full: 2}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("without the keys %+v, want %+v", got, want)
 	}
+	for _, p := range []*process{one, two} { // ended, they have said all
+		if err := p.stop(t, syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+	}
 	for _, f := range mustKeys(t, dir) {
 		secret, err := os.ReadFile(f)
 		if err != nil {
@@ -288,6 +294,24 @@ func TestSessionsResumeAcrossEdgesAndRestarts(t *testing.T) {
 		if text := strings.TrimSpace(string(secret)); len(text) != 64 || strings.Contains(one.out.String()+two.out.String(), text) {
 			t.Errorf("%s is no key, or its secret is in a log", f)
 		}
+	}
+}
+
+// sessions remembers the last ticket, and tells when one has come: it may come after the answer.
+type sessions struct {
+	tls.ClientSessionCache
+	came chan struct{}
+}
+
+func newSessions() *sessions {
+	return &sessions{tls.NewLRUClientSessionCache(1), make(chan struct{}, 100)}
+}
+
+// Put keeps a session.
+func (s *sessions) Put(key string, session *tls.ClientSessionState) {
+	s.ClientSessionCache.Put(key, session)
+	if session != nil {
+		s.came <- struct{}{}
 	}
 }
 
@@ -306,6 +330,10 @@ func mustAsk(t *testing.T, address string, client *tls.Config, method, target st
 	defer tr.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
+	remember, ok := client.ClientSessionCache.(*sessions)
+	for ok && len(remember.came) > 0 { // of a connection before
+		<-remember.came
+	}
 	req, err := http.NewRequestWithContext(ctx, method, "https://localhost"+target, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -318,6 +346,13 @@ func mustAsk(t *testing.T, address string, client *tls.Config, method, target st
 		t.Fatal(err)
 	}
 	<-conn.HandshakeComplete()
+	if ok {
+		select {
+		case <-remember.came:
+		case <-ctx.Done():
+			t.Fatal("no ticket comes")
+		}
+	}
 	return resp, conn.ConnectionState()
 }
 
@@ -444,8 +479,8 @@ func TestEarlyData(t *testing.T) {
 		}
 	}
 
-	// quic-go, too: its client uses a ticket as often as it comes, and only the first time is it good for early data.
-	client := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	// quic-go, too.
+	client := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: newSessions()}
 	for target, want := range map[string]int{"/a": 200, "/a?q=1": 425} {
 		mustAsk(t, address, client, http.MethodGet, "/first")
 		asked.take()
@@ -592,7 +627,7 @@ func TestReplayedEarlyDataReachesNoOrigin(t *testing.T) {
 	p := mustStart(t, strings.Replace(onLoopback, "}", ", header_timeout: 1s, idle_timeout: 2s}", 1), origin, earlyOn)
 	way := mustPath(t, strings.TrimPrefix(p.url(t, "h3"), "https://"))
 	address := way.LocalAddr().String()
-	client := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+	client := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: newSessions()}
 	mustAsk(t, address, client, http.MethodGet, "/first")
 	asked.take()
 	way.forget()
