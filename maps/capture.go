@@ -31,7 +31,7 @@ type Capture struct {
 	VIP     uint32  // id; 0: any
 	Every   uint64  // one in so many that fit: a power of two
 	Snap    int     // bytes of the frame
-	Count   uint64  // packets; then the kernel half stops by itself
+	Count   uint64  // copies, until Want asks for more; then the kernel half stops by itself
 }
 
 // Captured is a copy of a packet, as it was when its fate was sealed.
@@ -87,6 +87,9 @@ func (c *Captures) Start(want Capture) error {
 	})
 }
 
+// Want asks for so many copies from now on, instead of what was still asked for.
+func (c *Captures) Want(count uint64) { atomic.StoreUint64(&c.w.words()[captureLeft], count) }
+
 // Stop asks for no more.
 func (c *Captures) Stop() error {
 	return c.set.lock.holdQuietly(func() error {
@@ -96,7 +99,7 @@ func (c *Captures) Stop() error {
 	})
 }
 
-// Counts tells how many packets fitted, and how many copies were lost because the ring was full.
+// Counts tells how many packets fitted, whether they were copied or not, and how many copies were lost because the ring was full.
 func (c *Captures) Counts() (seen, lost uint64) {
 	return atomic.LoadUint64(&c.w.words()[captureSeen]), atomic.LoadUint64(&c.w.words()[captureLost])
 }

@@ -88,8 +88,8 @@ __noinline int aggregate_take(const struct aggregated *in)
 		tag = rate_tag(whole, in->class, aggregate_dimension(kind) ^ RATE_AGGREGATE);
 		if (rate_take(set, limit, tag, in->units, amount))
 			continue;
-		other.cost = limit->cost *
-			     BERM_AGGREGATE_SHARES; /* below 2^48, and amounts below 2^16 */
+		/* Below 2^48; amounts are below 2^16. */
+		other.cost = limit->cost * BERM_AGGREGATE_SHARES;
 		other.burst_units = limit->burst_units;
 		if (rate_take_anywhere(
 			    parts, &other,
@@ -97,8 +97,8 @@ __noinline int aggregate_take(const struct aggregated *in)
 			    in->units, amount) == RATE_REFUSED)
 			return false;
 		other.cost = limit->cost;
-		other.burst_units =
-			RATE_CHARGE_MAX; /* as far as can be counted; shares end it long before */
+		/* As far as can be counted: what shares come to ends it long before. */
+		other.burst_units = RATE_CHARGE_MAX;
 		rate_take_anywhere(set, &other, tag, in->units, amount);
 	}
 	return true;

@@ -36,9 +36,9 @@ static __always_inline const struct fate *fate_of(const struct packet *pkt)
 static __always_inline bool capture_fits(struct berm_capture *want, const struct fate *fate,
 					 __u32 why, __u32 stage)
 {
-	return (__s64)want->left > 0 && want->reasons >> (why & 63) & 1 &&
-	       want->stages >> (stage & 31) & 1 && (!want->vip || want->vip == fate->vip) &&
-	       !(__sync_fetch_and_add(&want->seen, 1) & want->mask) &&
+	return want->reasons >> (why & 63) & 1 && want->stages >> (stage & 31) & 1 &&
+	       (!want->vip || want->vip == fate->vip) &&
+	       !(__sync_fetch_and_add(&want->seen, 1) & want->mask) && (__s64)want->left > 0 &&
 	       (__s64)__sync_fetch_and_sub(&want->left, 1) > 0;
 }
 

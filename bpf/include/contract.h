@@ -72,8 +72,7 @@ enum berm_drop {
 	BERM_DROP_AMPLIFIED = 20,   /* UDP from the port of a service that amplifies */
 	BERM_DROP_BAD_INITIAL = 21, /* of QUIC: a long header that no client sends */
 	BERM_DROP_RATE_INITIAL = 22,
-	BERM_DROP_RATE_AGGREGATE =
-		23, /* the source's /24 or /48 is over its limits, and it over its share */
+	BERM_DROP_RATE_AGGREGATE = 23, /* its /24 or /48 is over, and it over its share of that */
 	BERM_DROP_CARRY = 24,  /* of no flow of this site, and more than may be carried to others */
 	BERM_DROP_REGION = 25, /* of a service that another region's edges do not serve */
 	BERM_DROP_MAX,
@@ -522,11 +521,12 @@ struct berm_event {
 };
 
 /* The one entry of berm_captures: which packets are copied to the ring berm_packets. Whoever wants
- * them writes all of it before setting BERM_CONFIG_CAPTURE; left, seen and lost are the kernel's then.
+ * them writes all of it before setting BERM_CONFIG_CAPTURE; seen and lost are the kernel's then, and so is
+ * left, but that who wants more packets raises it again.
  */
 struct berm_capture {
-	__u64 left;    /* packets still wanted, signed: CPUs may race below 0 */
-	__u64 seen;    /* that fitted */
+	__u64 left;    /* packets wanted for now, signed: CPUs may race below 0 */
+	__u64 seen;    /* that fitted, copied or not */
 	__u64 lost;    /* that found the ring full */
 	__u64 reasons; /* bit n: refused, or in shadow, for reason n; bit 0: neither */
 	__u32 stages;  /* bit n: stage n had the last word */

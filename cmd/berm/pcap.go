@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/bermedge/berm/cmd/berm/internal/pcap"
@@ -23,6 +24,7 @@ type pcapCmd struct {
 	Passed bool          `help:"Packets that were not dropped, too."`
 	Count  uint64        `short:"c" default:"20" placeholder:"N" help:"Stop after N packets."`
 	Every  quantity      `default:"1" placeholder:"N" help:"Copy every N-th packet that fits: a power of two."`
+	Rate   quantity      `default:"1000" placeholder:"N" help:"Copy at most N packets a second; 0 = as many as fit."`
 	Snap   int           `placeholder:"BYTES" default:"128" help:"Copy so many bytes of a frame at most (2047 with --full)."`
 	For    time.Duration `default:"1m" help:"Stop after this time."`
 	Full   bool          `help:"Keep clients' addresses and payload."`
@@ -30,9 +32,9 @@ type pcapCmd struct {
 
 // Help is what berm pcap --help adds.
 func (pcapCmd) Help() string {
-	return `The kernel half copies the packets that fit into a ring of its own, and each says in a comment at which stage, for what reason and with which VIP. It decides before it copies, so a flood costs little; while nobody captures, nothing. Packets that are not for a VIP are never copied.
+	return `The kernel half copies the packets that fit into a ring of its own, and each says in a comment at which stage, for what reason and with which VIP. It decides before it copies, and copies at most --rate packets a second, those that come first after each tenth of it: a flood costs little, and while nobody captures, nothing. For an even sample use --every. Packets that are not for a VIP are never copied.
 
-Clients' addresses are cut to /24 and /48, and payload is left out, unless --full is given: then keep the file as what it is. Copies that found the ring full are counted, here and in the file. One capture runs at a time; it needs the group berm.
+Clients' addresses are cut to /24 and /48, and payload is left out, unless --full is given: then keep the file as what it is. How many packets fitted, those included that were not copied, and how many copies found the ring full, is told here and in the file. One capture runs at a time; it needs the group berm.
 
 Examples:
 
@@ -156,9 +158,11 @@ func (c *pcapCmd) capture(a *app, set *maps.Set, want maps.Capture, file io.Writ
 	}
 	ctx, cancel := context.WithTimeout(a.ctx, c.For)
 	defer cancel()
-	if err := set.Captures.Start(want); err != nil {
+	got, stop, err := c.start(ctx, set, want)
+	if err != nil {
 		return r, badInput("pcap: %w", err)
 	}
+	defer stop()
 	err = set.Captures.Read(ctx, func(p maps.Captured) error {
 		frame := p.Frame
 		if !c.Full {
@@ -167,7 +171,9 @@ func (c *pcapCmd) capture(a *app, set *maps.Set, want maps.Capture, file io.Writ
 		if err := w.Packet(p.Time, frame, p.Length, comment(p, names)); err != nil {
 			return err
 		}
-		if r.Packets++; uint64(r.Packets) >= want.Count {
+		r.Packets++
+		got.Add(1)
+		if uint64(r.Packets) >= want.Count {
 			return errEnough
 		}
 		return nil
@@ -178,6 +184,40 @@ func (c *pcapCmd) capture(a *app, set *maps.Set, want maps.Capture, file io.Writ
 	err = errors.Join(err, set.Captures.Stop())
 	r.Fitted, r.Lost = set.Captures.Counts()
 	return r, errors.Join(err, w.Stats(time.Now(), r.Fitted, r.Lost))
+}
+
+// ratePeriod is how often a capture may go on, where copies are limited by rate.
+const ratePeriod = 100 * time.Millisecond
+
+// start asks for the packets, and for a part of them each ratePeriod if there is a limit. The caller counts
+// in got what has come.
+func (c *pcapCmd) start(ctx context.Context, set *maps.Set, want maps.Capture) (got *atomic.Uint64, stop func(), err error) {
+	got = new(atomic.Uint64)
+	part := uint64(c.Rate) / uint64(time.Second/ratePeriod)
+	if c.Rate == 0 || part >= want.Count {
+		return got, func() {}, set.Captures.Start(want)
+	}
+	count := want.Count
+	want.Count = max(part, 1)
+	if err := set.Captures.Start(want); err != nil {
+		return got, nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(ratePeriod)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				set.Captures.Want(min(want.Count, count-min(count, got.Load())))
+			}
+		}
+	}()
+	return got, func() { cancel(); <-done }, nil
 }
 
 // drain forgets what a capture that was killed has left in the ring.
