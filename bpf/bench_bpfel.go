@@ -38,6 +38,10 @@ const (
 	BenchMapBermBackends      = "berm_backends"
 	BenchMapBermCaptures      = "berm_captures"
 	BenchMapBermCarry         = "berm_carry"
+	BenchMapBermCcCountries   = "berm_cc_countries"
+	BenchMapBermCcProfiles    = "berm_cc_profiles"
+	BenchMapBermCcRules       = "berm_cc_rules"
+	BenchMapBermCcStats       = "berm_cc_stats"
 	BenchMapBermCids          = "berm_cids"
 	BenchMapBermConfig        = "berm_config"
 	BenchMapBermDrops         = "berm_drops"
@@ -146,6 +150,10 @@ type BenchMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
+	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats       *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -216,6 +224,10 @@ type BenchMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
+	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats       *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -262,6 +274,10 @@ func (m *BenchMaps) Close() error {
 		m.BermBackends,
 		m.BermCaptures,
 		m.BermCarry,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

@@ -19,6 +19,10 @@ const (
 	SockOpsMapBermBackends      = "berm_backends"
 	SockOpsMapBermCaptures      = "berm_captures"
 	SockOpsMapBermCarry         = "berm_carry"
+	SockOpsMapBermCcCountries   = "berm_cc_countries"
+	SockOpsMapBermCcProfiles    = "berm_cc_profiles"
+	SockOpsMapBermCcRules       = "berm_cc_rules"
+	SockOpsMapBermCcStats       = "berm_cc_stats"
 	SockOpsMapBermCids          = "berm_cids"
 	SockOpsMapBermConfig        = "berm_config"
 	SockOpsMapBermDrops         = "berm_drops"
@@ -111,6 +115,10 @@ type SockOpsMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
+	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats       *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -179,6 +187,10 @@ type SockOpsMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
+	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats       *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -223,6 +235,10 @@ func (m *SockOpsMaps) Close() error {
 		m.BermBackends,
 		m.BermCaptures,
 		m.BermCarry,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

@@ -19,6 +19,10 @@ const (
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
 	XDPTestMapBermCarry         = "berm_carry"
+	XDPTestMapBermCcCountries   = "berm_cc_countries"
+	XDPTestMapBermCcProfiles    = "berm_cc_profiles"
+	XDPTestMapBermCcRules       = "berm_cc_rules"
+	XDPTestMapBermCcStats       = "berm_cc_stats"
 	XDPTestMapBermCids          = "berm_cids"
 	XDPTestMapBermConfig        = "berm_config"
 	XDPTestMapBermDrops         = "berm_drops"
@@ -121,6 +125,10 @@ type XDPTestMapSpecs struct {
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
+	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats       *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -193,6 +201,10 @@ type XDPTestMaps struct {
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
+	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats       *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids          *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig        *ebpf.Map `ebpf:"berm_config"`
 	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
@@ -238,6 +250,10 @@ func (m *XDPTestMaps) Close() error {
 		m.BermBackends,
 		m.BermCaptures,
 		m.BermCarry,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

@@ -50,6 +50,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
 	bpf.XDPMapBermCaptures: empty, bpf.XDPMapBermPackets: empty,
+	bpf.XDPMapBermCcProfiles: shared, bpf.XDPMapBermCcCountries: shared, bpf.XDPMapBermCcRules: shared, bpf.XDPMapBermCcStats: empty,
 }
 
 // Fate is what became of a packet, as the program's own counters tell.

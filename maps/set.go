@@ -40,6 +40,7 @@ type Set struct {
 	Events   *Events
 	Captures *Captures
 	Paths    *Paths
+	CC       *CC
 
 	lock    *lock
 	owned   []*ebpf.Map // closed with the set
@@ -62,6 +63,7 @@ var names = []string{
 	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply, bpf.XDPMapBermCarry,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
+	bpf.XDPMapBermCcProfiles, bpf.XDPMapBermCcCountries, bpf.XDPMapBermCcRules, bpf.XDPMapBermCcStats,
 }
 
 // Open opens the pinned maps of a contract directory (see PinDir).
@@ -171,6 +173,10 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Events = &Events{m: m[bpf.XDPMapBermEvents]}
 	s.Captures = &Captures{set: s, w: view(bpf.XDPMapBermCaptures), ring: m[bpf.XDPMapBermPackets]}
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}
+	s.CC = &CC{
+		set: s, profiles: m[bpf.XDPMapBermCcProfiles], countries: m[bpf.XDPMapBermCcCountries],
+		rules: m[bpf.XDPMapBermCcRules], stats: m[bpf.XDPMapBermCcStats],
+	}
 	if errs != nil {
 		return errors.Join(errs...)
 	}
