@@ -51,7 +51,9 @@ func (s Sites) Validate() error {
 }
 
 // spill is the share as the kernel has it: of 65536 new flows so many.
-func (s Sites) spill() uint32 { return uint32(math.Round(float64(s.SpillPoints) * spillAll / AllPoints)) }
+func (s Sites) spill() uint32 {
+	return uint32(math.Round(float64(s.SpillPoints) * spillAll / AllPoints))
+}
 
 // Spills says whether a new flow with this hash begins at another site.
 func (s Sites) Spills(flow uint64) bool { return uint32(flow>>48) < s.spill() }

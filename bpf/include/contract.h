@@ -165,14 +165,14 @@ _Static_assert(sizeof(struct berm_config) == 128, "berm_config is two cache line
 
 enum berm_vip_flags {
 	BERM_VIP_USED = 1 << 0,
-	BERM_VIP_SHADOW = 1 << 1,  /* every policy of this VIP is counted and not enforced */
-	BERM_VIP_ADDRESS = 1 << 2, /* entry for the bare address: fragments, ICMP, other ports */
-	BERM_VIP_STRICT = 1 << 3,  /* on the address entry: drop ports that have no service */
-	BERM_VIP_QUIC = 1 << 4,	   /* packets go to the server that their connection ID names */
-	BERM_VIP_GATE = 1 << 8,	   /* has an entry in berm_gates, for the owner */
-	BERM_VIP_GUARD = 1 << 9,   /* and one for the first hop */
-	BERM_VIP_SITES = 1 << 10,  /* other sites serve it too */
-	BERM_VIP_REGION = 1 << 11, /* edges of its region alone do */
+	BERM_VIP_SHADOW = 1 << 1,   /* every policy of this VIP is counted and not enforced */
+	BERM_VIP_ADDRESS = 1 << 2,  /* entry for the bare address: fragments, ICMP, other ports */
+	BERM_VIP_STRICT = 1 << 3,   /* on the address entry: drop ports that have no service */
+	BERM_VIP_QUIC = 1 << 4,	    /* packets go to the server that their connection ID names */
+	BERM_VIP_GATE = 1 << 8,	    /* has an entry in berm_gates, for the owner */
+	BERM_VIP_GUARD = 1 << 9,    /* and one for the first hop */
+	BERM_VIP_SITES = 1 << 10,   /* other sites serve it too */
+	BERM_VIP_REGION = 1 << 11,  /* edges of its region alone do */
 	BERM_VIP_OUTSIDE = 1 << 12, /* and this one is in another */
 };
 
@@ -379,7 +379,7 @@ struct berm_heart {
 
 enum berm_backend_flags {
 	BERM_BACKEND_USED = 1 << 0,
-	BERM_BACKEND_READY = 1 << 1, /* next hop is known: mac and ifindex are set */
+	BERM_BACKEND_READY = 1 << 1,  /* next hop is known: mac and ifindex are set */
 	BERM_BACKEND_REMOTE = 1 << 2, /* at another site */
 };
 
@@ -406,7 +406,7 @@ struct berm_carry {
 	struct berm_limit all;	  /* of all together */
 };
 
-#define BERM_SITE_HOPS 3    /* from site to site, at most: the outer TTL tells how many they were */
+#define BERM_SITE_HOPS 3 /* from site to site, at most: the outer TTL tells how many they were */
 #define BERM_SPILL_ALL 65536 /* every new flow */
 
 /* Names of backend sets; only userspace reads it. Set 0 is this host and has no entry. */

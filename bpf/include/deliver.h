@@ -116,9 +116,9 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 {
 	const struct berm_config *cfg = pkt->cfg;
 	__u64 chance = fact(pkt, PACKET_HANDED);
-	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0], chance,
-						      hops_of(pkt->facts)) :
-					  chance * TAG_CHANCE;
+	__u16 tag = cfg->tag_secrets[0] ?
+			    flow_tag(pkt->flow, cfg->tag_secrets[0], chance, hops_of(pkt->facts)) :
+			    chance * TAG_CHANCE;
 	struct berm_addr src;
 
 	if (!six)
