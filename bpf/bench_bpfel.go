@@ -24,6 +24,7 @@ type BenchBenchCase struct {
 	Sum        uint64
 	Noise      [10]uint64
 	Tail       uint64
+	Portless   uint64
 	Frame      [98]uint8
 	_          [6]byte
 }
@@ -71,6 +72,7 @@ const (
 	BenchMapBermSids          = "berm_sids"
 	BenchMapBermSidsLong      = "berm_sids_long"
 	BenchMapBermStageStats    = "berm_stage_stats"
+	BenchMapBermStun          = "berm_stun"
 	BenchMapBermTenantStats   = "berm_tenant_stats"
 	BenchMapBermVerdictBits   = "berm_verdict_bits"
 	BenchMapBermVerdicts      = "berm_verdicts"
@@ -183,6 +185,7 @@ type BenchMapSpecs struct {
 	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -257,6 +260,7 @@ type BenchMaps struct {
 	BermSids          *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
@@ -307,6 +311,7 @@ func (m *BenchMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

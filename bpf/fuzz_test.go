@@ -40,6 +40,8 @@ func FuzzXDP(f *testing.F) {
 		f.Add(eth(ip(good4, web4, packet.ProtoUDP, packet.UDP{Src: 40000, Dst: 443}.With(long))))
 		f.Add(eth(ip(good6, web6, packet.ProtoUDP, packet.UDP{Src: 40000, Dst: 443}.With(append([]byte{0x40, id << 5}, make([]byte, 60)...)))))
 	}
+	f.Add(datagram(false, check(user(ufrag(sidSix, 1)))))
+	f.Add(datagram(true, check(attribute(0x8022, []byte("software")), user(ufrag(sidFour, 2)))))
 	f.Add(eth(ip(good4, web4, packet.ICMP, packet.ICMPMessage(3, 4, ip(web4, good4, packet.ProtoTCP, payload)))))
 
 	f.Fuzz(func(t *testing.T, frame []byte) {
@@ -77,6 +79,9 @@ func fuzzKernel(t *testing.T) *kernel {
 		}
 		for id := range uint32(256) {
 			put(t, k.BermSids, id, &bpf.XDPBermSid{Backend: backend4 + id%2, Sets: ^uint64(0)})
+		}
+		for _, name := range []string{"web-udp", "web6-udp"} {
+			k.changeVIP(t, name, func(v *bpf.XDPBermVip) { v.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_STUN) })
 		}
 		inSet("shadow", setMoved4)(t, loaded)
 		for _, name := range []string{"shadow", "web6", "web6-udp"} {

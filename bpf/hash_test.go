@@ -47,6 +47,16 @@ func sourceHash(seed [2]uint64, a netip.Addr) uint64 {
 	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
 }
 
+// prefixHash is the hash of a prefix's bits as a number.
+func prefixHash(seed [2]uint64, a netip.Addr, bits int) uint64 {
+	b := a.AsSlice()
+	var n uint64
+	for _, octet := range b[:bits/8] {
+		n = n<<8 | uint64(octet)
+	}
+	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
+}
+
 func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {
 	ports := uint64(src.Port())<<24 | uint64(dst.Port())<<8 | uint64(proto)
 	shi, slo := halves(src.Addr())
@@ -98,6 +108,7 @@ type hashes struct {
 	VIP, Source, Flow uint64
 	Row, Tag          uint32
 	Chance, Hop       uint32
+	Aggregate, Share  uint64
 }
 
 func TestHashes(t *testing.T) {
@@ -127,6 +138,11 @@ func TestHashes(t *testing.T) {
 		want := in
 		want.VIP = vipHash(baseConfig.Seed, dst, dport, in.Proto)
 		want.Source = sourceHash(baseConfig.Seed, src)
+		bits := [2]int{24, 32}
+		if src.Is6() {
+			bits = [2]int{48, 56}
+		}
+		want.Aggregate, want.Share = prefixHash(baseConfig.Seed, src, bits[0]), prefixHash(baseConfig.Seed, src, bits[1])
 		want.Flow = flowHash(baseConfig.Secret, netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), in.Proto)
 		want.Row = uint32(want.Flow & 0xffffffff * 65537 >> 32)
 		want.Tag = uint32(flowTag(want.Flow, baseConfig.TagSecrets[0]))

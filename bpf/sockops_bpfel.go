@@ -52,6 +52,7 @@ const (
 	SockOpsMapBermSids          = "berm_sids"
 	SockOpsMapBermSidsLong      = "berm_sids_long"
 	SockOpsMapBermStageStats    = "berm_stage_stats"
+	SockOpsMapBermStun          = "berm_stun"
 	SockOpsMapBermTenantStats   = "berm_tenant_stats"
 	SockOpsMapBermVerdictBits   = "berm_verdict_bits"
 	SockOpsMapBermVerdicts      = "berm_verdicts"
@@ -148,6 +149,7 @@ type SockOpsMapSpecs struct {
 	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -220,6 +222,7 @@ type SockOpsMaps struct {
 	BermSids          *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
@@ -268,6 +271,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

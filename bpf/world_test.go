@@ -186,6 +186,9 @@ func (k *kernel) reset(t testing.TB) {
 	k.resetBackends(t)
 	put(t, k.BermHeart, uint32(0), &bpf.XDPBermHeart{})
 	put(t, k.BermReply, uint32(0), &bpf.XDPBermReply{})
+	for _, i := range stunSets {
+		put(t, k.BermStun, i, &bpf.XDPBermStunSet{})
+	}
 	put(t, k.BermCarry, uint32(0), &bpf.XDPBermCarry{})
 	for i, v := range vips {
 		k.setVIP(t, uint32(i+1), v)

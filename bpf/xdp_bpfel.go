@@ -13,6 +13,23 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type XDPAggregated struct {
+	_    structs.HostLayout
+	Flow struct {
+		_      structs.HostLayout
+		Dst    XDPBermAddr
+		Client XDPBermAddr
+		Ports  uint64
+	}
+	Facts  uint64
+	Number uint64
+	Units  uint64
+	Class  uint32
+	Len    uint32
+	Kinds  uint32
+	Pad    uint32
+}
+
 type XDPBermAction uint32
 
 const (
@@ -80,16 +97,8 @@ type XDPBermCaptured struct {
 
 type XDPBermCarry struct {
 	_      structs.HostLayout
-	Source struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	All struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
+	Source XDPBermLimit
+	All    XDPBermLimit
 }
 
 type XDPBermCcKey struct {
@@ -179,31 +188,33 @@ type XDPBermCounter struct {
 type XDPBermDrop uint32
 
 const (
-	XDPBermDropBERM_DROP_NONE          XDPBermDrop = 0
-	XDPBermDropBERM_DROP_TRUNCATED     XDPBermDrop = 1
-	XDPBermDropBERM_DROP_MALFORMED     XDPBermDrop = 2
-	XDPBermDropBERM_DROP_BAD_CHECKSUM  XDPBermDrop = 3
-	XDPBermDropBERM_DROP_BAD_TCP_FLAGS XDPBermDrop = 4
-	XDPBermDropBERM_DROP_LAND          XDPBermDrop = 5
-	XDPBermDropBERM_DROP_BAD_SOURCE    XDPBermDrop = 6
-	XDPBermDropBERM_DROP_BAD_FRAGMENT  XDPBermDrop = 7
-	XDPBermDropBERM_DROP_TUNNEL_PEER   XDPBermDrop = 8
-	XDPBermDropBERM_DROP_TUNNEL_TAG    XDPBermDrop = 9
-	XDPBermDropBERM_DROP_TUNNEL_INNER  XDPBermDrop = 10
-	XDPBermDropBERM_DROP_NO_SERVICE    XDPBermDrop = 11
-	XDPBermDropBERM_DROP_VERDICT       XDPBermDrop = 12
-	XDPBermDropBERM_DROP_ACL           XDPBermDrop = 13
-	XDPBermDropBERM_DROP_GEO           XDPBermDrop = 14
-	XDPBermDropBERM_DROP_RATE_PACKETS  XDPBermDrop = 15
-	XDPBermDropBERM_DROP_RATE_BYTES    XDPBermDrop = 16
-	XDPBermDropBERM_DROP_RATE_SYN      XDPBermDrop = 17
-	XDPBermDropBERM_DROP_NO_BACKEND    XDPBermDrop = 18
-	XDPBermDropBERM_DROP_TOO_BIG       XDPBermDrop = 19
-	XDPBermDropBERM_DROP_AMPLIFIED     XDPBermDrop = 20
-	XDPBermDropBERM_DROP_BAD_INITIAL   XDPBermDrop = 21
-	XDPBermDropBERM_DROP_CARRY         XDPBermDrop = 22
-	XDPBermDropBERM_DROP_REGION        XDPBermDrop = 23
-	XDPBermDropBERM_DROP_MAX           XDPBermDrop = 24
+	XDPBermDropBERM_DROP_NONE           XDPBermDrop = 0
+	XDPBermDropBERM_DROP_TRUNCATED      XDPBermDrop = 1
+	XDPBermDropBERM_DROP_MALFORMED      XDPBermDrop = 2
+	XDPBermDropBERM_DROP_BAD_CHECKSUM   XDPBermDrop = 3
+	XDPBermDropBERM_DROP_BAD_TCP_FLAGS  XDPBermDrop = 4
+	XDPBermDropBERM_DROP_LAND           XDPBermDrop = 5
+	XDPBermDropBERM_DROP_BAD_SOURCE     XDPBermDrop = 6
+	XDPBermDropBERM_DROP_BAD_FRAGMENT   XDPBermDrop = 7
+	XDPBermDropBERM_DROP_TUNNEL_PEER    XDPBermDrop = 8
+	XDPBermDropBERM_DROP_TUNNEL_TAG     XDPBermDrop = 9
+	XDPBermDropBERM_DROP_TUNNEL_INNER   XDPBermDrop = 10
+	XDPBermDropBERM_DROP_NO_SERVICE     XDPBermDrop = 11
+	XDPBermDropBERM_DROP_VERDICT        XDPBermDrop = 12
+	XDPBermDropBERM_DROP_ACL            XDPBermDrop = 13
+	XDPBermDropBERM_DROP_GEO            XDPBermDrop = 14
+	XDPBermDropBERM_DROP_RATE_PACKETS   XDPBermDrop = 15
+	XDPBermDropBERM_DROP_RATE_BYTES     XDPBermDrop = 16
+	XDPBermDropBERM_DROP_RATE_SYN       XDPBermDrop = 17
+	XDPBermDropBERM_DROP_NO_BACKEND     XDPBermDrop = 18
+	XDPBermDropBERM_DROP_TOO_BIG        XDPBermDrop = 19
+	XDPBermDropBERM_DROP_AMPLIFIED      XDPBermDrop = 20
+	XDPBermDropBERM_DROP_BAD_INITIAL    XDPBermDrop = 21
+	XDPBermDropBERM_DROP_RATE_INITIAL   XDPBermDrop = 22
+	XDPBermDropBERM_DROP_RATE_AGGREGATE XDPBermDrop = 23
+	XDPBermDropBERM_DROP_CARRY          XDPBermDrop = 24
+	XDPBermDropBERM_DROP_REGION         XDPBermDrop = 25
+	XDPBermDropBERM_DROP_MAX            XDPBermDrop = 26
 )
 
 type XDPBermEvent struct {
@@ -243,17 +254,9 @@ const (
 )
 
 type XDPBermGate struct {
-	_    structs.HostLayout
-	Syns struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Initials struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
+	_          structs.HostLayout
+	Syns       XDPBermLimit
+	Initials   XDPBermLimit
 	Cookies    uint8
 	Retry      uint8
 	Amplified  uint8
@@ -310,6 +313,12 @@ type XDPBermHeart struct {
 	Noted      uint64
 	Fired      uint32
 	Pad        uint32
+}
+
+type XDPBermLimit struct {
+	_          structs.HostLayout
+	Cost       uint64
+	BurstUnits uint64
 }
 
 type XDPBermNextHop struct {
@@ -369,26 +378,22 @@ type XDPBermPrefixRecord struct {
 }
 
 type XDPBermRateClass struct {
-	_       structs.HostLayout
-	Packets struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
+	_         structs.HostLayout
+	Packets   XDPBermLimit
+	Bytes     XDPBermLimit
+	Syns      XDPBermLimit
+	Flags     uint16
+	Owner     uint8
+	Pad       [5]uint8
+	Name      [16]int8
+	Initials  XDPBermLimit
+	Aggregate struct {
+		_        structs.HostLayout
+		Packets  XDPBermLimit
+		Bytes    XDPBermLimit
+		Syns     XDPBermLimit
+		Initials XDPBermLimit
 	}
-	Bytes struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Syns struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Flags uint16
-	Owner uint8
-	Pad   [5]uint8
-	Name  [16]int8
 }
 
 type XDPBermRateFlags uint32
@@ -397,6 +402,8 @@ const (
 	XDPBermRateFlagsBERM_RATE_USED       XDPBermRateFlags = 1
 	XDPBermRateFlagsBERM_RATE_SHADOW     XDPBermRateFlags = 2
 	XDPBermRateFlagsBERM_RATE_FINE_CLOCK XDPBermRateFlags = 4
+	XDPBermRateFlagsBERM_RATE_INITIALS   XDPBermRateFlags = 8
+	XDPBermRateFlagsBERM_RATE_AGGREGATE  XDPBermRateFlags = 16
 )
 
 type XDPBermRateSet struct {
@@ -458,6 +465,11 @@ const (
 	XDPBermStageBERM_STAGE_MAX     XDPBermStage = 11
 )
 
+type XDPBermStunSet struct {
+	_     structs.HostLayout
+	Cells [8]uint64
+}
+
 type XDPBermVerdict struct {
 	_         structs.HostLayout
 	ExpiresNs uint64
@@ -506,6 +518,7 @@ const (
 	XDPBermVipFlagsBERM_VIP_ADDRESS XDPBermVipFlags = 4
 	XDPBermVipFlagsBERM_VIP_STRICT  XDPBermVipFlags = 8
 	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
+	XDPBermVipFlagsBERM_VIP_STUN    XDPBermVipFlags = 32
 	XDPBermVipFlagsBERM_VIP_GATE    XDPBermVipFlags = 256
 	XDPBermVipFlagsBERM_VIP_GUARD   XDPBermVipFlags = 512
 	XDPBermVipFlagsBERM_VIP_SITES   XDPBermVipFlags = 1024
@@ -522,6 +535,8 @@ type XDPBermVipStats struct {
 	Answered  XDPBermCounter
 	Cid       XDPBermCounter
 	CidLost   XDPBermCounter
+	Stun      XDPBermCounter
+	StunLost  XDPBermCounter
 }
 
 type XDPCaptureBuffer struct {
@@ -602,6 +617,7 @@ type XDPGated struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XDPMapAggregatedPackets = "aggregated_packets"
 	XDPMapBermBackends      = "berm_backends"
 	XDPMapBermCaptures      = "berm_captures"
 	XDPMapBermCarry         = "berm_carry"
@@ -638,6 +654,7 @@ const (
 	XDPMapBermSids          = "berm_sids"
 	XDPMapBermSidsLong      = "berm_sids_long"
 	XDPMapBermStageStats    = "berm_stage_stats"
+	XDPMapBermStun          = "berm_stun"
 	XDPMapBermTenantStats   = "berm_tenant_stats"
 	XDPMapBermVerdictBits   = "berm_verdict_bits"
 	XDPMapBermVerdicts      = "berm_verdicts"
@@ -699,6 +716,7 @@ type XDPProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPMapSpecs struct {
+	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
@@ -735,6 +753,7 @@ type XDPMapSpecs struct {
 	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -772,6 +791,7 @@ func (o *XDPObjects) Close() error {
 //
 // It can be passed to LoadXDPObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPMaps struct {
+	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
@@ -808,6 +828,7 @@ type XDPMaps struct {
 	BermSids          *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
@@ -821,6 +842,7 @@ type XDPMaps struct {
 
 func (m *XDPMaps) Close() error {
 	return _XDPClose(
+		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
 		m.BermCarry,
@@ -857,6 +879,7 @@ func (m *XDPMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

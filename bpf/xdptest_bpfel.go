@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XDPTestMapAggregatedPackets = "aggregated_packets"
 	XDPTestMapBermBackends      = "berm_backends"
 	XDPTestMapBermCaptures      = "berm_captures"
 	XDPTestMapBermCarry         = "berm_carry"
@@ -52,6 +53,7 @@ const (
 	XDPTestMapBermSids          = "berm_sids"
 	XDPTestMapBermSidsLong      = "berm_sids_long"
 	XDPTestMapBermStageStats    = "berm_stage_stats"
+	XDPTestMapBermStun          = "berm_stun"
 	XDPTestMapBermTenantStats   = "berm_tenant_stats"
 	XDPTestMapBermVerdictBits   = "berm_verdict_bits"
 	XDPTestMapBermVerdicts      = "berm_verdicts"
@@ -65,9 +67,16 @@ const (
 	XDPTestProgTestMakeCookie   = "test_make_cookie"
 	XDPTestProgXdpBerm          = "xdp_berm"
 	XDPTestProgXdpBermAt        = "xdp_berm_at"
+	XDPTestProgXdpBermMany      = "xdp_berm_many"
 	XDPTestVarTestCookie        = "test_cookie"
+	XDPTestVarTestGiven         = "test_given"
 	XDPTestVarTestJiffies       = "test_jiffies"
+	XDPTestVarTestLastCpu       = "test_last_cpu"
 	XDPTestVarTestNowNs         = "test_now_ns"
+	XDPTestVarTestPassed        = "test_passed"
+	XDPTestVarTestSources       = "test_sources"
+	XDPTestVarTestStepNs        = "test_step_ns"
+	XDPTestVarTestTurns         = "test_turns"
 )
 
 // LoadXDPTest returns the embedded CollectionSpec for XDPTest.
@@ -116,12 +125,14 @@ type XDPTestProgramSpecs struct {
 	TestMakeCookie *ebpf.ProgramSpec `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.ProgramSpec `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.ProgramSpec `ebpf:"xdp_berm_many"`
 }
 
 // XDPTestMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
+	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
@@ -158,6 +169,7 @@ type XDPTestMapSpecs struct {
 	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -174,8 +186,14 @@ type XDPTestMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestVariableSpecs struct {
 	TestCookie  *ebpf.VariableSpec `ebpf:"test_cookie"`
+	TestGiven   *ebpf.VariableSpec `ebpf:"test_given"`
 	TestJiffies *ebpf.VariableSpec `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.VariableSpec `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.VariableSpec `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.VariableSpec `ebpf:"test_passed"`
+	TestSources *ebpf.VariableSpec `ebpf:"test_sources"`
+	TestStepNs  *ebpf.VariableSpec `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.VariableSpec `ebpf:"test_turns"`
 }
 
 // XDPTestObjects contains all objects after they have been loaded into the kernel.
@@ -198,6 +216,7 @@ func (o *XDPTestObjects) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
+	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
@@ -234,6 +253,7 @@ type XDPTestMaps struct {
 	BermSids          *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun          *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
@@ -247,6 +267,7 @@ type XDPTestMaps struct {
 
 func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
+		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
 		m.BermCarry,
@@ -283,6 +304,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,
@@ -300,8 +322,14 @@ func (m *XDPTestMaps) Close() error {
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestVariables struct {
 	TestCookie  *ebpf.Variable `ebpf:"test_cookie"`
+	TestGiven   *ebpf.Variable `ebpf:"test_given"`
 	TestJiffies *ebpf.Variable `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.Variable `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.Variable `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.Variable `ebpf:"test_passed"`
+	TestSources *ebpf.Variable `ebpf:"test_sources"`
+	TestStepNs  *ebpf.Variable `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.Variable `ebpf:"test_turns"`
 }
 
 // XDPTestPrograms contains all programs after they have been loaded into the kernel.
@@ -312,6 +340,7 @@ type XDPTestPrograms struct {
 	TestMakeCookie *ebpf.Program `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.Program `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.Program `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.Program `ebpf:"xdp_berm_many"`
 }
 
 func (p *XDPTestPrograms) Close() error {
@@ -320,6 +349,7 @@ func (p *XDPTestPrograms) Close() error {
 		p.TestMakeCookie,
 		p.XdpBerm,
 		p.XdpBermAt,
+		p.XdpBermMany,
 	)
 }
 

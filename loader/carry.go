@@ -152,6 +152,7 @@ var shapes = map[string]shape{
 	"berm_drops": flat, "berm_shadows": flat, "berm_vip_stats": flat, "berm_tenant_stats": flat, "berm_sample": flat,
 	"berm_cc_profiles": flat, "berm_cc_countries": flat, "berm_cc_stats": flat,
 	"berm_events":   anew,
+	"berm_stun":     anew,                       // clients show their fragments again within seconds
 	"berm_captures": anew, "berm_packets": anew, // whoever captures asks again
 }
 

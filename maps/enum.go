@@ -38,6 +38,9 @@ const (
 	DropCarry       = Drop(bpf.XDPBermDropBERM_DROP_CARRY)
 	DropRegion      = Drop(bpf.XDPBermDropBERM_DROP_REGION)
 
+	DropRateInitial   = Drop(bpf.XDPBermDropBERM_DROP_RATE_INITIAL)
+	DropRateAggregate = Drop(bpf.XDPBermDropBERM_DROP_RATE_AGGREGATE)
+
 	dropMax = Drop(bpf.XDPBermDropBERM_DROP_MAX)
 )
 
@@ -65,8 +68,11 @@ var dropNames = [...][2]string{
 	DropTooBig:      {"too_big", "the packet does not fit the MTU once encapsulated"},
 	DropAmplified:   {"amplified", "UDP from the port of a service that is abused to amplify attacks"},
 	DropBadInitial:  {"bad_initial", "a QUIC packet with a long header that no client sends"},
-	DropCarry:       {"carry", "no flow of this site, and more than may be carried to other sites"},
-	DropRegion:      {"region", "the service is another region's alone"},
+
+	DropRateInitial:   {"rate_initial", "the source's rate of QUIC Initials is above its class"},
+	DropRateAggregate: {"rate_aggregate", "the sources of its IPv4 /24 or IPv6 /48 are together above their class, and it is above its share"},
+	DropCarry:         {"carry", "no flow of this site, and more than may be carried to other sites"},
+	DropRegion:        {"region", "the service is another region's alone"},
 }
 
 // String is the reason's name.
@@ -101,7 +107,7 @@ func (d Drop) Stage() Stage {
 
 var dropStages = map[Drop]Stage{
 	DropNoService: StageVIP, DropVerdict: StageVerdict, DropACL: StagePrefix, DropGeo: StageGeo,
-	DropNoBackend: StageSteer, DropTooBig: StageDeliver,
+	DropNoBackend: StageSteer, DropTooBig: StageDeliver, DropAmplified: StageGate, DropBadInitial: StageGate,
 	DropCarry: StageSteer, DropRegion: StageSteer,
 }
 

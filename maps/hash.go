@@ -24,10 +24,37 @@ func VIPHash(seed [2]uint64, addr netip.Addr, port uint16, proto Protocol) uint6
 
 // SourceHash places a source in the rate cells and the verdict bits.
 func SourceHash(seed [2]uint64, source netip.Addr) uint64 {
+	n, _ := sourceNumber(source)
+	return hashSource(seed, n)
+}
+
+// AggregateHash places the IPv4 /24 or IPv6 /48 of a source in the rate cells.
+func AggregateHash(seed [2]uint64, source netip.Addr) uint64 {
+	n, six := sourceNumber(source)
+	if six {
+		return hashSource(seed, n>>16)
+	}
+	return hashSource(seed, n>>8)
+}
+
+// ShareHash places that part of it there that has a share: the address, or the IPv6 /56.
+func ShareHash(seed [2]uint64, source netip.Addr) uint64 {
+	n, six := sourceNumber(source)
+	if six {
+		return hashSource(seed, n>>8)
+	}
+	return hashSource(seed, n)
+}
+
+func sourceNumber(source netip.Addr) (n uint64, six bool) {
 	n, lo := halves(source)
 	if source.Unmap().Is4() {
-		n = lo & 0xffffffff
+		return lo & 0xffffffff, false
 	}
+	return n, true
+}
+
+func hashSource(seed [2]uint64, n uint64) uint64 {
 	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
 }
 

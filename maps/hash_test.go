@@ -36,3 +36,16 @@ func TestSourceOf(t *testing.T) {
 		}
 	}
 }
+
+func TestAggregateOf(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.7":            "192.0.2.0/24",
+		"::ffff:192.0.2.7":     "192.0.2.0/24",
+		"2001:db8:1:2:3:4:5:6": "2001:db8:1::/48",
+		"fe80::1%eth0":         "fe80::/48",
+	} {
+		if got := AggregateOf(netip.MustParseAddr(in)); got.String() != want {
+			t.Errorf("AggregateOf(%s) = %s, want %s", in, got, want)
+		}
+	}
+}

@@ -80,6 +80,9 @@ func (n nameTables) records(list []VIP) ([]bpf.XDPBermVip, error) {
 			r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC)
 		}
 		v.Sites.encode(&r, func(name string) uint16 { return resolve(v, "backends", name, n.sets) })
+		if v.STUN {
+			r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_STUN)
+		}
 		out = append(out, r)
 	}
 	return out, errors.Join(errs...)
@@ -96,5 +99,6 @@ func (n nameTables) vip(id uint32, r *bpf.XDPBermVip) VIP {
 		Strict:    r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_STRICT) != 0,
 		QUIC:      r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC) != 0,
 		Sites:     n.sites(r),
+		STUN:      r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_STUN) != 0,
 	}
 }

@@ -66,6 +66,19 @@ static __always_inline __u64 source_hash(const __u64 seed[2], __u64 source)
 	return mix((mix((source ^ seed[0]) * HASH_B) ^ seed[1]) * HASH_A);
 }
 
+/* What limits call the aggregate of a source, an IPv4 /24 or an IPv6 /48, and the part of it that has a
+ * share: the address, or a /56.
+ */
+static __always_inline __u64 aggregate_hash(const __u64 seed[2], __u64 source, bool six)
+{
+	return source_hash(seed, source >> (six ? 16 : 8));
+}
+
+static __always_inline __u64 share_hash(const __u64 seed[2], __u64 source, bool six)
+{
+	return source_hash(seed, source >> (six ? 8 : 0));
+}
+
 #define ROTL(x, b) ((x) << (b) | (x) >> (64 - (b)))
 
 struct sip {
@@ -137,6 +150,16 @@ static __always_inline __u64 flow_hash(const __u64 key[2], bool six, const struc
 	sip_word(&s, bpf_be64_to_cpu(dst->halves[0]));
 	sip_word(&s, bpf_be64_to_cpu(dst->halves[1]));
 	return sip_end(&s, ports, 37);
+}
+
+/* What shows that an ICE username fragment is ours: 48 bits of the keyed hash of its first 48. No flow
+ * has six bytes, so that one says nothing about the other.
+ */
+static __always_inline __u64 ufrag_check(const __u64 key[2], __u64 named)
+{
+	struct sip s = sip_init(key);
+
+	return sip_end(&s, named, 6) >> 16;
 }
 
 static __always_inline __u32 flow_row(__u64 flow)

@@ -86,6 +86,9 @@ struct {
 	__type(value, struct berm_sid);
 } berm_sids_long SEC(".maps");
 
+/* XDP */
+ARRAY(berm_stun, struct berm_stun_set, BERM_STUN_SETS, 0);
+
 /* XDP; metrics and top read */
 PERCPU(berm_drops, struct berm_counter, BERM_DROP_MAX);
 PERCPU(berm_shadows, struct berm_counter, BERM_DROP_MAX);

@@ -66,7 +66,7 @@ static __always_inline void count_vip(const struct packet *pkt)
 	if (!stats)
 		return;
 	add(&stats->in, pkt->len);
-	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
+	if (UNLIKELY(shadowed_of(pkt)))
 		add(&stats->shadowed, pkt->len);
 	if (exit == BERM_EXIT_DROP)
 		add(&stats->dropped, pkt->len);
@@ -78,6 +78,8 @@ static __always_inline void count_vip(const struct packet *pkt)
 		add(&stats->answered, pkt->len);
 	if (UNLIKELY(is(pkt, PACKET_CID | PACKET_CID_LOST)))
 		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
+	if (UNLIKELY(is(pkt, PACKET_STUN | PACKET_STUN_LOST)))
+		add(is(pkt, PACKET_STUN) ? &stats->stun : &stats->stun_lost, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }
@@ -155,8 +157,8 @@ static __always_inline int finish(struct packet *pkt, const struct now *now, int
 		return act;
 	if (LIKELY(pkt->vip))
 		count_vip(pkt);
-	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
-		shadow = count_shadows(pkt->facts >> SHADOWED_SHIFT, pkt->len);
+	if (UNLIKELY(shadowed_of(pkt)))
+		shadow = count_shadows(shadowed_of(pkt), pkt->len);
 	if (pkt->drop)
 		before = count(&berm_drops, pkt->drop, pkt->len);
 	if (pkt->end % BERM_EXIT_MAX == BERM_EXIT_FOREIGN && !shadow)

@@ -120,6 +120,7 @@ func (a *app) status(s control.Status) {
 		listen = append(listen, l.Address+"/"+l.Network+" ("+strings.Join(l.Protocols, ", ")+")")
 	}
 	a.out.Field("listen", "%s", or(strings.Join(listen, ", "), "nowhere"))
+	a.out.Field("tls", "tcp %s, quic %s", handshakes(s.TLS.TCP), handshakes(s.TLS.QUIC))
 	a.out.Field("geo", "%d prefixes, %d records, from %s", s.Geo.Prefixes, s.Geo.Records, or(strings.Join(s.Geo.Databases, ", "), "no database"))
 	a.out.Field("cache", "%s, %s of %s, %.1f %% hits", plural(s.Cache.Objects, "object"), out.Bytes(float64(s.Cache.Bytes)), out.Bytes(float64(s.Cache.MaxBytes)), 100*s.Cache.HitRatio)
 	if len(s.VIPs) > 0 {
@@ -128,6 +129,13 @@ func (a *app) status(s control.Status) {
 	}
 	a.backends(s.Backends)
 	a.origins(s.Origins)
+}
+
+func handshakes(h control.Handshakes) string {
+	if h.Full+h.Resumed == 0 {
+		return "no handshakes"
+	}
+	return sprintf("%s handshakes (%.0f %% resumed)", count(h.Full+h.Resumed), 100*float64(h.Resumed)/float64(h.Full+h.Resumed))
 }
 
 func (a *app) kernelLine(k control.KernelInfo) {

@@ -21,6 +21,7 @@ import (
 	"github.com/bermedge/berm/userspace/pipeline"
 	"github.com/bermedge/berm/userspace/quiclb"
 	"github.com/bermedge/berm/userspace/steer"
+	"github.com/bermedge/berm/userspace/tickets"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -32,7 +33,7 @@ type Config struct {
 	Node     Node                       `yaml:"node"`
 	Kernel   Kernel                     `yaml:"kernel"`
 	Listen   transport.Config           `yaml:"listen"`
-	TLS      certs.Config               `yaml:"tls"`
+	TLS      TLS                        `yaml:"tls"`
 	Admin    control.Config             `yaml:"admin"`
 	VIPs     []VIP                      `yaml:"vips"`
 	Backends map[string][]steer.Backend `yaml:"backends"`
@@ -48,6 +49,13 @@ type Config struct {
 	CC       congestion.Config          `yaml:"cc"`
 	FEC      fec.Config                 `yaml:"fec"`
 	Log      observe.Config             `yaml:"log"`
+}
+
+// TLS is the section tls.
+type TLS struct {
+	certs.Config `yaml:",inline"`
+	Tickets      tickets.Config `yaml:"tickets"`
+	EarlyData    tickets.Early  `yaml:"early_data"`
 }
 
 // Node is this edge.
@@ -90,6 +98,8 @@ type VIP struct {
 	// QUIC sends packets to the backend that their connection ID names; default: where bermd serves
 	// HTTP/3 at the VIP's port.
 	QUIC bool `yaml:"quic"`
+	// STUN sends WebRTC to the backend that has given out its ICE username fragment (berm steer ufrag).
+	STUN bool `yaml:"stun"`
 }
 
 // Gate guards a service against floods whose sources are made up. Rates are of all sources
@@ -111,20 +121,36 @@ type Rate struct {
 // RateClass is a set of limits for one source (IPv6: a /64), in what one edge sees of it. 0 is no
 // limit; a burst left out is one second's worth.
 type RateClass struct {
-	Packets      uint64 `yaml:"packets"`
-	PacketsBurst uint64 `yaml:"packets_burst"`
-	Bytes        uint64 `yaml:"bytes"`
-	BytesBurst   uint64 `yaml:"bytes_burst"`
-	SYNs         uint64 `yaml:"syns"`
-	SYNsBurst    uint64 `yaml:"syns_burst"`
-	Shadow       bool   `yaml:"shadow"`
+	Packets       uint64    `yaml:"packets"`
+	PacketsBurst  uint64    `yaml:"packets_burst"`
+	Bytes         uint64    `yaml:"bytes"`
+	BytesBurst    uint64    `yaml:"bytes_burst"`
+	SYNs          uint64    `yaml:"syns"`
+	SYNsBurst     uint64    `yaml:"syns_burst"`
+	Initials      uint64    `yaml:"initials"` // of QUIC; a client sends one to three for a connection
+	InitialsBurst uint64    `yaml:"initials_burst"`
+	Aggregate     Aggregate `yaml:"aggregate"`
+	Shadow        bool      `yaml:"shadow"`
+}
+
+// Aggregate is the limits of all sources of an IPv4 /24, or an IPv6 /48, together. Where one is exceeded, each
+// address (IPv6: /56) may still send 1/256 of it.
+type Aggregate struct {
+	Packets       uint64 `yaml:"packets"`
+	PacketsBurst  uint64 `yaml:"packets_burst"`
+	Bytes         uint64 `yaml:"bytes"`
+	BytesBurst    uint64 `yaml:"bytes_burst"`
+	SYNs          uint64 `yaml:"syns"`
+	SYNsBurst     uint64 `yaml:"syns_burst"`
+	Initials      uint64 `yaml:"initials"`
+	InitialsBurst uint64 `yaml:"initials_burst"`
 }
 
 // Default is what an empty file means.
 func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
-		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
+		Listen: transport.Default(), TLS: TLS{Config: certs.Default(), Tickets: tickets.Default()}, Admin: control.Default(),
 		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman, Carry: steer.DefaultCarry()}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }
@@ -187,9 +213,14 @@ func (c RateClass) Class(name string) maps.RateClass {
 		return maps.Limit{PerSecond: rate, Burst: burst}
 	}
 	const packet = 1500 // a burst below one full-sized packet would refuse that packet for ever
+	a := c.Aggregate
 	return maps.RateClass{
 		Name: name, Owner: maps.OwnerFile, Shadow: c.Shadow, Packets: limit(c.Packets, c.PacketsBurst, 1),
-		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1),
+		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1), Initials: limit(c.Initials, c.InitialsBurst, 1),
+		Aggregate: maps.Limits{
+			Packets: limit(a.Packets, a.PacketsBurst, 1), Bytes: limit(a.Bytes, a.BytesBurst, packet),
+			SYNs: limit(a.SYNs, a.SYNsBurst, 1), Initials: limit(a.Initials, a.InitialsBurst, 1),
+		},
 	}
 }
 
@@ -197,7 +228,7 @@ func (c RateClass) Class(name string) maps.RateClass {
 func (v VIP) Service() maps.VIP {
 	return maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol, Owner: maps.OwnerFile, Tenant: v.Tenant,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, STUN: v.STUN,
 		Gate: maps.Gate(v.Gate),
 	}
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -78,6 +79,27 @@ func (c *Config) checkQUIC(d *decoder) {
 			v.QUIC = v.Protocol == bermmaps.ProtocolUDP && v.Backends != "" && len(c.QUIC.CIDs) > 0 && c.listensQUIC(v.Port)
 		} else if v.QUIC && v.Protocol != bermmaps.ProtocolUDP {
 			d.report(at, fmt.Sprintf("is true, but protocol is %s", v.Protocol), "QUIC runs over udp: a service of both takes two entries")
+		}
+		c.checkSTUN(d, i)
+	}
+}
+
+// checkSTUN reports a VIP that cannot steer by ICE username fragment.
+func (c *Config) checkSTUN(d *decoder, i int) {
+	v, at := c.VIPs[i], fmt.Sprintf("vips[%d].stun", i)
+	switch {
+	case !v.STUN:
+	case v.Protocol != bermmaps.ProtocolUDP:
+		d.report(at, fmt.Sprintf("is true, but protocol is %s", v.Protocol), "STUN is steered over udp")
+	case v.QUIC:
+		d.report(at, "is true, and so is quic", "a service speaks one of them: at the port of HTTP/3 WebRTC needs quic: false")
+	case v.Backends == "":
+		d.report(at, "is true, but the VIP has no backends", "name the set among whose edges fragments choose")
+	default:
+		for _, b := range c.Backends[v.Backends] {
+			if b.Server() > math.MaxUint16 {
+				d.report(at, fmt.Sprintf("is true, but backend %q has server ID %d", b.Name, b.Server()), "an ICE username fragment has room for two bytes: write a smaller one")
+			}
 		}
 	}
 }

@@ -203,12 +203,17 @@ func (c *Client) SetShadow(ctx context.Context, change ShadowChange) (out Change
 
 // ExplainSteer tells where a flow's packets go, and why.
 func (c *Client) ExplainSteer(ctx context.Context, f Flow) (out Steering, err error) {
-	q := url.Values{"protocol": {f.Protocol}, "cid": {f.CID}, "long": {strconv.FormatBool(f.Long)}}
+	q := url.Values{"protocol": {f.Protocol}, "cid": {f.CID}, "long": {strconv.FormatBool(f.Long)}, "ufrag": {f.Ufrag}}
 	if f.Source.IsValid() || f.Destination.IsValid() {
 		q.Set("source", f.Source.String())
 		q.Set("destination", f.Destination.String())
 	}
 	return out, c.call(ctx, http.MethodGet, "/v1/steer/explain?"+q.Encode(), nil, &out)
+}
+
+// MintUfrag makes an ICE username fragment that names a backend, "" for the daemon's own host.
+func (c *Client) MintUfrag(ctx context.Context, backend string) (out Ufrag, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/steer/ufrag?"+url.Values{"backend": {backend}}.Encode(), nil, &out)
 }
 
 // Drops asks for the refused packets by reason.

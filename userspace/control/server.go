@@ -133,12 +133,15 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 	"GET /v1/shadow":        func(t Tables, r *http.Request) (any, error) { return t.ShadowRules(r.Context()) },
 	"PUT /v1/shadow":        func(t Tables, r *http.Request) (any, error) { return with(t.SetShadow)(r) },
 	"GET /v1/steer/explain": explainSteer,
-	"GET /v1/drops":         func(t Tables, r *http.Request) (any, error) { return t.Drops(r.Context()) },
+	"POST /v1/steer/ufrag": func(t Tables, r *http.Request) (any, error) {
+		return t.MintUfrag(r.Context(), r.FormValue("backend"))
+	},
+	"GET /v1/drops": func(t Tables, r *http.Request) (any, error) { return t.Drops(r.Context()) },
 }
 
 func explainSteer(t Tables, r *http.Request) (any, error) {
-	f := Flow{Protocol: r.FormValue("protocol"), CID: r.FormValue("cid"), Long: r.FormValue("long") == "true"}
-	if f.CID != "" && r.FormValue("source") == "" && r.FormValue("destination") == "" {
+	f := Flow{Protocol: r.FormValue("protocol"), CID: r.FormValue("cid"), Long: r.FormValue("long") == "true", Ufrag: r.FormValue("ufrag")}
+	if (f.CID != "" || f.Ufrag != "") && r.FormValue("source") == "" && r.FormValue("destination") == "" {
 		return t.ExplainSteer(r.Context(), f)
 	}
 	var err1, err2 error

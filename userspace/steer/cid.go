@@ -54,11 +54,9 @@ func (c Config) validateServers() (errs []error) {
 	return errs
 }
 
-// nameServers tells the kernel half which backend has which server ID, and how connection IDs say so.
+// nameServers tells the kernel half which backend has which server ID, and how connection IDs say so. ICE
+// username fragments need no more than the IDs.
 func (c *Controller) nameServers(cfg Config, backends map[string]*backend, sets map[string]*set) error {
-	if len(cfg.CIDs) == 0 {
-		return c.maps.CIDs.Replace(nil, nil)
-	}
 	servers := map[string]*bermmaps.Server{}
 	far := cfg.siteSets()
 	for set, members := range cfg.all() {

@@ -27,6 +27,7 @@ import (
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/pipeline"
 	"github.com/bermedge/berm/userspace/steer"
+	"github.com/bermedge/berm/userspace/tickets"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -55,6 +56,8 @@ type Edge struct {
 	history *observe.History
 
 	certs    *certs.Store
+	tickets  *tickets.Keys
+	early    tickets.EarlyStage
 	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
@@ -103,9 +106,14 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		}
 	}()
 	boundHeap(cfg.Cache.HeapLimit())
-	if e.certs, err = certs.Open(cfg.TLS, opts.State, certNames(cfg)); err != nil {
+	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
 	}
+	if e.tickets, err = tickets.Open(cfg.TLS.Tickets, opts.State, e.clock); err != nil {
+		return nil, err
+	}
+	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
+	e.early.Apply(cfg.TLS.EarlyData)
 	if e.content, err = newContent(cfg, e.clock); err != nil {
 		return nil, err
 	}
@@ -140,6 +148,7 @@ func (e *Edge) buildPipeline() (err error) {
 	page := control.Page(e)
 	stages := []pipeline.Stage{
 		pipeline.Identify{},
+		&e.early,
 		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
 		&e.content.routes, &e.content.cache, &e.content.origin,
@@ -162,9 +171,9 @@ func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
 // listen opens the public listeners, the admin socket and the metrics' listener.
 func (e *Edge) listen(cfg *config.Config) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
-		TLS: e.certs.TLS(), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
+		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
 		ConnectionIDs: e.cids.generator(), Keeper: e.opts.Keeper, Held: e.opts.Held,
-		VerifyClients: e.kernel.clientsMustShow,
+		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData,
 	})
 	if err != nil {
 		e.server = nil
@@ -214,7 +223,7 @@ func (e *Edge) resetKey() (key [32]byte) {
 	_, _ = rand.Read(key[:]) // never fails, and ends the process if it ever does
 	if e.opts.State != "" {
 		if err := os.WriteFile(path, key[:], 0o600); err != nil {
-			e.log.Warn("the state directory cannot be written: a restart changes a self-signed certificate, and QUIC clients notice it only by timeout", "error", err)
+			e.log.Warn("the state directory cannot be written: a restart changes a self-signed certificate and forgets TLS sessions, and QUIC clients notice it only by timeout", "error", err)
 		}
 	}
 	return key
@@ -238,7 +247,8 @@ func (e *Edge) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.tasks.Go(func() { e.kernel.run(work) })
 	e.tasks.Go(func() { e.kernel.live(work) })
-	e.tasks.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
+	e.tasks.Go(func() { e.certs.Watch(work, time.Second, e.certsChanged) })
+	e.tasks.Go(func() { e.tickets.Watch(work, time.Second, e.ticketsFailed) })
 	e.tasks.Go(func() { e.watchdog(work) })
 	e.tasks.Go(func() { e.heart.run(work) })
 	e.tasks.Go(func() { e.anycast.Run(work) })
@@ -298,11 +308,13 @@ func (e *Edge) close(ctx context.Context) error {
 
 func (e *Edge) certsChanged(err error) {
 	if err != nil {
-		e.log.Error("certificates not reloaded: the old ones stay", "error", err)
+		e.log.Error("certificates not taken: those before them stay", "error", err)
 		return
 	}
 	e.log.Info("certificates reloaded")
 }
+
+func (e *Edge) ticketsFailed(err error) { e.log.Warn("ticket keys", "error", err) }
 
 func (e *Edge) notify(state string) {
 	if e.opts.Notify != nil {
