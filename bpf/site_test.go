@@ -321,6 +321,20 @@ func TestCarryByConnectionID(t *testing.T) {
 			{"from an edge outside", world(func(v *bpf.XDPBermVip) { v.Region, v.Flags = regionFar, v.Flags|vipRegion|vipOutside }), frame, carried},
 			{"from another site", both(peers, world(nil)), there, decapped(vip, there, frame[14:])},
 		})
+
+		k := newKernel(t)
+		world(nil)(t, k)
+		var bounds bpf.XDPBermCarry
+		bounds.Source.Cost, bounds.Source.BurstUnits = limit(1000, 3)
+		put(t, k.BermCarry, uint32(0), &bounds)
+		for range 3 {
+			k.check(t, frame, carried)
+		}
+		bounded := dropped(vip, "STEER", "CARRY")
+		bounded.counts["vip/"+vip+"/cid"] = 1
+		k.check(t, frame, bounded)
+		world(func(v *bpf.XDPBermVip) { v.Region, v.Flags = regionFar, v.Flags|vipRegion|vipOutside })(t, k)
+		k.check(t, frame, carried) // with all that comes for a service of another region
 	}
 }
 

@@ -100,18 +100,26 @@ static __always_inline bool carry_allowed(const struct berm_config *cfg, __u64 n
 	       rate_take_anywhere(set, &carry->all, tag, time, 1) != RATE_REFUSED;
 }
 
-/* A packet that this host's stack would get, of a flow that it does not have. */
-static __always_inline int site_carry(const struct berm_vip *vip, const struct sited *in,
-				      __u64 jiffies)
+/* Carries a packet, to a backend that is another than the rows say if to is not 0, within the bounds. */
+static __always_inline int site_carry(const struct sited *in, __u64 jiffies, __u32 to)
 {
-	__u32 key = 0, to = site_owner(vip, vip->carry_set, in->hash), why = 0;
+	__u32 key = 0, why = 0;
 	struct berm_config *cfg = bpf_map_lookup_elem(&berm_config, &key);
 
-	if (!to || !cfg)
-		return 0;
-	if (!carry_allowed(cfg, in->number, jiffies))
+	if (cfg && !carry_allowed(cfg, in->number, jiffies))
 		why = BERM_DROP_CARRY;
 	return to | PACKET_CARRIED | why << SITE_WHY;
+}
+
+/* To an edge of another site's that the packet's connection ID names; region is that edge's. */
+static __always_inline int site_named(const struct berm_vip *vip, const struct sited *in,
+				      __u64 jiffies, __u8 region)
+{
+	if (vip->region && vip->region != region)
+		return PACKET_CARRIED | BERM_DROP_REGION << SITE_WHY;
+	if (vip->flags & BERM_VIP_OUTSIDE)
+		return PACKET_CARRIED; /* as all that comes for it */
+	return site_carry(in, jiffies, 0);
 }
 
 static __always_inline int site_outside(const struct berm_vip *vip, const struct sited *in,
@@ -131,10 +139,8 @@ __noinline int site_of(struct xdp_md *ctx, const struct sited *in, __u64 facts, 
 
 	if (!in || !vip)
 		return 0;
-	if (backend & SITE_REMOTE) /* by its connection ID */
-		return PACKET_CARRIED |
-		       (vip->region && vip->region != (__u8)backend ? BERM_DROP_REGION : 0)
-			       << SITE_WHY;
+	if (backend & SITE_REMOTE)
+		return site_named(vip, in, jiffies, backend);
 	if (vip->flags & BERM_VIP_OUTSIDE)
 		return site_outside(vip, in, hops);
 	if (!(facts & (PACKET_OUTER | PACKET_FRAGMENT | PACKET_OTHER)) &&
@@ -148,7 +154,8 @@ __noinline int site_of(struct xdp_md *ctx, const struct sited *in, __u64 facts, 
 	if ((in->flow.ports & 0xff) != IPPROTO_TCP || !flow_has_port(in->flow.ports) ||
 	    holds_flow(ctx, &in->flow, facts))
 		return 0;
-	return site_carry(vip, in, jiffies);
+	to = site_owner(vip, vip->carry_set, in->hash);
+	return to ? site_carry(in, jiffies, to) : 0;
 }
 
 static __always_inline int site_leave(struct packet *pkt, const struct now *now)

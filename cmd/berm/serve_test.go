@@ -84,7 +84,11 @@ func (d *daemon) Spill(_ context.Context, s control.Spill) (control.Changes, err
 // Plan answers with what it was asked.
 func (d *daemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
 	b, err := json.Marshal(p)
-	return control.Plan{Sets: []control.SetPlan{{Set: string(b), Rows: 65537, Moved: 6600, Least: 6554, Backends: []control.BackendPlan{
+	var spills []control.SpillPlan
+	for _, s := range p.Spills {
+		spills = append(spills, control.SpillPlan{VIP: s.VIP, Before: control.Spill{VIP: s.VIP, To: "nyc", BasisPoints: 100}, After: s, Moved: 250})
+	}
+	return control.Plan{Spills: spills, Sets: []control.SetPlan{{Set: string(b), Rows: 65537, Moved: 6600, Least: 6554, Backends: []control.BackendPlan{
 		{Name: "edge1", Before: 65537, After: 58983}, {Name: "edge2", After: 6554},
 	}}}}, err
 }

@@ -44,7 +44,7 @@ func upTwoSites(ctx context.Context, lab *rig.Lab, opts Options) (Topology, erro
 		}
 		return siteB
 	}
-	t.Main.routes = func(ctx context.Context) error {
+	t.routes = func(ctx context.Context) error {
 		for _, rule := range [][]string{
 			{"ip", "rule", "add", "from", good4 + "/24", "lookup", clientTable},
 			{"ip", "-6", "rule", "add", "from", good6 + "/64", "lookup", clientTable},
@@ -189,16 +189,16 @@ func (t TwoSites) flip(ctx context.Context, limit time.Duration) (*crowd, downlo
 		return nil, download{}, err
 	}
 	defer c.stop()
-	paced, err := QUICRebind{t.Main}.originPaced(ctx)
+	paced, err := QUICRebind(t).originPaced(ctx)
 	if err != nil {
 		return nil, download{}, err
 	}
 	var h3 download
 	var h3Err error
 	var wg sync.WaitGroup
-	wg.Go(func() { h3, h3Err = QUICRebind{t.Main}.download(ctx, vip4, 443, limit) })
+	wg.Go(func() { h3, h3Err = QUICRebind(t).download(ctx, vip4, 443, limit) })
 	err = rig.Until(ctx, flowLimit, "the download over HTTP/3 has begun", func() (bool, error) {
-		n, err := QUICRebind{t.Main}.originPaced(ctx)
+		n, err := QUICRebind(t).originPaced(ctx)
 		return n > paced, err
 	})
 	err = errors.Join(err, t.route(ctx, t.at(siteB)))
@@ -252,7 +252,8 @@ func (t TwoSites) checkWithout(ctx context.Context, r *Recorder) error {
 	n, _ := broken(c.flows)
 	r.Equal(fmt.Sprintf("without other sites: of %d flows in flight reset", len(c.flows)), uint64(len(c.flows)), n, "flows")
 	c.mu.Lock()
-	r.Equal(fmt.Sprintf("without other sites: of %d downloads (curl) cut", c.downloads), uint64(c.downloads), uint64(len(c.cut)), "downloads")
+	// Some may have been over, or in the client's buffers, before the routes changed.
+	r.AtLeast(fmt.Sprintf("without other sites: of %d downloads (curl) cut", c.downloads), 1, float64(len(c.cut)), "downloads")
 	c.mu.Unlock()
 	r.Same("without other sites: the download over HTTP/3 is complete", "false", fmt.Sprint(h3.complete), "")
 	return errors.Join(set(false), t.route(ctx, t.at(siteA)), t.awaitRows(ctx))

@@ -77,11 +77,18 @@ func TestFullFile(t *testing.T) {
 	if s := c.Steering(); s.Node.Name != "edge1" || len(s.Sets["edges"]) != 2 || s.SecretFile != secret || s.Probe.Interval != 200*time.Millisecond || s.Probe.Protocol != "udp" {
 		t.Errorf("%+v", s)
 	}
+	s := c.Steering()
+	if a := s.SitesOf(c.VIPs[0].Abroad()); a != (maps.Sites{Carry: "edges.nyc", Hops: 1, Spill: "edges.nyc", SpillPoints: 250}) {
+		t.Errorf("sites of a service that spills: %+v", a)
+	}
+	if a := s.SitesOf(c.VIPs[3].Abroad()); a != (maps.Sites{Carry: "edges.nyc", Hops: 1, Region: 2, Outside: true}) || s.Carry.Packets != 500_000 || s.Carry.SourcePackets != 50_000 {
+		t.Errorf("sites of another region's service: %+v, %+v", a, s.Carry)
+	}
 	// The UDP service at a port where HTTP/3 is served is QUIC's; no other is.
 	if c.VIPs[0].QUIC || !c.VIPs[1].Service().QUIC || c.VIPs[2].QUIC {
 		t.Errorf("services of QUIC: %+v", c.VIPs)
 	}
-	s, err := c.ReadSteering()
+	s, err = c.ReadSteering()
 	if err != nil || len(s.CIDs) != 2 || len(s.CIDs[0].Key) != 16 || len(c.Steering().CIDs[0].Key) != 0 || s.CIDs[1].ServerIDLen != 2 {
 		t.Errorf("%+v %v", s.CIDs, err)
 	}
@@ -91,7 +98,7 @@ func TestFullFile(t *testing.T) {
 	if p := c.Anycast.Peers[0]; p.Port != 179 || p.BFD.Multiplier != 3 || p.BFD.Interval != 80*time.Millisecond || c.Anycast.RouterID != c.Node.Address4 || *c.Anycast.Announcements[0].MED != 5 {
 		t.Errorf("%+v %+v", c.Anycast, p)
 	}
-	if a := c.Announces(); len(a) != 2 || a[0].String() != "192.0.2.10" {
+	if a := c.Announces(); len(a) != 3 || a[0].String() != "192.0.2.10" {
 		t.Errorf("%v", a)
 	}
 	if at := c.AnswersProbes(); len(at) != 1 || at[0].String() != "10.0.0.1:9191" {
