@@ -16,46 +16,49 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	SockOpsMapBermBackends      = "berm_backends"
-	SockOpsMapBermCaptures      = "berm_captures"
-	SockOpsMapBermCids          = "berm_cids"
-	SockOpsMapBermConfig        = "berm_config"
-	SockOpsMapBermDrops         = "berm_drops"
-	SockOpsMapBermEvents        = "berm_events"
-	SockOpsMapBermGateStates    = "berm_gate_states"
-	SockOpsMapBermGates         = "berm_gates"
-	SockOpsMapBermGeoPolicies   = "berm_geo_policies"
-	SockOpsMapBermGeoRules      = "berm_geo_rules"
-	SockOpsMapBermHeart         = "berm_heart"
-	SockOpsMapBermPackets       = "berm_packets"
-	SockOpsMapBermPaths         = "berm_paths"
-	SockOpsMapBermPeers         = "berm_peers"
-	SockOpsMapBermPrefix4       = "berm_prefix4"
-	SockOpsMapBermPrefix4Blocks = "berm_prefix4_blocks"
-	SockOpsMapBermPrefix4Leaves = "berm_prefix4_leaves"
-	SockOpsMapBermPrefix6Leaves = "berm_prefix6_leaves"
-	SockOpsMapBermPrefix6Nodes  = "berm_prefix6_nodes"
-	SockOpsMapBermPrefix6Root   = "berm_prefix6_root"
-	SockOpsMapBermPrefixRecords = "berm_prefix_records"
-	SockOpsMapBermRateCells     = "berm_rate_cells"
-	SockOpsMapBermRateClasses   = "berm_rate_classes"
-	SockOpsMapBermReply         = "berm_reply"
-	SockOpsMapBermRows          = "berm_rows"
-	SockOpsMapBermSample        = "berm_sample"
-	SockOpsMapBermSets          = "berm_sets"
-	SockOpsMapBermShadows       = "berm_shadows"
-	SockOpsMapBermSids          = "berm_sids"
-	SockOpsMapBermSidsLong      = "berm_sids_long"
-	SockOpsMapBermStageStats    = "berm_stage_stats"
-	SockOpsMapBermTenantStats   = "berm_tenant_stats"
-	SockOpsMapBermVerdictBits   = "berm_verdict_bits"
-	SockOpsMapBermVerdicts      = "berm_verdicts"
-	SockOpsMapBermVipSeeds      = "berm_vip_seeds"
-	SockOpsMapBermVipSlots      = "berm_vip_slots"
-	SockOpsMapBermVipStats      = "berm_vip_stats"
-	SockOpsMapBermVips          = "berm_vips"
-	SockOpsMapPathReports       = "path_reports"
-	SockOpsProgBermSockOps      = "berm_sock_ops"
+	SockOpsMapBermBackends          = "berm_backends"
+	SockOpsMapBermCaptures          = "berm_captures"
+	SockOpsMapBermCids              = "berm_cids"
+	SockOpsMapBermConfig            = "berm_config"
+	SockOpsMapBermDrops             = "berm_drops"
+	SockOpsMapBermEvents            = "berm_events"
+	SockOpsMapBermGateStates        = "berm_gate_states"
+	SockOpsMapBermGates             = "berm_gates"
+	SockOpsMapBermGenerationPorts   = "berm_generation_ports"
+	SockOpsMapBermGenerationSockets = "berm_generation_sockets"
+	SockOpsMapBermGenerations       = "berm_generations"
+	SockOpsMapBermGeoPolicies       = "berm_geo_policies"
+	SockOpsMapBermGeoRules          = "berm_geo_rules"
+	SockOpsMapBermHeart             = "berm_heart"
+	SockOpsMapBermPackets           = "berm_packets"
+	SockOpsMapBermPaths             = "berm_paths"
+	SockOpsMapBermPeers             = "berm_peers"
+	SockOpsMapBermPrefix4           = "berm_prefix4"
+	SockOpsMapBermPrefix4Blocks     = "berm_prefix4_blocks"
+	SockOpsMapBermPrefix4Leaves     = "berm_prefix4_leaves"
+	SockOpsMapBermPrefix6Leaves     = "berm_prefix6_leaves"
+	SockOpsMapBermPrefix6Nodes      = "berm_prefix6_nodes"
+	SockOpsMapBermPrefix6Root       = "berm_prefix6_root"
+	SockOpsMapBermPrefixRecords     = "berm_prefix_records"
+	SockOpsMapBermRateCells         = "berm_rate_cells"
+	SockOpsMapBermRateClasses       = "berm_rate_classes"
+	SockOpsMapBermReply             = "berm_reply"
+	SockOpsMapBermRows              = "berm_rows"
+	SockOpsMapBermSample            = "berm_sample"
+	SockOpsMapBermSets              = "berm_sets"
+	SockOpsMapBermShadows           = "berm_shadows"
+	SockOpsMapBermSids              = "berm_sids"
+	SockOpsMapBermSidsLong          = "berm_sids_long"
+	SockOpsMapBermStageStats        = "berm_stage_stats"
+	SockOpsMapBermTenantStats       = "berm_tenant_stats"
+	SockOpsMapBermVerdictBits       = "berm_verdict_bits"
+	SockOpsMapBermVerdicts          = "berm_verdicts"
+	SockOpsMapBermVipSeeds          = "berm_vip_seeds"
+	SockOpsMapBermVipSlots          = "berm_vip_slots"
+	SockOpsMapBermVipStats          = "berm_vip_stats"
+	SockOpsMapBermVips              = "berm_vips"
+	SockOpsMapPathReports           = "path_reports"
+	SockOpsProgBermSockOps          = "berm_sock_ops"
 )
 
 // LoadSockOps returns the embedded CollectionSpec for SockOps.
@@ -107,45 +110,48 @@ type SockOpsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockOpsMapSpecs struct {
-	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
-	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
-	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
-	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
-	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
-	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
-	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
-	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
-	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
-	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
-	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
-	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
-	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
-	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
-	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
-	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
-	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
-	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
-	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
-	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
-	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
-	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
-	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
-	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
-	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
-	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
-	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
-	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
-	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
-	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
-	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
-	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
-	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
-	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
-	BermVipSeeds      *ebpf.MapSpec `ebpf:"berm_vip_seeds"`
-	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
-	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
-	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
-	PathReports       *ebpf.MapSpec `ebpf:"path_reports"`
+	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
+	BermConfig            *ebpf.MapSpec `ebpf:"berm_config"`
+	BermDrops             *ebpf.MapSpec `ebpf:"berm_drops"`
+	BermEvents            *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates        *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates             *ebpf.MapSpec `ebpf:"berm_gates"`
+	BermGenerationPorts   *ebpf.MapSpec `ebpf:"berm_generation_ports"`
+	BermGenerationSockets *ebpf.MapSpec `ebpf:"berm_generation_sockets"`
+	BermGenerations       *ebpf.MapSpec `ebpf:"berm_generations"`
+	BermGeoPolicies       *ebpf.MapSpec `ebpf:"berm_geo_policies"`
+	BermGeoRules          *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart             *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets           *ebpf.MapSpec `ebpf:"berm_packets"`
+	BermPaths             *ebpf.MapSpec `ebpf:"berm_paths"`
+	BermPeers             *ebpf.MapSpec `ebpf:"berm_peers"`
+	BermPrefix4           *ebpf.MapSpec `ebpf:"berm_prefix4"`
+	BermPrefix4Blocks     *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves     *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
+	BermPrefix6Leaves     *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
+	BermPrefix6Nodes      *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
+	BermPrefix6Root       *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
+	BermPrefixRecords     *ebpf.MapSpec `ebpf:"berm_prefix_records"`
+	BermRateCells         *ebpf.MapSpec `ebpf:"berm_rate_cells"`
+	BermRateClasses       *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply             *ebpf.MapSpec `ebpf:"berm_reply"`
+	BermRows              *ebpf.MapSpec `ebpf:"berm_rows"`
+	BermSample            *ebpf.MapSpec `ebpf:"berm_sample"`
+	BermSets              *ebpf.MapSpec `ebpf:"berm_sets"`
+	BermShadows           *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids              *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong          *ebpf.MapSpec `ebpf:"berm_sids_long"`
+	BermStageStats        *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermTenantStats       *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
+	BermVerdictBits       *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
+	BermVerdicts          *ebpf.MapSpec `ebpf:"berm_verdicts"`
+	BermVipSeeds          *ebpf.MapSpec `ebpf:"berm_vip_seeds"`
+	BermVipSlots          *ebpf.MapSpec `ebpf:"berm_vip_slots"`
+	BermVipStats          *ebpf.MapSpec `ebpf:"berm_vip_stats"`
+	BermVips              *ebpf.MapSpec `ebpf:"berm_vips"`
+	PathReports           *ebpf.MapSpec `ebpf:"path_reports"`
 }
 
 // SockOpsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -174,45 +180,48 @@ func (o *SockOpsObjects) Close() error {
 //
 // It can be passed to LoadSockOpsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockOpsMaps struct {
-	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
-	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
-	BermCids          *ebpf.Map `ebpf:"berm_cids"`
-	BermConfig        *ebpf.Map `ebpf:"berm_config"`
-	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
-	BermEvents        *ebpf.Map `ebpf:"berm_events"`
-	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
-	BermGates         *ebpf.Map `ebpf:"berm_gates"`
-	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
-	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
-	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
-	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
-	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
-	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
-	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
-	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
-	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
-	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
-	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
-	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
-	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
-	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
-	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
-	BermReply         *ebpf.Map `ebpf:"berm_reply"`
-	BermRows          *ebpf.Map `ebpf:"berm_rows"`
-	BermSample        *ebpf.Map `ebpf:"berm_sample"`
-	BermSets          *ebpf.Map `ebpf:"berm_sets"`
-	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
-	BermSids          *ebpf.Map `ebpf:"berm_sids"`
-	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
-	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
-	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
-	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
-	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
-	BermVipSeeds      *ebpf.Map `ebpf:"berm_vip_seeds"`
-	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
-	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
-	BermVips          *ebpf.Map `ebpf:"berm_vips"`
-	PathReports       *ebpf.Map `ebpf:"path_reports"`
+	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCids              *ebpf.Map `ebpf:"berm_cids"`
+	BermConfig            *ebpf.Map `ebpf:"berm_config"`
+	BermDrops             *ebpf.Map `ebpf:"berm_drops"`
+	BermEvents            *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates        *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates             *ebpf.Map `ebpf:"berm_gates"`
+	BermGenerationPorts   *ebpf.Map `ebpf:"berm_generation_ports"`
+	BermGenerationSockets *ebpf.Map `ebpf:"berm_generation_sockets"`
+	BermGenerations       *ebpf.Map `ebpf:"berm_generations"`
+	BermGeoPolicies       *ebpf.Map `ebpf:"berm_geo_policies"`
+	BermGeoRules          *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart             *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets           *ebpf.Map `ebpf:"berm_packets"`
+	BermPaths             *ebpf.Map `ebpf:"berm_paths"`
+	BermPeers             *ebpf.Map `ebpf:"berm_peers"`
+	BermPrefix4           *ebpf.Map `ebpf:"berm_prefix4"`
+	BermPrefix4Blocks     *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves     *ebpf.Map `ebpf:"berm_prefix4_leaves"`
+	BermPrefix6Leaves     *ebpf.Map `ebpf:"berm_prefix6_leaves"`
+	BermPrefix6Nodes      *ebpf.Map `ebpf:"berm_prefix6_nodes"`
+	BermPrefix6Root       *ebpf.Map `ebpf:"berm_prefix6_root"`
+	BermPrefixRecords     *ebpf.Map `ebpf:"berm_prefix_records"`
+	BermRateCells         *ebpf.Map `ebpf:"berm_rate_cells"`
+	BermRateClasses       *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply             *ebpf.Map `ebpf:"berm_reply"`
+	BermRows              *ebpf.Map `ebpf:"berm_rows"`
+	BermSample            *ebpf.Map `ebpf:"berm_sample"`
+	BermSets              *ebpf.Map `ebpf:"berm_sets"`
+	BermShadows           *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids              *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong          *ebpf.Map `ebpf:"berm_sids_long"`
+	BermStageStats        *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermTenantStats       *ebpf.Map `ebpf:"berm_tenant_stats"`
+	BermVerdictBits       *ebpf.Map `ebpf:"berm_verdict_bits"`
+	BermVerdicts          *ebpf.Map `ebpf:"berm_verdicts"`
+	BermVipSeeds          *ebpf.Map `ebpf:"berm_vip_seeds"`
+	BermVipSlots          *ebpf.Map `ebpf:"berm_vip_slots"`
+	BermVipStats          *ebpf.Map `ebpf:"berm_vip_stats"`
+	BermVips              *ebpf.Map `ebpf:"berm_vips"`
+	PathReports           *ebpf.Map `ebpf:"path_reports"`
 }
 
 func (m *SockOpsMaps) Close() error {
@@ -225,6 +234,9 @@ func (m *SockOpsMaps) Close() error {
 		m.BermEvents,
 		m.BermGateStates,
 		m.BermGates,
+		m.BermGenerationPorts,
+		m.BermGenerationSockets,
+		m.BermGenerations,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,

@@ -16,53 +16,56 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	XDPTestMapBermBackends      = "berm_backends"
-	XDPTestMapBermCaptures      = "berm_captures"
-	XDPTestMapBermCids          = "berm_cids"
-	XDPTestMapBermConfig        = "berm_config"
-	XDPTestMapBermDrops         = "berm_drops"
-	XDPTestMapBermEvents        = "berm_events"
-	XDPTestMapBermGateStates    = "berm_gate_states"
-	XDPTestMapBermGates         = "berm_gates"
-	XDPTestMapBermGeoPolicies   = "berm_geo_policies"
-	XDPTestMapBermGeoRules      = "berm_geo_rules"
-	XDPTestMapBermHeart         = "berm_heart"
-	XDPTestMapBermPackets       = "berm_packets"
-	XDPTestMapBermPaths         = "berm_paths"
-	XDPTestMapBermPeers         = "berm_peers"
-	XDPTestMapBermPrefix4       = "berm_prefix4"
-	XDPTestMapBermPrefix4Blocks = "berm_prefix4_blocks"
-	XDPTestMapBermPrefix4Leaves = "berm_prefix4_leaves"
-	XDPTestMapBermPrefix6Leaves = "berm_prefix6_leaves"
-	XDPTestMapBermPrefix6Nodes  = "berm_prefix6_nodes"
-	XDPTestMapBermPrefix6Root   = "berm_prefix6_root"
-	XDPTestMapBermPrefixRecords = "berm_prefix_records"
-	XDPTestMapBermRateCells     = "berm_rate_cells"
-	XDPTestMapBermRateClasses   = "berm_rate_classes"
-	XDPTestMapBermReply         = "berm_reply"
-	XDPTestMapBermRows          = "berm_rows"
-	XDPTestMapBermSample        = "berm_sample"
-	XDPTestMapBermSets          = "berm_sets"
-	XDPTestMapBermShadows       = "berm_shadows"
-	XDPTestMapBermSids          = "berm_sids"
-	XDPTestMapBermSidsLong      = "berm_sids_long"
-	XDPTestMapBermStageStats    = "berm_stage_stats"
-	XDPTestMapBermTenantStats   = "berm_tenant_stats"
-	XDPTestMapBermVerdictBits   = "berm_verdict_bits"
-	XDPTestMapBermVerdicts      = "berm_verdicts"
-	XDPTestMapBermVipSeeds      = "berm_vip_seeds"
-	XDPTestMapBermVipSlots      = "berm_vip_slots"
-	XDPTestMapBermVipStats      = "berm_vip_stats"
-	XDPTestMapBermVips          = "berm_vips"
-	XDPTestMapCaptureBuffers    = "capture_buffers"
-	XDPTestMapGatePackets       = "gate_packets"
-	XDPTestProgTestHash         = "test_hash"
-	XDPTestProgTestMakeCookie   = "test_make_cookie"
-	XDPTestProgXdpBerm          = "xdp_berm"
-	XDPTestProgXdpBermAt        = "xdp_berm_at"
-	XDPTestVarTestCookie        = "test_cookie"
-	XDPTestVarTestJiffies       = "test_jiffies"
-	XDPTestVarTestNowNs         = "test_now_ns"
+	XDPTestMapBermBackends          = "berm_backends"
+	XDPTestMapBermCaptures          = "berm_captures"
+	XDPTestMapBermCids              = "berm_cids"
+	XDPTestMapBermConfig            = "berm_config"
+	XDPTestMapBermDrops             = "berm_drops"
+	XDPTestMapBermEvents            = "berm_events"
+	XDPTestMapBermGateStates        = "berm_gate_states"
+	XDPTestMapBermGates             = "berm_gates"
+	XDPTestMapBermGenerationPorts   = "berm_generation_ports"
+	XDPTestMapBermGenerationSockets = "berm_generation_sockets"
+	XDPTestMapBermGenerations       = "berm_generations"
+	XDPTestMapBermGeoPolicies       = "berm_geo_policies"
+	XDPTestMapBermGeoRules          = "berm_geo_rules"
+	XDPTestMapBermHeart             = "berm_heart"
+	XDPTestMapBermPackets           = "berm_packets"
+	XDPTestMapBermPaths             = "berm_paths"
+	XDPTestMapBermPeers             = "berm_peers"
+	XDPTestMapBermPrefix4           = "berm_prefix4"
+	XDPTestMapBermPrefix4Blocks     = "berm_prefix4_blocks"
+	XDPTestMapBermPrefix4Leaves     = "berm_prefix4_leaves"
+	XDPTestMapBermPrefix6Leaves     = "berm_prefix6_leaves"
+	XDPTestMapBermPrefix6Nodes      = "berm_prefix6_nodes"
+	XDPTestMapBermPrefix6Root       = "berm_prefix6_root"
+	XDPTestMapBermPrefixRecords     = "berm_prefix_records"
+	XDPTestMapBermRateCells         = "berm_rate_cells"
+	XDPTestMapBermRateClasses       = "berm_rate_classes"
+	XDPTestMapBermReply             = "berm_reply"
+	XDPTestMapBermRows              = "berm_rows"
+	XDPTestMapBermSample            = "berm_sample"
+	XDPTestMapBermSets              = "berm_sets"
+	XDPTestMapBermShadows           = "berm_shadows"
+	XDPTestMapBermSids              = "berm_sids"
+	XDPTestMapBermSidsLong          = "berm_sids_long"
+	XDPTestMapBermStageStats        = "berm_stage_stats"
+	XDPTestMapBermTenantStats       = "berm_tenant_stats"
+	XDPTestMapBermVerdictBits       = "berm_verdict_bits"
+	XDPTestMapBermVerdicts          = "berm_verdicts"
+	XDPTestMapBermVipSeeds          = "berm_vip_seeds"
+	XDPTestMapBermVipSlots          = "berm_vip_slots"
+	XDPTestMapBermVipStats          = "berm_vip_stats"
+	XDPTestMapBermVips              = "berm_vips"
+	XDPTestMapCaptureBuffers        = "capture_buffers"
+	XDPTestMapGatePackets           = "gate_packets"
+	XDPTestProgTestHash             = "test_hash"
+	XDPTestProgTestMakeCookie       = "test_make_cookie"
+	XDPTestProgXdpBerm              = "xdp_berm"
+	XDPTestProgXdpBermAt            = "xdp_berm_at"
+	XDPTestVarTestCookie            = "test_cookie"
+	XDPTestVarTestJiffies           = "test_jiffies"
+	XDPTestVarTestNowNs             = "test_now_ns"
 )
 
 // LoadXDPTest returns the embedded CollectionSpec for XDPTest.
@@ -117,46 +120,49 @@ type XDPTestProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
-	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
-	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
-	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
-	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
-	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
-	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
-	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
-	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
-	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
-	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
-	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
-	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
-	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
-	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
-	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
-	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
-	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
-	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
-	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
-	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
-	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
-	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
-	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
-	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
-	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
-	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
-	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
-	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
-	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
-	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
-	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
-	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
-	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
-	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
-	BermVipSeeds      *ebpf.MapSpec `ebpf:"berm_vip_seeds"`
-	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
-	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
-	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
-	CaptureBuffers    *ebpf.MapSpec `ebpf:"capture_buffers"`
-	GatePackets       *ebpf.MapSpec `ebpf:"gate_packets"`
+	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
+	BermConfig            *ebpf.MapSpec `ebpf:"berm_config"`
+	BermDrops             *ebpf.MapSpec `ebpf:"berm_drops"`
+	BermEvents            *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates        *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates             *ebpf.MapSpec `ebpf:"berm_gates"`
+	BermGenerationPorts   *ebpf.MapSpec `ebpf:"berm_generation_ports"`
+	BermGenerationSockets *ebpf.MapSpec `ebpf:"berm_generation_sockets"`
+	BermGenerations       *ebpf.MapSpec `ebpf:"berm_generations"`
+	BermGeoPolicies       *ebpf.MapSpec `ebpf:"berm_geo_policies"`
+	BermGeoRules          *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart             *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermPackets           *ebpf.MapSpec `ebpf:"berm_packets"`
+	BermPaths             *ebpf.MapSpec `ebpf:"berm_paths"`
+	BermPeers             *ebpf.MapSpec `ebpf:"berm_peers"`
+	BermPrefix4           *ebpf.MapSpec `ebpf:"berm_prefix4"`
+	BermPrefix4Blocks     *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves     *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
+	BermPrefix6Leaves     *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
+	BermPrefix6Nodes      *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
+	BermPrefix6Root       *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
+	BermPrefixRecords     *ebpf.MapSpec `ebpf:"berm_prefix_records"`
+	BermRateCells         *ebpf.MapSpec `ebpf:"berm_rate_cells"`
+	BermRateClasses       *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply             *ebpf.MapSpec `ebpf:"berm_reply"`
+	BermRows              *ebpf.MapSpec `ebpf:"berm_rows"`
+	BermSample            *ebpf.MapSpec `ebpf:"berm_sample"`
+	BermSets              *ebpf.MapSpec `ebpf:"berm_sets"`
+	BermShadows           *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids              *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong          *ebpf.MapSpec `ebpf:"berm_sids_long"`
+	BermStageStats        *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermTenantStats       *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
+	BermVerdictBits       *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
+	BermVerdicts          *ebpf.MapSpec `ebpf:"berm_verdicts"`
+	BermVipSeeds          *ebpf.MapSpec `ebpf:"berm_vip_seeds"`
+	BermVipSlots          *ebpf.MapSpec `ebpf:"berm_vip_slots"`
+	BermVipStats          *ebpf.MapSpec `ebpf:"berm_vip_stats"`
+	BermVips              *ebpf.MapSpec `ebpf:"berm_vips"`
+	CaptureBuffers        *ebpf.MapSpec `ebpf:"capture_buffers"`
+	GatePackets           *ebpf.MapSpec `ebpf:"gate_packets"`
 }
 
 // XDPTestVariableSpecs contains global variables before they are loaded into the kernel.
@@ -188,46 +194,49 @@ func (o *XDPTestObjects) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
-	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
-	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
-	BermCids          *ebpf.Map `ebpf:"berm_cids"`
-	BermConfig        *ebpf.Map `ebpf:"berm_config"`
-	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
-	BermEvents        *ebpf.Map `ebpf:"berm_events"`
-	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
-	BermGates         *ebpf.Map `ebpf:"berm_gates"`
-	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
-	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
-	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
-	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
-	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
-	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
-	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
-	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
-	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
-	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
-	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
-	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
-	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
-	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
-	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
-	BermReply         *ebpf.Map `ebpf:"berm_reply"`
-	BermRows          *ebpf.Map `ebpf:"berm_rows"`
-	BermSample        *ebpf.Map `ebpf:"berm_sample"`
-	BermSets          *ebpf.Map `ebpf:"berm_sets"`
-	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
-	BermSids          *ebpf.Map `ebpf:"berm_sids"`
-	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
-	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
-	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
-	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
-	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
-	BermVipSeeds      *ebpf.Map `ebpf:"berm_vip_seeds"`
-	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
-	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
-	BermVips          *ebpf.Map `ebpf:"berm_vips"`
-	CaptureBuffers    *ebpf.Map `ebpf:"capture_buffers"`
-	GatePackets       *ebpf.Map `ebpf:"gate_packets"`
+	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCids              *ebpf.Map `ebpf:"berm_cids"`
+	BermConfig            *ebpf.Map `ebpf:"berm_config"`
+	BermDrops             *ebpf.Map `ebpf:"berm_drops"`
+	BermEvents            *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates        *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates             *ebpf.Map `ebpf:"berm_gates"`
+	BermGenerationPorts   *ebpf.Map `ebpf:"berm_generation_ports"`
+	BermGenerationSockets *ebpf.Map `ebpf:"berm_generation_sockets"`
+	BermGenerations       *ebpf.Map `ebpf:"berm_generations"`
+	BermGeoPolicies       *ebpf.Map `ebpf:"berm_geo_policies"`
+	BermGeoRules          *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart             *ebpf.Map `ebpf:"berm_heart"`
+	BermPackets           *ebpf.Map `ebpf:"berm_packets"`
+	BermPaths             *ebpf.Map `ebpf:"berm_paths"`
+	BermPeers             *ebpf.Map `ebpf:"berm_peers"`
+	BermPrefix4           *ebpf.Map `ebpf:"berm_prefix4"`
+	BermPrefix4Blocks     *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves     *ebpf.Map `ebpf:"berm_prefix4_leaves"`
+	BermPrefix6Leaves     *ebpf.Map `ebpf:"berm_prefix6_leaves"`
+	BermPrefix6Nodes      *ebpf.Map `ebpf:"berm_prefix6_nodes"`
+	BermPrefix6Root       *ebpf.Map `ebpf:"berm_prefix6_root"`
+	BermPrefixRecords     *ebpf.Map `ebpf:"berm_prefix_records"`
+	BermRateCells         *ebpf.Map `ebpf:"berm_rate_cells"`
+	BermRateClasses       *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply             *ebpf.Map `ebpf:"berm_reply"`
+	BermRows              *ebpf.Map `ebpf:"berm_rows"`
+	BermSample            *ebpf.Map `ebpf:"berm_sample"`
+	BermSets              *ebpf.Map `ebpf:"berm_sets"`
+	BermShadows           *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids              *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong          *ebpf.Map `ebpf:"berm_sids_long"`
+	BermStageStats        *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermTenantStats       *ebpf.Map `ebpf:"berm_tenant_stats"`
+	BermVerdictBits       *ebpf.Map `ebpf:"berm_verdict_bits"`
+	BermVerdicts          *ebpf.Map `ebpf:"berm_verdicts"`
+	BermVipSeeds          *ebpf.Map `ebpf:"berm_vip_seeds"`
+	BermVipSlots          *ebpf.Map `ebpf:"berm_vip_slots"`
+	BermVipStats          *ebpf.Map `ebpf:"berm_vip_stats"`
+	BermVips              *ebpf.Map `ebpf:"berm_vips"`
+	CaptureBuffers        *ebpf.Map `ebpf:"capture_buffers"`
+	GatePackets           *ebpf.Map `ebpf:"gate_packets"`
 }
 
 func (m *XDPTestMaps) Close() error {
@@ -240,6 +249,9 @@ func (m *XDPTestMaps) Close() error {
 		m.BermEvents,
 		m.BermGateStates,
 		m.BermGates,
+		m.BermGenerationPorts,
+		m.BermGenerationSockets,
+		m.BermGenerations,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,

@@ -152,6 +152,7 @@ var shapes = map[string]shape{
 	"berm_drops": flat, "berm_shadows": flat, "berm_vip_stats": flat, "berm_tenant_stats": flat, "berm_sample": flat,
 	"berm_events":   anew,
 	"berm_captures": anew, "berm_packets": anew, // whoever captures asks again
+	"berm_generations": anew, "berm_generation_ports": anew, "berm_generation_sockets": anew, // daemons put their sockets there again
 }
 
 // carrier copies one map.

@@ -50,6 +50,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
 	bpf.XDPMapBermCaptures: empty, bpf.XDPMapBermPackets: empty,
+	bpf.XDPMapBermGenerations: shared, bpf.XDPMapBermGenerationPorts: shared, bpf.XDPMapBermGenerationSockets: shared,
 }
 
 // Fate is what became of a packet, as the program's own counters tell.

@@ -30,7 +30,7 @@ func TestUpAndDown(t *testing.T) {
 	if rep.AlreadyUp || len(rep.Interfaces) != 2 || rep.Interfaces[0].Mode != "native" || !rep.Interfaces[0].New {
 		t.Errorf("report %+v", rep)
 	}
-	if rep.Cgroup != h.cgroup || len(rep.Programs) != 2 || rep.TickHz < 100 || rep.Memory == 0 {
+	if rep.Cgroup != h.cgroup || len(rep.Programs) != 3 || rep.TickHz < 100 || rep.Memory == 0 {
 		t.Errorf("report %+v", rep)
 	}
 	s := h.mustStatus()

@@ -40,6 +40,8 @@ type Set struct {
 	Captures *Captures
 	Paths    *Paths
 
+	Generations *Generations
+
 	lock    *lock
 	owned   []*ebpf.Map // closed with the set
 	windows []*window
@@ -61,6 +63,7 @@ var names = []string{
 	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
+	bpf.XDPMapBermGenerations, bpf.XDPMapBermGenerationPorts, bpf.XDPMapBermGenerationSockets,
 }
 
 // Open opens the pinned maps of a contract directory (see PinDir).
@@ -169,6 +172,9 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Events = &Events{m: m[bpf.XDPMapBermEvents]}
 	s.Captures = &Captures{set: s, w: view(bpf.XDPMapBermCaptures), ring: m[bpf.XDPMapBermPackets]}
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}
+	s.Generations = &Generations{
+		set: s, w: view(bpf.XDPMapBermGenerations), ports: m[bpf.XDPMapBermGenerationPorts], sockets: m[bpf.XDPMapBermGenerationSockets],
+	}
 	if errs != nil {
 		return errors.Join(errs...)
 	}

@@ -507,6 +507,31 @@ struct berm_cid {
 };
 _Static_assert(sizeof(struct berm_cid) == 232, "berm_cid is a map value");
 
+/* Processes of bermd that have sockets of QUIC at the same time: the one that serves, and those before
+ * it that end what they began. Each has a slot.
+ */
+#define BERM_GENERATIONS 4 /* a power of two: the connection IDs of a slot are one in so many */
+#define BERM_GENERATION_PORTS 64
+_Static_assert(!(BERM_GENERATIONS & (BERM_GENERATIONS - 1)), "slots are low bits of a hash");
+
+/* The one entry of berm_generations. */
+struct berm_generations {
+	__u64 seed
+		[2]; /* of the hash of a connection ID, whose low bits are the slot that gave it out */
+	__u32 newest; /* slot that new connections go to */
+	__u32 live;   /* bit n: slot n has sockets, or is about to */
+	__u32 pids[BERM_GENERATIONS];
+	__u32 numbers[BERM_GENERATIONS]; /* how many processes had a slot, when this one took it */
+};
+_Static_assert(sizeof(struct berm_generations) == 56, "berm_generations is a map value");
+
+/* An address that sockets of all generations are bound to. */
+struct berm_generation_port {
+	struct berm_addr addr; /* unspecified: any */
+	__u32 port;
+	__u32 pad;
+};
+
 /* Who has a server ID. */
 struct berm_sid {
 	__u64 sets;    /* bit n: it is a backend of set n */

@@ -138,6 +138,16 @@ static __always_inline __u64 flow_hash(const __u64 key[2], bool six, const struc
 	return sip_end(&s, ports, 37);
 }
 
+/* Of a QUIC connection ID as numbers, zero behind its last byte. Its first byte tells its length. */
+static __always_inline __u64 cid_hash(const __u64 key[2], __u64 a, __u64 b, __u64 c)
+{
+	struct sip s = sip_init(key);
+
+	sip_word(&s, a);
+	sip_word(&s, b);
+	return sip_end(&s, c >> 32, 20);
+}
+
 static __always_inline __u32 flow_row(__u64 flow)
 {
 	return (flow & 0xffffffff) * BERM_ROWS >> 32;
