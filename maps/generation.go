@@ -114,6 +114,26 @@ func (g *Generations) Join(slot int, at netip.AddrPort, fd int) error {
 	})
 }
 
+// Joined says whether a socket, which can be known once only, is what the kernel half knows of a slot at an address. An
+// error means that it is not; then it is known to maps that are gone, until the kernel has removed them.
+func (g *Generations) Joined(slot int, at netip.AddrPort, fd int) error {
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return fmt.Errorf("socket of %s: %w", at, err)
+	}
+	key := bpf.XDPBermGenerationPort{Port: uint32(at.Port())}
+	key.Addr.Octets = at.Addr().As16()
+	var port uint32
+	if err := g.ports.Lookup(&key, &port); err != nil {
+		return fmt.Errorf("address %s: %w", at, err)
+	}
+	var known uint64
+	if err := g.sockets.Lookup(port*GenerationSlots+uint32(slot), &known); err != nil || known != cookie {
+		return fmt.Errorf("socket of %s: %w", at, errors.Join(err, ErrInUse))
+	}
+	return nil
+}
+
 // port finds the number of an address, or gives it one.
 func (g *Generations) port(at netip.AddrPort) (uint32, error) {
 	key := bpf.XDPBermGenerationPort{Port: uint32(at.Port())}

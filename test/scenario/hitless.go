@@ -25,6 +25,7 @@ func upUpgrade(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error
 func (u *Upgrade) Steps() []Step {
 	return []Step{
 		{Name: "programs replaced", Run: u.checkPrograms, Loud: true},
+		{Name: "daemons hand over", Run: u.checkHandovers, Loud: true},
 		{Name: "daemons started again", Run: u.checkRestarts, Loud: true},
 	}
 }
@@ -43,7 +44,7 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	l, err := u.underLoad(ctx, true, func(ctx context.Context) error {
+	l, err := u.underLoad(ctx, quicStands, func(ctx context.Context) error {
 		for i := range programRounds * len(u.edges) {
 			e := u.edges[i%len(u.edges)]
 			if out, err := e.berm(ctx, "kernel", "upgrade"); err != nil {
@@ -74,7 +75,7 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 // new ones wait where nobody serves yet.
 func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
 	starts := map[string]int{}
-	l, err := u.underLoad(ctx, false, func(ctx context.Context) error {
+	l, err := u.underLoad(ctx, quicEnds, func(ctx context.Context) error {
 		for i := range restartRounds * len(u.edges) {
 			e := u.edges[i%len(u.edges)]
 			s, err := e.restart(ctx)
@@ -96,7 +97,14 @@ func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
 }
 
 // met is what clients of each kind met.
-type met struct{ standing, fresh, whole, quic loadSum }
+type met struct{ standing, fresh, whole, quic, quicFresh, quicWhole loadSum }
+
+// What becomes of connections of QUIC, and so which clients of it take part.
+const (
+	quicEnds   = iota // with the process: none
+	quicStands        // nothing: standing ones
+	quicMoves         // their process ends what they asked for: new ones, and downloads
+)
 
 func (l *met) check(r *Recorder, what string) {
 	for _, x := range []struct {
@@ -108,8 +116,10 @@ func (l *met) check(r *Recorder, what string) {
 		{"requests on new connections", "requests (h2, TLS)", 100, &l.fresh},
 		{"downloads of two seconds", "downloads (curl, h1, TLS)", 5, &l.whole},
 		{"requests on standing connections of QUIC", "requests (h3)", 100, &l.quic},
+		{"requests on new connections of QUIC", "requests (h3)", 20, &l.quicFresh},
+		{"downloads of four seconds over QUIC", "downloads (ngtcp2, h3)", 4, &l.quicWhole},
 	} {
-		if x.sum.requests+x.sum.lost == 0 && x.sum == &l.quic {
+		if x.sum.requests+x.sum.lost == 0 && (x.sum == &l.quic || x.sum == &l.quicFresh || x.sum == &l.quicWhole) {
 			continue // was not asked for
 		}
 		r.AtLeast(what+": "+x.name, x.least, float64(x.sum.requests), x.unit)
@@ -117,16 +127,19 @@ func (l *met) check(r *Recorder, what string) {
 	}
 }
 
-// underLoad runs do while clients of each kind ask; those of QUIC where their connections are to survive it.
-func (u *Upgrade) underLoad(ctx context.Context, quic bool, do func(context.Context) error) (*met, error) {
+// underLoad runs do while clients of each kind ask.
+func (u *Upgrade) underLoad(ctx context.Context, quic int, do func(context.Context) error) (*met, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &met{}
 	var done atomic.Bool
 	var wg sync.WaitGroup
 	clients := map[*loadSum]func(context.Context, *loadSum) error{&l.standing: u.wrkRound, &l.fresh: u.reconnectRound, &l.whole: u.downloadRound}
-	if quic {
+	switch quic {
+	case quicStands:
 		clients[&l.quic] = u.quicRound
+	case quicMoves:
+		clients[&l.quicFresh], clients[&l.quicWhole] = u.quicFreshRound, u.quicDownloadRound
 	}
 	for sum, round := range clients {
 		wg.Go(func() {
@@ -138,7 +151,7 @@ func (u *Upgrade) underLoad(ctx context.Context, quic bool, do func(context.Cont
 	err := do(ctx)
 	done.Store(true)
 	wg.Wait()
-	return l, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.quic.err)
+	return l, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.quic.err, l.quicFresh.err, l.quicWhole.err)
 }
 
 // downloadRound has curl download at a bounded rate, each over a connection of its own.

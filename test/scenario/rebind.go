@@ -144,7 +144,7 @@ func (q QUICRebind) download(ctx context.Context, host string, port int, limit t
 	return d, err
 }
 
-func (q QUICRebind) originPaced(ctx context.Context) (uint64, error) {
+func (q *Main) originPaced(ctx context.Context) (uint64, error) {
 	var c originCounts
 	err := readCounts(ctx, q.originCounts, &c)
 	return c.Paced, err
