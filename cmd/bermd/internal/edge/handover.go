@@ -189,6 +189,7 @@ func (e *Edge) release() {
 	e.ready.Store(false)
 	e.stopWork()
 	e.workers.Wait()
+	e.admin.SetKeepAlivesEnabled(false)
 	err := errors.Join(
 		e.anycast.Close(), // routers find this edge again when the other process has their sessions
 		e.probes.close(), e.relays.Close(), e.scrape.apply(""),
