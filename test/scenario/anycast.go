@@ -230,8 +230,8 @@ func (a *Anycast) checkAnnounce(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	r.AtMost("announce: in the router's kernel after", 1000, ms(back), "ms, the command's own time in it")
-	r.AtMost("withdraw: out of it after", 1000, ms(gone), "ms, the command's own time in it")
+	r.Timed().AtMost("announce: in the router's kernel after", 1000, ms(back), "ms, the command's own time in it")
+	r.Timed().AtMost("withdraw: out of it after", 1000, ms(gone), "ms, the command's own time in it")
 	return nil
 }
 
@@ -310,13 +310,13 @@ func (a *Anycast) checkHang(ctx context.Context, r *Recorder) error {
 		}
 		best = min(best, took)
 	}
-	r.AtMost("kill -STOP: out of the router's kernel after", 300, ms(best), "ms (BGP's hold time is 9 s)")
+	r.Timed().AtMost("kill -STOP: out of the router's kernel after", 300, ms(best), "ms (BGP's hold time is 9 s)")
 	r.Same("kill -STOP: it was BFD that told the router", "true", fmt.Sprint(strings.Contains(why, "BFD session down")), "")
 	start := time.Now()
 	if err := a.awaitAll(ctx); err != nil {
 		return err
 	}
-	r.AtMost("kill -CONT: announced again after", anycastWait.Seconds(), time.Since(start).Seconds(), "s")
+	r.Timed().AtMost("kill -CONT: announced again after", anycastWait.Seconds(), time.Since(start).Seconds(), "s")
 	return nil
 }
 
@@ -398,6 +398,6 @@ func (a *Anycast) checkEnd(ctx context.Context, r *Recorder) error {
 	if err := a.awaitAll(ctx); err != nil {
 		return err
 	}
-	r.AtMost("SIGTERM: announced again, after it was ready, within", anycastWait.Seconds(), time.Since(start).Seconds(), "s")
+	r.Timed().AtMost("SIGTERM: announced again, after it was ready, within", anycastWait.Seconds(), time.Since(start).Seconds(), "s")
 	return nil
 }

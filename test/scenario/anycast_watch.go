@@ -170,9 +170,9 @@ func (a *Anycast) checkDrain(ctx context.Context, r *Recorder) error {
 	}
 	r.Same("drain: what the router saw", "announced, prepended, withdrawn", seen.String(), "")
 	r.Same("drain: with GRACEFUL_SHUTDOWN", "true", fmt.Sprint(seen.graceful()), "")
-	r.AtLeast("drain: downloads in flight when it was withdrawn", downloads/2, float64(flying), "downloads")
+	r.Timed().AtLeast("drain: downloads in flight when it was withdrawn", downloads/2, float64(flying), "downloads")
 	r.Equal("drain: downloads that came whole", downloads, whole, "downloads")
-	r.AtLeast("drain: new flows meanwhile", 20, float64(len(fresh.tries)), "flows")
+	r.Timed().AtLeast("drain: new flows meanwhile", 20, float64(len(fresh.tries)), "flows")
 	r.Equal("drain: of them failed", 0, failed, "flows")
 	if err := a.order(ctx, e, "announce"); err != nil {
 		return err
@@ -216,7 +216,7 @@ func (a *Anycast) checkKill(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	r.AtMost("kill -9: out of the router's kernel after", 1000, ms(gone), "ms")
+	r.Timed().AtMost("kill -9: out of the router's kernel after", 1000, ms(gone), "ms")
 	reportLong(r, "kill -9", flows, survivor.Name, lost)
 	reportFresh(r, "kill -9", fresh, survivor.Name, lost)
 	if err := victim.startDaemon(ctx); err != nil {

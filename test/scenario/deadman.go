@@ -101,8 +101,8 @@ func (d *Deadman) checkHang(ctx context.Context, r *Recorder) error {
 		}
 	}
 	r.Equal("kill -STOP: new flows failed before it", 0, early, "flows")
-	r.AtMost("kill -STOP: last new flow that failed, begun after it by", 1, last.Seconds(), "s (500 ms of silence, and what is under way)")
-	r.AtLeast("kill -STOP: new flows that the peer served", 50, float64(served), "flows")
+	r.Timed().AtMost("kill -STOP: last new flow that failed, begun after it by", 1, last.Seconds(), "s (500 ms of silence, and what is under way)")
+	r.Timed().AtLeast("kill -STOP: new flows that the peer served", 50, float64(served), "flows")
 	r.Equal("kill -STOP: flows begun meanwhile that the hung edge has", 0, uint64(len(during.on(victim.Name))), "flows")
 	r.AtLeast("kill -STOP: flows that the hung edge had", drainFlows/4, float64(len(c.on(victim.Name))), "flows")
 
@@ -127,7 +127,7 @@ func (d *Deadman) checkHang(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	r.AtLeast("kill -STOP: packets of new flows that the hung edge's kernel half handed on", 20, float64(after-before), "packets")
+	r.Timed().AtLeast("kill -STOP: packets of new flows that the hung edge's kernel half handed on", 20, float64(after-before), "packets")
 	return nil
 }
 

@@ -225,8 +225,8 @@ func (d *Drain) reportDrained(r *Recorder, fresh *freshFlows, c *crowd, name str
 			served++
 		}
 	}
-	r.AtMost("drain: last new flow that the drained edge got, begun after the order by", 1, last.Seconds(), "s")
-	r.AtLeast("drain: new flows that the others got since", 50, float64(served), "flows")
+	r.Timed().AtMost("drain: last new flow that the drained edge got, begun after the order by", 1, last.Seconds(), "s")
+	r.Timed().AtLeast("drain: new flows that the others got since", 50, float64(served), "flows")
 	r.Equal("drain: new flows that failed", 0, failed, "flows")
 	var idle uint64
 	theirs := c.on(name)

@@ -68,7 +68,7 @@ func (m *Main) checkFailover(ctx context.Context, r *Recorder) error {
 	if err := m.awaitService(ctx); err != nil {
 		return fmt.Errorf("after %s came back: %w", victim.Name, err)
 	}
-	r.AtMost("loss of an edge: it serves again after its return in", 20, time.Since(back).Seconds(), "s")
+	r.Timed().AtMost("loss of an edge: it serves again after its return in", 20, time.Since(back).Seconds(), "s")
 	if err := meanwhile.settle(ctx); err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func reportLong(r *Recorder, what string, flows []*longFlow, survivor string, lo
 	r.AtLeast(what+": long flows of the survivor", longFlows/4, float64(theirs), "flows")
 	r.Equal(what+": flows of the survivor reset", 0, broken, "flows")
 	r.Equal(what+": flows of the survivor without an answer since", 0, silent, "flows")
-	r.AtMost(what+": longest stall of a survivor's flow", failoverWatch.Seconds(), stall.Seconds(), "s")
+	r.Timed().AtMost(what+": longest stall of a survivor's flow", failoverWatch.Seconds(), stall.Seconds(), "s")
 }
 
 // freshFlows opens a new flow every few milliseconds and notes how each went.
@@ -251,8 +251,8 @@ func reportFresh(r *Recorder, what string, n *freshFlows, survivor string, lost 
 		}
 	}
 	r.Equal(what+": new flows failed before it", 0, early, "flows")
-	r.AtMost(what+": last new flow that failed, started after it by", 1, last.Seconds(), "s")
-	r.AtLeast(what+": new flows that went to the survivor", 80, float64(served), "flows")
+	r.Timed().AtMost(what+": last new flow that failed, started after it by", 1, last.Seconds(), "s")
+	r.Timed().AtLeast(what+": new flows that went to the survivor", 80, float64(served), "flows")
 	r.Equal(what+": new flows answered by the lost one", 0, wrong, "flows")
 }
 

@@ -129,9 +129,9 @@ func (m *Main) checkRate(ctx context.Context, r *Recorder) error {
 			return err
 		}
 		passed := now - arrived
-		r.Near("over-rate client "+c.family+": sends", 10*greedyRate, 0.05, float64(s.Sent-s.Lost)/s.Seconds, "packets/s")
+		r.Timed().Near("over-rate client "+c.family+": sends", 10*greedyRate, 0.05, float64(s.Sent-s.Lost)/s.Seconds, "packets/s")
 		// What it may send at once beyond its rate is 0.5 % of ten seconds.
-		r.Near("over-rate client "+c.family+": is held to", greedyRate, 0.02, float64(passed)/s.Seconds, "packets/s")
+		r.Timed().Near("over-rate client "+c.family+": is held to", greedyRate, 0.02, float64(passed)/s.Seconds, "packets/s")
 		r.Equal("over-rate client "+c.family+": passed and dropped", s.Sent-s.Lost, passed+dropped2-dropped, "packets")
 	}
 	return nil

@@ -187,15 +187,15 @@ func (f *Flood) checkSYN(ctx context.Context, r *Recorder, family, vip, sources 
 	r.Equal(name+"gates that are shut before", 0, uint64(before.shut), "edges")
 	r.Equal(name+"edges that answer with cookies", uint64(len(f.edges)), uint64(during.shut), "edges")
 	r.AtLeast(name+"SYNs answered by the kernel half", 0.9*float64(total), float64(after.answered-before.answered), "SYNs of "+strconv.FormatUint(total, 10))
-	r.AtLeast(name+"a good client's connections", goodRate, float64(loud.OK), "connections")
+	r.Timed().AtLeast(name+"a good client's connections", goodRate, float64(loud.OK), "connections")
 	r.Equal(name+"a good client's connections that failed", 0, loud.Errors, "connections")
-	r.AtMost(name+"a good client's p99", connectMost, loud.Latency.P99, fmt.Sprintf("ms (%.2f quiet)", quiet.Latency.P99))
+	r.Timed().AtMost(name+"a good client's p99", connectMost, loud.Latency.P99, fmt.Sprintf("ms (%.2f quiet)", quiet.Latency.P99))
 	r.AtLeast(name+"cookies that came back and were right", float64(loud.OK), float64(after.right-before.right), "cookies")
 	r.Equal(name+"cookies that were wrong", 0, after.wrong-before.wrong, "cookies")
 	r.Equal(name+"gates of the neighbour that are shut", 0, uint64(during.beside), "edges")
 	r.Equal(name+"the neighbour's SYNs answered with cookies", 0, after.neighbour-before.neighbour, "SYNs")
 	r.Equal(name+"the neighbour's connections that failed", 0, beside.Errors, "connections")
-	r.AtMost(name+"the neighbour's p99", connectMost, beside.Latency.P99, "ms")
+	r.Timed().AtMost(name+"the neighbour's p99", connectMost, beside.Latency.P99, "ms")
 	return f.checkOpensAgain(ctx, r, name, family, url)
 }
 
@@ -206,7 +206,7 @@ func (f *Flood) checkOpensAgain(ctx context.Context, r *Recorder, name, family, 
 	if err := f.awaitShut(ctx, "web"+family, 0, opensWithin); err != nil {
 		return err
 	}
-	r.AtMost(name+"the gate opens again after", opensWithin.Seconds(), time.Since(over).Seconds(), "s")
+	r.Timed().AtMost(name+"the gate opens again after", opensWithin.Seconds(), time.Since(over).Seconds(), "s")
 	before, err := f.countSYNs(ctx, family)
 	if err != nil {
 		return err
@@ -281,7 +281,7 @@ func (f *Flood) checkInitials(ctx context.Context, r *Recorder) error {
 	r.Equal(name+"a good client's connections before that failed", 0, quiet.Errors, "connections")
 	r.Equal(name+"edges that send Retry", uint64(len(f.edges)), uint64(shut), "edges")
 	r.AtLeast(name+"Retry packets", float64(loud.OK), float64(after-calm), "packets")
-	r.AtLeast(name+"a good client's connections", 20, float64(loud.OK), "connections")
+	r.Timed().AtLeast(name+"a good client's connections", 20, float64(loud.OK), "connections")
 	r.Equal(name+"a good client's connections that failed", 0, loud.Errors, "connections")
 	if err := f.awaitShut(ctx, service, 0, opensWithin); err != nil {
 		return err

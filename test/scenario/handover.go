@@ -11,12 +11,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/test/rig"
 	"github.com/bermedge/berm/userspace/control"
 )
 
-// handoverRounds on each edge: with the process that served at first, all slots of a host.
-const handoverRounds = 3
+const handoverRounds = 3 // on each edge, quickly: with the process that served at first, as many as a host has slots
 
 // checkHandovers has both daemons hand over to another process again and again. Connections that stand end in order, QUIC
 // ones too; what was asked for is answered by the process that was asked.
@@ -25,21 +25,14 @@ func (u *Upgrade) checkHandovers(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	first := map[string]int{}
 	beside := 0 // at most
-	l, err := u.underLoad(ctx, quicMoves, func(ctx context.Context) error {
+	l, _, err := u.underLoad(ctx, quicMoves, handoverRounds, func(ctx context.Context, e *Edge) error {
 		if err := u.awaitDownload(ctx, before); err != nil {
 			return err
 		}
-		for i := range handoverRounds * len(u.edges) {
-			e := u.edges[i%len(u.edges)]
-			n, err := e.handOver(ctx, first)
-			if err != nil {
-				return fmt.Errorf("%s: %w", e.Name, err)
-			}
-			beside = max(beside, n)
-		}
-		return nil
+		n, err := e.handOver(ctx)
+		beside = max(beside, n)
+		return err
 	})
 	if err != nil {
 		return err
@@ -49,7 +42,7 @@ func (u *Upgrade) checkHandovers(ctx context.Context, r *Recorder) error {
 		return err
 	}
 	r.AtLeast("handovers: processes that served one edge at once", 2, float64(beside), "processes")
-	r.Equal("handovers: downloads over QUIC begun again", 0, after-before-l.quicWhole.requests, "requests to the origin beside the first")
+	r.Equal("handovers: downloads over QUIC begun again", 0, after-before-l.h3Whole.requests, "requests to the origin beside the first")
 	l.check(r, "daemons handed over")
 	if err := u.awaitAlone(ctx); err != nil {
 		return err
@@ -65,25 +58,27 @@ func (u *Upgrade) awaitDownload(ctx context.Context, before uint64) error {
 	})
 }
 
-// handOver has a daemon hand over, and returns how many processes have connections then. first is the process that each
-// edge had at the start of its last handover.
-func (e *Edge) handOver(ctx context.Context, first map[string]int) (int, error) {
-	var was, is unitState
-	if err := askActor(ctx, http.MethodGet, e.m.lab.Path(e.Name+".unit"), &was); err != nil {
-		return 0, err
-	}
-	if out, err := e.berm(ctx, "upgrade"); err != nil {
-		return 0, fmt.Errorf("%w: %s", err, out)
-	}
-	first[e.Name] = was.PID
-	err := rig.Until(ctx, 20*time.Second, "systemd watches the new process", func() (bool, error) {
-		err := askActor(ctx, http.MethodGet, e.m.lab.Path(e.Name+".unit"), &is)
-		return is.PID != was.PID, err
+// handOver has a daemon hand over, and returns how many processes have connections then.
+func (e *Edge) handOver(ctx context.Context) (int, error) {
+	var status control.Status
+	err := rig.Until(ctx, 20*time.Second, "there is room for another process", func() (bool, error) {
+		return e.ask(ctx, &status, "status") == nil && len(status.Generations) < maps.GenerationSlots, nil
 	})
 	if err != nil {
 		return 0, err
 	}
-	var status control.Status
+	was := status.PID
+	if out, err := e.berm(ctx, "upgrade"); err != nil {
+		return 0, fmt.Errorf("%w: %s", err, out)
+	}
+	var is unitState
+	err = rig.Until(ctx, 20*time.Second, "systemd watches the new process", func() (bool, error) {
+		err := askActor(ctx, http.MethodGet, e.m.lab.Path(e.Name+".unit"), &is)
+		return is.PID != was, err
+	})
+	if err != nil {
+		return 0, err
+	}
 	err = rig.Until(ctx, 20*time.Second, "the new process is ready", func() (bool, error) {
 		return e.ask(ctx, &status, "status") == nil && status.Ready && status.PID == is.PID, nil
 	})

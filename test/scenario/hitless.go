@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,8 +32,8 @@ func (u *Upgrade) Steps() []Step {
 }
 
 const (
-	programRounds = 2 // on each edge
-	restartRounds = 2 // on each edge
+	programRounds = 2 // on each edge, at least
+	restartRounds = 2 // on each edge, at least
 	// Each download takes 2 s, well below the time that a daemon gives requests in flight.
 	roundSize, roundRate = 6_000_000, "2M" // curl takes the first 2.6 MB at once
 	roundDownloads       = 3               // at once
@@ -44,12 +45,9 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	l, err := u.underLoad(ctx, quicStands, func(ctx context.Context) error {
-		for i := range programRounds * len(u.edges) {
-			e := u.edges[i%len(u.edges)]
-			if out, err := e.berm(ctx, "kernel", "upgrade"); err != nil {
-				return fmt.Errorf("%s: %w: %s", e.Name, err, out)
-			}
+	l, rounds, err := u.underLoad(ctx, quicStands, programRounds, func(ctx context.Context, e *Edge) error {
+		if out, err := e.berm(ctx, "kernel", "upgrade"); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
 		}
 		return nil
 	})
@@ -66,7 +64,7 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 			same++
 		}
 	}
-	r.Equal(fmt.Sprintf("programs that outlived %d upgrades", programRounds*len(u.edges)), 0, same, "programs")
+	r.Equal(fmt.Sprintf("programs that outlived %d upgrades", rounds*len(u.edges)), 0, same, "programs")
 	l.check(r, "programs replaced")
 	return nil
 }
@@ -75,29 +73,26 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 // new ones wait where nobody serves yet.
 func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
 	starts := map[string]int{}
-	l, err := u.underLoad(ctx, quicEnds, func(ctx context.Context) error {
-		for i := range restartRounds * len(u.edges) {
-			e := u.edges[i%len(u.edges)]
-			s, err := e.restart(ctx)
-			if err != nil {
-				return fmt.Errorf("%s: %w", e.Name, err)
-			}
-			starts[e.Name] = s.Starts
-		}
-		return nil
+	l, rounds, err := u.underLoad(ctx, quicEnds, restartRounds, func(ctx context.Context, e *Edge) error {
+		s, err := e.restart(ctx)
+		starts[e.Name] = s.Starts
+		return err
 	})
 	if err != nil {
 		return err
 	}
 	for _, e := range u.edges {
-		r.Equal(e.Name+": starts of its daemon", restartRounds+1, uint64(starts[e.Name]), "starts")
+		r.Equal(e.Name+": starts of its daemon", uint64(rounds+1), uint64(starts[e.Name]), "starts")
 	}
 	l.check(r, "daemons started again")
 	return u.awaitService(ctx)
 }
 
 // met is what clients of each kind met.
-type met struct{ standing, fresh, whole, quic, quicFresh, quicWhole loadSum }
+type met struct {
+	quic                                         int // which of its clients were asked for
+	standing, fresh, whole, h3, h3Fresh, h3Whole loadSum
+}
 
 // What becomes of connections of QUIC, and so which clients of it take part.
 const (
@@ -106,52 +101,77 @@ const (
 	quicMoves         // their process ends what they asked for: new ones, and downloads
 )
 
-func (l *met) check(r *Recorder, what string) {
-	for _, x := range []struct {
-		name, unit string
-		least      float64
-		sum        *loadSum
-	}{
+// kinds lists what clients did, and how often they must have for the result to mean something.
+func (l *met) kinds() []kind {
+	kinds := []kind{
 		{"requests on standing connections", "requests (wrk, h1)", 500, &l.standing},
 		{"requests on new connections", "requests (h2, TLS)", 100, &l.fresh},
 		{"downloads of two seconds", "downloads (curl, h1, TLS)", 5, &l.whole},
-		{"requests on standing connections of QUIC", "requests (h3)", 100, &l.quic},
-		{"requests on new connections of QUIC", "requests (h3)", 20, &l.quicFresh},
-		{"downloads of four seconds over QUIC", "downloads (ngtcp2, h3)", 4, &l.quicWhole},
-	} {
-		if x.sum.requests+x.sum.lost == 0 && (x.sum == &l.quic || x.sum == &l.quicFresh || x.sum == &l.quicWhole) {
-			continue // was not asked for
-		}
-		r.AtLeast(what+": "+x.name, x.least, float64(x.sum.requests), x.unit)
-		r.Equal(what+": of those lost", 0, x.sum.lost, x.unit+failures(x.sum.failures))
+	}
+	switch l.quic {
+	case quicStands:
+		kinds = append(kinds, kind{"requests on standing connections of QUIC", "requests (h3)", 100, &l.h3})
+	case quicMoves:
+		kinds = append(kinds, kind{"requests on new connections of QUIC", "requests (h3)", 20, &l.h3Fresh},
+			kind{"downloads of four seconds over QUIC", "downloads (ngtcp2, h3)", 4, &l.h3Whole})
+	}
+	return kinds
+}
+
+type kind struct {
+	name, unit string
+	least      uint64
+	sum        *loadSum
+}
+
+func (l *met) enough() bool {
+	return !slices.ContainsFunc(l.kinds(), func(k kind) bool { return k.sum.done.Load() < k.least })
+}
+
+func (l *met) check(r *Recorder, what string) {
+	for _, k := range l.kinds() {
+		r.AtLeast(what+": "+k.name, float64(k.least), float64(k.sum.requests), k.unit)
+		r.Equal(what+": of those lost", 0, k.sum.lost, k.unit+failures(k.sum.failures))
 	}
 }
 
-// underLoad runs do while clients of each kind ask.
-func (u *Upgrade) underLoad(ctx context.Context, quic int, do func(context.Context) error) (*met, error) {
+// underLoad does something to each edge in turn, for so many rounds at least, and until clients of each kind have met
+// it often enough. It returns how many rounds it took.
+func (u *Upgrade) underLoad(ctx context.Context, quic, least int, do func(context.Context, *Edge) error) (l *met, rounds int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l := &met{}
+	l = &met{quic: quic}
 	var done atomic.Bool
 	var wg sync.WaitGroup
 	clients := map[*loadSum]func(context.Context, *loadSum) error{&l.standing: u.wrkRound, &l.fresh: u.reconnectRound, &l.whole: u.downloadRound}
 	switch quic {
 	case quicStands:
-		clients[&l.quic] = u.quicRound
+		clients[&l.h3] = u.quicRound
 	case quicMoves:
-		clients[&l.quicFresh], clients[&l.quicWhole] = u.quicFreshRound, u.quicDownloadRound
+		clients[&l.h3Fresh], clients[&l.h3Whole] = u.quicFreshRound, u.quicDownloadRound
 	}
 	for sum, round := range clients {
 		wg.Go(func() {
 			for sum.err == nil && !done.Load() {
-				sum.err = round(ctx, sum)
+				if sum.err = round(ctx, sum); sum.err != nil {
+					cancel()
+				}
+				sum.done.Store(sum.requests)
 			}
 		})
 	}
-	err := do(ctx)
+	for ctx.Err() == nil && err == nil && (rounds < least || !l.enough()) {
+		for _, e := range u.edges {
+			if e2 := do(ctx, e); e2 != nil {
+				err = fmt.Errorf("%s: %w", e.Name, e2)
+				break
+			}
+		}
+		rounds++
+	}
 	done.Store(true)
 	wg.Wait()
-	return l, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.quic.err, l.quicFresh.err, l.quicWhole.err)
+	return l, rounds, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.h3.err, l.h3Fresh.err, l.h3Whole.err)
 }
 
 // downloadRound has curl download at a bounded rate, each over a connection of its own.

@@ -59,7 +59,7 @@ func (m *Main) checkNeighbour(ctx context.Context, r *Recorder) (err error) {
 	}
 	m.opts.logf("good client: p99 %.3f ms quiet, %.3f ms under attack (first quartiles of %d windows; standard error of the ratio %.1f %%)",
 		quartile(quiet), quartile(loud), len(quiet), 100*moveError(quiet, loud))
-	r.AtMost("good client beside an over-rate one: p99 moves by", 100*moveMost, 100*move(quiet, loud),
+	r.Timed().AtMost("good client beside an over-rate one: p99 moves by", 100*moveMost, 100*move(quiet, loud),
 		fmt.Sprintf("%% (first quartiles of %d pairs of windows)", len(quiet)))
 	return nil
 }

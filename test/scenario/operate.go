@@ -133,7 +133,7 @@ func (m *Main) checkCrash(ctx context.Context, r *Recorder) error {
 	if err := m.awaitService(ctx); err != nil {
 		return err
 	}
-	r.AtMost("bermd restarted: serves again in", 10, time.Since(start).Seconds(), "s")
+	r.Timed().AtMost("bermd restarted: serves again in", 10, time.Since(start).Seconds(), "s")
 	var l load
 	err = m.probe(ctx, m.good, nil, &l, "load", "http://"+vipPort(vip4, 80)+"/o/crash/1", "--reconnect",
 		"--conns", "4", "--requests", "1000", "--duration", "30s")
@@ -192,7 +192,7 @@ func (m *Main) checkPaths(_ context.Context, r *Recorder) error {
 			name := fmt.Sprintf("%s: network facts of %s: ", e.Name, p.Prefix)
 			r.AtLeast(name+"connections", 8, float64(p.Connections), "connections")
 			r.AtLeast(name+"delivered", 1000, float64(p.Delivered), "segments")
-			r.AtMost(name+"smallest round trip", 50, float64(p.MinRTT.Microseconds())/1000, "ms")
+			r.Timed().AtMost(name+"smallest round trip", 50, float64(p.MinRTT.Microseconds())/1000, "ms")
 		}
 		if err := set.Close(); err != nil {
 			return err

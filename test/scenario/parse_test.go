@@ -1,6 +1,8 @@
 package scenario
 
 import (
+	"context"
+	"io"
 	"math"
 	"strings"
 	"testing"
@@ -81,6 +83,45 @@ func TestChecksCanFail(t *testing.T) {
 	}
 	if NewReport("x", nil).OK || NewReport("x", append(ok.Checks(), r.Checks()[0])).OK || !NewReport("x", ok.Checks()).OK {
 		t.Error("a report is ok exactly when it has checks and all hold")
+	}
+}
+
+type bare struct{ Topology }
+
+func (bare) Explain(context.Context) string { return "" }
+
+func TestTimedChecksAreRepeated(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		run         func(attempt int, r *Recorder) error
+		runs, wrong int
+	}{
+		{"late once", func(i int, r *Recorder) error {
+			r.Equal("count", 1, 1, "")
+			r.Timed().AtMost("ms", 10, float64(20/i), "")
+			return nil
+		}, 2, 0},
+		{"always late", func(_ int, r *Recorder) error { r.Timed().AtMost("ms", 10, 20, ""); return nil }, attempts, 1},
+		{"late and wrong", func(_ int, r *Recorder) error {
+			r.Timed().AtMost("ms", 10, 20, "")
+			r.Equal("count", 1, 2, "")
+			return nil
+		}, 1, 2},
+		{"late and broken off", func(_ int, r *Recorder) error { r.Timed().AtMost("ms", 10, 20, ""); return io.EOF }, 1, 2},
+		{"right", func(_ int, r *Recorder) error { r.Equal("count", 1, 1, ""); return nil }, 1, 0},
+	} {
+		runs, rec := 0, &Recorder{}
+		step := Step{Name: c.name, Loud: true, Run: func(_ context.Context, r *Recorder) error { runs++; return c.run(runs, r) }}
+		RunStep(t.Context(), bare{}, step, Options{}, rec)
+		wrong := 0
+		for _, k := range rec.Checks() {
+			if !k.OK {
+				wrong++
+			}
+		}
+		if runs != c.runs || wrong != c.wrong {
+			t.Errorf("%s: %d runs and %d failed checks, want %d and %d", c.name, runs, wrong, c.runs, c.wrong)
+		}
 	}
 }
 

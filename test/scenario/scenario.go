@@ -23,6 +23,8 @@ type Check struct {
 	Want string `json:"want"`
 	Got  string `json:"got"`
 	Unit string `json:"unit"`
+	// timed ones measure time on a machine that others use as well.
+	timed bool
 }
 
 // Report is everything a scenario checked.
@@ -126,13 +128,23 @@ func Find(id string) (Scenario, error) {
 type Recorder struct {
 	OnCheck func(Check) // called for each check; nil = nobody
 	checks  []Check
+	untimed *Recorder // set in what Timed returns
 }
+
+// Timed returns a recorder for checks that fail where the machine was busy with something else: RunStep repeats a
+// step of which only such ones failed.
+func (r *Recorder) Timed() *Recorder { return &Recorder{untimed: r} }
 
 // Checks returns what was recorded so far.
 func (r *Recorder) Checks() []Check { return r.checks }
 
 // Add records a check.
 func (r *Recorder) Add(c Check) {
+	if r.untimed != nil {
+		c.timed = true
+		r.untimed.Add(c)
+		return
+	}
 	r.checks = append(r.checks, c)
 	if r.OnCheck != nil {
 		r.OnCheck(c)
@@ -141,28 +153,28 @@ func (r *Recorder) Add(c Check) {
 
 // Equal checks an exact count.
 func (r *Recorder) Equal(name string, want, got uint64, unit string) {
-	r.Add(Check{name, want == got, strconv.FormatUint(want, 10), strconv.FormatUint(got, 10), unit})
+	r.Add(Check{Name: name, OK: want == got, Want: strconv.FormatUint(want, 10), Got: strconv.FormatUint(got, 10), Unit: unit})
 }
 
 // AtMost checks an upper bound.
 func (r *Recorder) AtMost(name string, limit, got float64, unit string) {
-	r.Add(Check{name, got <= limit, "≤ " + figure(limit), figure(got), unit})
+	r.Add(Check{Name: name, OK: got <= limit, Want: "≤ " + figure(limit), Got: figure(got), Unit: unit})
 }
 
 // AtLeast checks a lower bound.
 func (r *Recorder) AtLeast(name string, limit, got float64, unit string) {
-	r.Add(Check{name, got >= limit, "≥ " + figure(limit), figure(got), unit})
+	r.Add(Check{Name: name, OK: got >= limit, Want: "≥ " + figure(limit), Got: figure(got), Unit: unit})
 }
 
 // Near checks that got is within a share of want: 0.02 is two per cent.
 func (r *Recorder) Near(name string, want, share, got float64, unit string) {
 	ok := math.Abs(got-want) <= share*want
-	r.Add(Check{name, ok, fmt.Sprintf("%s ± %s %%", figure(want), figure(share*100)), figure(got), unit})
+	r.Add(Check{Name: name, OK: ok, Want: fmt.Sprintf("%s ± %s %%", figure(want), figure(share*100)), Got: figure(got), Unit: unit})
 }
 
 // Same checks a value that is no number.
 func (r *Recorder) Same(name, want, got, unit string) {
-	r.Add(Check{name, want == got, want, got, unit})
+	r.Add(Check{Name: name, OK: want == got, Want: want, Got: got, Unit: unit})
 }
 
 // figure prints four significant digits, and large whole numbers in full.
@@ -176,13 +188,46 @@ func figure(v float64) string {
 // stepLimit is far above what a step needs; it turns a hang into a failure that says where.
 const stepLimit = 90 * time.Second
 
+// attempts at a step of which nothing but timed checks fails.
+const attempts = 3
+
 // RunStep runs one step; one that cannot be carried out is a failed check of its own. When a
 // check fails, what explains it is logged.
 func RunStep(ctx context.Context, top Topology, s Step, opts Options, r *Recorder) {
+	for i := 1; ; i++ {
+		attempt := &Recorder{}
+		runStep(ctx, top, s, opts, attempt)
+		late := failedTimed(attempt.checks)
+		if i == attempts || len(late) == 0 {
+			for _, c := range attempt.checks {
+				r.Add(c)
+			}
+			return
+		}
+		for _, c := range late {
+			opts.logf("%s: attempt %d of %d: %s: %s %s, want %s", s.Name, i, attempts, c.Name, c.Got, c.Unit, c.Want)
+		}
+	}
+}
+
+// failedTimed returns the checks that failed if all of them are timed.
+func failedTimed(checks []Check) []Check {
+	var late []Check
+	for _, c := range checks {
+		if !c.OK && !c.timed {
+			return nil
+		}
+		if !c.OK {
+			late = append(late, c)
+		}
+	}
+	return late
+}
+
+func runStep(ctx context.Context, top Topology, s Step, opts Options, r *Recorder) {
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
 	stop := func(bool) ([]string, error) { return nil, nil }
-	before := len(r.checks)
 	var err error
 	if !s.Loud {
 		stop, err = top.Watch()
@@ -190,13 +235,13 @@ func RunStep(ctx context.Context, top Topology, s Step, opts Options, r *Recorde
 	if err == nil {
 		err = s.Run(ctx, r)
 	}
-	if err == nil && len(r.checks) == before {
+	if err == nil && len(r.checks) == 0 {
 		err = errors.New("checked nothing")
 	}
 	if err != nil {
 		r.Add(Check{Name: s.Name + ": carried out", Want: "no error", Got: err.Error()})
 	}
-	failed := slices.ContainsFunc(r.checks[before:], func(c Check) bool { return !c.OK })
+	failed := slices.ContainsFunc(r.checks, func(c Check) bool { return !c.OK })
 	files, err := stop(failed)
 	if err != nil {
 		opts.logf("captures: %v", err)

@@ -53,9 +53,9 @@ func (m *Main) checkUpgrade(ctx context.Context, r *Recorder) error {
 		}
 	}
 	r.Equal(fmt.Sprintf("upgrade under load: programs that outlived %d upgrades", upgrades), 0, same, "programs")
-	r.AtLeast("upgrade under load: requests on standing connections", 1000, float64(standing.requests), "requests (wrk, h1)")
+	r.Timed().AtLeast("upgrade under load: requests on standing connections", 1000, float64(standing.requests), "requests (wrk, h1)")
 	r.Equal("upgrade under load: of those lost", 0, standing.lost, "requests")
-	r.AtLeast("upgrade under load: requests on new connections", 200, float64(fresh.requests), "requests (h2, TLS)")
+	r.Timed().AtLeast("upgrade under load: requests on new connections", 200, float64(fresh.requests), "requests (h2, TLS)")
 	r.Equal("upgrade under load: of those lost", 0, fresh.lost, "requests "+failures(fresh.failures))
 	return nil
 }
@@ -65,6 +65,7 @@ type loadSum struct {
 	requests, lost uint64
 	failures       map[string]uint64
 	err            error
+	done           atomic.Uint64 // requests of rounds that are over
 }
 
 const roundLength = "3s"

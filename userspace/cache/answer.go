@@ -66,6 +66,13 @@ func (c *Cache) forwarded(rq *request, o *object, r result, lead bool) *head {
 
 // finish turns an object and a head into the answer: a 304, a part, or the whole. The hold on o goes to the body.
 func (c *Cache) finish(x *pipeline.Exchange, o *object, h *head, why pipeline.Reason) pipeline.Action {
+	if o.body.broken() { // before this request has had any of it
+		o.body.Close()
+		c.stats.failed.Add(1)
+		x.CacheStatus = h.status
+		x.SetExtra("Cache-Status", h.status)
+		return x.Refuse(http.StatusBadGateway, ReasonOriginError)
+	}
 	x.Status, x.Head, x.Body, x.CacheStatus = o.status, h.fields, o.body, h.status
 	if o.status != http.StatusOK {
 		return x.Answer(why)

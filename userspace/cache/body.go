@@ -161,6 +161,9 @@ func (b *body) finish(err error) error {
 	return err
 }
 
+// broken reports whether the fetch has ended before the body did.
+func (b *body) broken() bool { return b.whole.Load() && b.err != nil }
+
 // compact gives back the unused end of a body of unknown length, where it is worth a copy.
 func (b *body) compact() {
 	n := len(b.chunks)

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"bytes"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -28,6 +29,12 @@ func (Identify) Run(x *Exchange) Action {
 	x.Scheme = "http"
 	if x.R.TLS != nil {
 		x.Scheme = "https"
+	}
+	if x.R.Host == "" && !x.R.ProtoAtLeast(1, 1) {
+		// HTTP/1.0 may name no host: then it is the address that the client called (RFC 9112, 3.3).
+		if a, ok := x.R.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+			x.R.Host = a.String()
+		}
 	}
 	host, ok := NormalHost(x.Scheme, x.R.Host)
 	if !ok {

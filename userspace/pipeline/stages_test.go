@@ -1,8 +1,10 @@
 package pipeline_test
 
 import (
+	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -88,6 +90,35 @@ func TestIdentifyRefuses(t *testing.T) {
 		p.ServeHTTP(w, r)
 		if w.Code != c.want {
 			t.Errorf("%s %s of %q: %d %s, want %d", c.method, c.target, c.host, w.Code, w.Body, c.want)
+		}
+	}
+}
+
+// HTTP/1.0 names no host, HTTP/1.1 must.
+func TestOldClients(t *testing.T) {
+	srv := httptest.NewServer(mustNew(t, []pipeline.Stage{pipeline.Identify{}, show}))
+	defer srv.Close()
+	addr := srv.Listener.Addr().String()
+	for request, want := range map[string]string{
+		"GET / HTTP/1.0\r\n\r\n":                    "HTTP/1.0 200 OK 127.0.0.1 http " + addr + "  0\n",
+		"GET / HTTP/1.0\r\nHost: a.example\r\n\r\n": "HTTP/1.0 200 OK 127.0.0.1 http a.example  0\n",
+		"GET / HTTP/1.1\r\n\r\n":                    "HTTP/1.1 400 Bad Request: missing required Host header 400 Bad Request: missing required Host header",
+	} {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, request); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("%q: %v", request, err)
+		}
+		body, err := io.ReadAll(res.Body)
+		if got := fmt.Sprintf("%s %s %s", res.Proto, res.Status, body); err != nil || got != want {
+			t.Errorf("%q: %q, %v, want %q", request, got, err, want)
 		}
 	}
 }
