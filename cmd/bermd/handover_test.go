@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ type served struct {
 	program string // a copy, to be replaced
 	config  string
 	address string // of https
-	finish  chan struct{}
+	finish  atomic.Pointer[chan struct{}] // closed: slow answers end
 }
 
 func newServed(t *testing.T) *served {
@@ -44,13 +45,13 @@ func newServed(t *testing.T) *served {
 		rigtest.Require(t, errors.New("needs root, to load the kernel half"))
 	}
 	dir := t.TempDir()
-	s := &served{t: t, program: filepath.Join(dir, "bermd"), config: filepath.Join(dir, "berm.yaml"), address: freePort(t), finish: make(chan struct{})}
+	s := &served{t: t, program: filepath.Join(dir, "bermd"), config: filepath.Join(dir, "berm.yaml"), address: freePort(t)}
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		_, _ = io.WriteString(w, "first half, ")
 		if strings.HasPrefix(r.URL.Path, "/slow") {
 			w.(http.Flusher).Flush()
-			<-s.finish
+			<-*s.finish.Load()
 		}
 		_, _ = io.WriteString(w, "second half")
 	}))
@@ -161,9 +162,12 @@ func ask(c *http.Client, url string) (string, error) {
 	return string(b), err
 }
 
-// begin asks for what takes until finish, and returns once the first half is there.
-func (s *served) begin() (wait func()) {
+// begin asks for what takes until end is called, which returns when all of it came; begin does once the first half is
+// there.
+func (s *served) begin() (end func()) {
 	s.t.Helper()
+	finish := make(chan struct{})
+	s.finish.Store(&finish)
 	var wg sync.WaitGroup
 	for name, c := range s.clients() {
 		resp, err := c.Get("https://" + s.address + "/slow/" + name)
@@ -182,7 +186,10 @@ func (s *served) begin() (wait func()) {
 			}
 		})
 	}
-	return wg.Wait
+	return func() {
+		close(finish)
+		wg.Wait()
+	}
 }
 
 // settle waits until one process is left, and ready.
@@ -200,8 +207,7 @@ func TestHandover(t *testing.T) {
 	s.mustAnswer()
 	for round := range 2 {
 		before := s.unit.PID()
-		s.finish = make(chan struct{})
-		wait := s.begin()
+		end := s.begin()
 		ch, err := s.client.Upgrade(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -219,8 +225,7 @@ func TestHandover(t *testing.T) {
 		if g := status.Generations; len(g) != 2 || g[0].PID != s.unit.PID() || !g[0].Serves || g[0].Number != uint32(round+2) || g[1].PID != before || g[1].Serves {
 			t.Errorf("generations %+v", g)
 		}
-		close(s.finish)
-		wait()
+		end()
 		s.settle()
 		s.mustAnswer()
 	}
@@ -242,7 +247,7 @@ func TestHandover(t *testing.T) {
 // Whatever the successor does wrong, the process before serves on, with the connections that it has.
 func TestHandoverFails(t *testing.T) {
 	s := newServed(t)
-	wait := s.begin()
+	end := s.begin()
 	before := s.unit.PID()
 	good := mustRead(t, s.config)
 	// The socket over which the two agree comes after those of http and https.
@@ -279,11 +284,49 @@ func TestHandoverFails(t *testing.T) {
 	if err := os.WriteFile(s.config, good, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	close(s.finish)
-	wait()
+	end()
 	if _, err := s.client.Upgrade(t.Context()); err != nil {
 		t.Error("after all that: ", err)
 	}
 	s.settle()
 	s.mustAnswer()
+}
+
+// A successor that hangs holds up neither a stop nor anybody but those who would change what it reads.
+func TestHandoverHangs(t *testing.T) {
+	s := newServed(t)
+	s.install([]byte("#!/bin/sh\nexec sleep 100\n"))
+	started := make(chan struct{})
+	first := make(chan error, 1)
+	go func() {
+		close(started)
+		_, err := s.client.Upgrade(t.Context())
+		first <- err
+	}()
+	<-started
+	within(t, 20*time.Second, "a reload to be refused", func() (bool, error) {
+		_, err := s.client.Reload(t.Context())
+		return err != nil && strings.Contains(err.Error(), "another process is taking over"), nil
+	})
+	if _, err := s.client.Upgrade(t.Context()); err == nil || !strings.Contains(err.Error(), "another process is taking over already") {
+		t.Errorf("a second one: %v", err)
+	}
+	s.mustAnswer()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := s.unit.Stop(ctx, syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := <-first; err == nil {
+		t.Error("it says that another process serves")
+	}
+}
+
+// Without the kernel half datagrams would go to either process.
+func TestHandoverAlone(t *testing.T) {
+	p := mustStart(t, fmt.Sprintf("listen: {http: [], https: [%q]}", freePort(t)))
+	_, err := p.client.Upgrade(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "connections of QUIC would end") || !strings.Contains(err.Error(), "systemctl restart bermd") {
+		t.Error(err)
+	}
 }

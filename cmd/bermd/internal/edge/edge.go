@@ -81,6 +81,7 @@ type Edge struct {
 
 	workers   sync.WaitGroup // what only one process does
 	stopWork  context.CancelFunc
+	upgrade   sync.Mutex    // held by Upgrade
 	upgrading sync.RWMutex  // held while another process takes over, and when none may any more
 	handed    chan struct{} // closed once one has
 	stopping  chan struct{} // closed when this one ends

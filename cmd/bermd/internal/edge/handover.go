@@ -81,9 +81,13 @@ func (e *Edge) Upgrade(ctx context.Context) (control.Changes, error) {
 	refuse := func(format string, args ...any) (control.Changes, error) {
 		return control.Changes{}, &control.Error{Status: http.StatusConflict, Message: fmt.Sprintf(format, args...), Hint: "systemctl restart bermd ends connections of QUIC, and loses nobody else"}
 	}
-	if !e.upgrading.TryLock() {
-		return refuse("another process is taking over already, or this one ends")
+	if !e.upgrade.TryLock() {
+		return refuse("another process is taking over already")
 	}
+	defer e.upgrade.Unlock()
+	// A reload under way ends first, and none begins: the other process reads the file. It is locked for ever where
+	// this process ends. Not reloading, which what release waits for takes.
+	e.upgrading.Lock()
 	defer e.upgrading.Unlock()
 	select {
 	case <-e.handed:
@@ -98,11 +102,9 @@ func (e *Edge) Upgrade(ctx context.Context) (control.Changes, error) {
 	if e.opts.Start == nil {
 		return refuse("nobody would watch another process: this one was not started by systemd")
 	}
-	if err := e.generation.trouble(); err != nil {
+	if err := e.kernel.use(func(*maps.Set) error { return e.generation.trouble() }); err != nil {
 		return refuse("connections of QUIC would end: %v", err)
 	}
-	e.reloading.Lock() // the file is read once, by the other
-	defer e.reloading.Unlock()
 	pid, err := e.handOver(context.WithoutCancel(ctx))
 	if err != nil {
 		e.log.Error("upgrade refused: this process serves as before", "error", err)
