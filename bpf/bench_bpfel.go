@@ -37,6 +37,10 @@ const (
 	BenchMapBenchTarget           = "bench_target"
 	BenchMapBermBackends          = "berm_backends"
 	BenchMapBermCaptures          = "berm_captures"
+	BenchMapBermCcCountries       = "berm_cc_countries"
+	BenchMapBermCcProfiles        = "berm_cc_profiles"
+	BenchMapBermCcRules           = "berm_cc_rules"
+	BenchMapBermCcStats           = "berm_cc_stats"
 	BenchMapBermCids              = "berm_cids"
 	BenchMapBermConfig            = "berm_config"
 	BenchMapBermDrops             = "berm_drops"
@@ -147,6 +151,10 @@ type BenchMapSpecs struct {
 	BenchTarget           *ebpf.MapSpec `ebpf:"bench_target"`
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig            *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops             *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -219,6 +227,10 @@ type BenchMaps struct {
 	BenchTarget           *ebpf.Map `ebpf:"bench_target"`
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig            *ebpf.Map `ebpf:"berm_config"`
 	BermDrops             *ebpf.Map `ebpf:"berm_drops"`
@@ -267,6 +279,10 @@ func (m *BenchMaps) Close() error {
 		m.BenchTarget,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

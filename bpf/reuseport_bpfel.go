@@ -18,6 +18,10 @@ import (
 const (
 	ReuseportMapBermBackends          = "berm_backends"
 	ReuseportMapBermCaptures          = "berm_captures"
+	ReuseportMapBermCcCountries       = "berm_cc_countries"
+	ReuseportMapBermCcProfiles        = "berm_cc_profiles"
+	ReuseportMapBermCcRules           = "berm_cc_rules"
+	ReuseportMapBermCcStats           = "berm_cc_stats"
 	ReuseportMapBermCids              = "berm_cids"
 	ReuseportMapBermConfig            = "berm_config"
 	ReuseportMapBermDrops             = "berm_drops"
@@ -111,6 +115,10 @@ type ReuseportProgramSpecs struct {
 type ReuseportMapSpecs struct {
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig            *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops             *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -180,6 +188,10 @@ func (o *ReuseportObjects) Close() error {
 type ReuseportMaps struct {
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig            *ebpf.Map `ebpf:"berm_config"`
 	BermDrops             *ebpf.Map `ebpf:"berm_drops"`
@@ -225,6 +237,10 @@ func (m *ReuseportMaps) Close() error {
 	return _ReuseportClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

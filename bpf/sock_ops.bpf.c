@@ -1,18 +1,22 @@
 //go:build ignore
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Watches the TCP connections that clients make to this host, and writes what they learn about
- * the network to berm_paths. Only connections of the cgroup it is attached to are seen.
+/* Watches the TCP connections that clients make to this host: says what they begin with, and writes
+ * what they learn about the network to berm_paths. Only connections of the cgroup it is attached to are
+ * seen.
  */
 #include <linux/bpf.h>
 
 #include <bpf/bpf_helpers.h>
 
+#include "cc.h"
 #include "path.h"
 
 static __always_inline void established(struct bpf_sock_ops *ctx)
 {
-	struct berm_path *path = path_get(ctx);
+	struct berm_path *path;
 
+	cc_apply(ctx);
+	path = path_get(ctx);
 	if (!path)
 		return;
 	__sync_fetch_and_add(&path->connections, 1);

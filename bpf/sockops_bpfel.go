@@ -18,6 +18,10 @@ import (
 const (
 	SockOpsMapBermBackends          = "berm_backends"
 	SockOpsMapBermCaptures          = "berm_captures"
+	SockOpsMapBermCcCountries       = "berm_cc_countries"
+	SockOpsMapBermCcProfiles        = "berm_cc_profiles"
+	SockOpsMapBermCcRules           = "berm_cc_rules"
+	SockOpsMapBermCcStats           = "berm_cc_stats"
 	SockOpsMapBermCids              = "berm_cids"
 	SockOpsMapBermConfig            = "berm_config"
 	SockOpsMapBermDrops             = "berm_drops"
@@ -112,6 +116,10 @@ type SockOpsProgramSpecs struct {
 type SockOpsMapSpecs struct {
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig            *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops             *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -182,6 +190,10 @@ func (o *SockOpsObjects) Close() error {
 type SockOpsMaps struct {
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig            *ebpf.Map `ebpf:"berm_config"`
 	BermDrops             *ebpf.Map `ebpf:"berm_drops"`
@@ -228,6 +240,10 @@ func (m *SockOpsMaps) Close() error {
 	return _SockOpsClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

@@ -76,6 +76,36 @@ type XDPBermCaptured struct {
 	Pad    uint32
 }
 
+type XDPBermCcKey struct {
+	_      structs.HostLayout
+	Bits   uint32
+	Prefix [16]uint8
+}
+
+type XDPBermCcProfile struct {
+	_             structs.HostLayout
+	Controller    [16]int8
+	InitialWindow uint32
+	RtoMinUs      uint32
+	Used          uint8
+	Owner         uint8
+	Pad           [6]uint8
+	Name          [16]int8
+}
+
+type XDPBermCcRule struct {
+	_       structs.HostLayout
+	Profile uint32
+	Owner   uint8
+	Pad     [3]uint8
+}
+
+type XDPBermCcStats struct {
+	_           structs.HostLayout
+	Connections uint64
+	Refused     uint64
+}
+
 type XDPBermCid struct {
 	_          structs.HostLayout
 	Flags      uint32
@@ -562,6 +592,10 @@ type XDPGated struct {
 const (
 	XDPMapBermBackends          = "berm_backends"
 	XDPMapBermCaptures          = "berm_captures"
+	XDPMapBermCcCountries       = "berm_cc_countries"
+	XDPMapBermCcProfiles        = "berm_cc_profiles"
+	XDPMapBermCcRules           = "berm_cc_rules"
+	XDPMapBermCcStats           = "berm_cc_stats"
 	XDPMapBermCids              = "berm_cids"
 	XDPMapBermConfig            = "berm_config"
 	XDPMapBermDrops             = "berm_drops"
@@ -657,6 +691,10 @@ type XDPProgramSpecs struct {
 type XDPMapSpecs struct {
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig            *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops             *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -728,6 +766,10 @@ func (o *XDPObjects) Close() error {
 type XDPMaps struct {
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig            *ebpf.Map `ebpf:"berm_config"`
 	BermDrops             *ebpf.Map `ebpf:"berm_drops"`
@@ -775,6 +817,10 @@ func (m *XDPMaps) Close() error {
 	return _XDPClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

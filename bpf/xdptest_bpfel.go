@@ -18,6 +18,10 @@ import (
 const (
 	XDPTestMapBermBackends          = "berm_backends"
 	XDPTestMapBermCaptures          = "berm_captures"
+	XDPTestMapBermCcCountries       = "berm_cc_countries"
+	XDPTestMapBermCcProfiles        = "berm_cc_profiles"
+	XDPTestMapBermCcRules           = "berm_cc_rules"
+	XDPTestMapBermCcStats           = "berm_cc_stats"
 	XDPTestMapBermCids              = "berm_cids"
 	XDPTestMapBermConfig            = "berm_config"
 	XDPTestMapBermDrops             = "berm_drops"
@@ -122,6 +126,10 @@ type XDPTestProgramSpecs struct {
 type XDPTestMapSpecs struct {
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
 	BermConfig            *ebpf.MapSpec `ebpf:"berm_config"`
 	BermDrops             *ebpf.MapSpec `ebpf:"berm_drops"`
@@ -196,6 +204,10 @@ func (o *XDPTestObjects) Close() error {
 type XDPTestMaps struct {
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
 	BermConfig            *ebpf.Map `ebpf:"berm_config"`
 	BermDrops             *ebpf.Map `ebpf:"berm_drops"`
@@ -243,6 +255,10 @@ func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCcCountries,
+		m.BermCcProfiles,
+		m.BermCcRules,
+		m.BermCcStats,
 		m.BermCids,
 		m.BermConfig,
 		m.BermDrops,

@@ -150,6 +150,7 @@ var shapes = map[string]shape{
 	"berm_prefix6_nodes": halves, "berm_prefix6_leaves": halves, "berm_prefix_records": halves,
 	"berm_gates": flat, "berm_gate_states": flat, "berm_cids": flat,
 	"berm_drops": flat, "berm_shadows": flat, "berm_vip_stats": flat, "berm_tenant_stats": flat, "berm_sample": flat,
+	"berm_cc_profiles": flat, "berm_cc_countries": flat, "berm_cc_stats": flat,
 	"berm_events":   anew,
 	"berm_captures": anew, "berm_packets": anew, // whoever captures asks again
 	"berm_generations": anew, "berm_generation_ports": anew, "berm_generation_sockets": anew, // daemons put their sockets there again
@@ -220,7 +221,7 @@ func (c *carrier) run() (int, error) {
 		return c.array()
 	case ebpf.PerCPUArray:
 		return c.perCPU()
-	case ebpf.Hash, ebpf.LRUHash:
+	case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
 		return c.hash()
 	default:
 		return 0, fmt.Errorf("%s: %w: nothing is known of %s maps", c.name, errNotCarried, c.old.Type())

@@ -51,6 +51,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
 	bpf.XDPMapBermCaptures: empty, bpf.XDPMapBermPackets: empty,
 	bpf.XDPMapBermGenerations: shared, bpf.XDPMapBermGenerationPorts: shared, bpf.XDPMapBermGenerationSockets: shared,
+	bpf.XDPMapBermCcProfiles: shared, bpf.XDPMapBermCcCountries: shared, bpf.XDPMapBermCcRules: shared, bpf.XDPMapBermCcStats: empty,
 }
 
 // Fate is what became of a packet, as the program's own counters tell.

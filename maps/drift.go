@@ -68,6 +68,7 @@ func (s *Set) WatchDrift() error {
 			array[bpf.XDPBermSet](bpf.XDPMapBermSets, s.Sets.m),
 			&entries[uint64]{name: bpf.XDPMapBermRows, read: s.rowsInUse},
 			array[bpf.XDPBermBackend](bpf.XDPMapBermBackends, s.Backends.m),
+			array[bpf.XDPBermCcProfile](bpf.XDPMapBermCcProfiles, s.CC.profiles), array[uint32](bpf.XDPMapBermCcCountries, s.CC.countries),
 			&entries[peerEntry]{name: bpf.XDPMapBermPeers, read: s.Peers.entries},
 		}
 		s.lock.ledger = l

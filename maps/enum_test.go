@@ -134,6 +134,9 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermSids:          smallSIDs,
 		bpf.XDPMapBermDrops:         uint32(dropMax),
 		bpf.XDPMapBermStageStats:    uint32(stageMax) * uint32(exitMax),
+		bpf.XDPMapBermCcCountries:   countries,
+		bpf.XDPMapBermCcProfiles:    CCProfiles,
+		bpf.XDPMapBermCcStats:       CCProfiles,
 	} {
 		if got := spec.Maps[name].MaxEntries; got != want {
 			t.Errorf("%s has %d entries, the layout here %d", name, got, want)

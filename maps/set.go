@@ -39,6 +39,7 @@ type Set struct {
 	Events   *Events
 	Captures *Captures
 	Paths    *Paths
+	CC       *CC
 
 	Generations *Generations
 
@@ -64,6 +65,7 @@ var names = []string{
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 	bpf.XDPMapBermGenerations, bpf.XDPMapBermGenerationPorts, bpf.XDPMapBermGenerationSockets,
+	bpf.XDPMapBermCcProfiles, bpf.XDPMapBermCcCountries, bpf.XDPMapBermCcRules, bpf.XDPMapBermCcStats,
 }
 
 // Open opens the pinned maps of a contract directory (see PinDir).
@@ -174,6 +176,10 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}
 	s.Generations = &Generations{
 		set: s, w: view(bpf.XDPMapBermGenerations), ports: m[bpf.XDPMapBermGenerationPorts], sockets: m[bpf.XDPMapBermGenerationSockets],
+	}
+	s.CC = &CC{
+		set: s, profiles: m[bpf.XDPMapBermCcProfiles], countries: m[bpf.XDPMapBermCcCountries],
+		rules: m[bpf.XDPMapBermCcRules], stats: m[bpf.XDPMapBermCcStats],
 	}
 	if errs != nil {
 		return errors.Join(errs...)

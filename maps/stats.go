@@ -188,6 +188,14 @@ type Path struct {
 	Bursts        [8]uint32     `json:"bursts"`    // losses in a row: 1, 2, 3-4, 5-8 … 65 and more
 }
 
+// Loss is the share of what was sent that was lost.
+func (p Path) Loss() float64 {
+	if n := p.Delivered + p.Lost; n > 0 {
+		return float64(p.Lost) / float64(n)
+	}
+	return 0
+}
+
 // PathPrefix is the prefix that network facts about an address are kept under.
 func PathPrefix(a netip.Addr) netip.Prefix {
 	a = a.Unmap().WithZone("")

@@ -36,6 +36,8 @@
 #define BERM_PEERS 4096
 #define BERM_TENANTS 1024
 #define BERM_PATHS 65536
+#define BERM_CC_PROFILES 32 /* 0 = the host's own */
+#define BERM_CC_RULES 65536
 #define BERM_NAME 16	    /* bytes of a name, NUL-padded */
 #define BERM_CIDS 8	    /* formats of QUIC connection IDs, by the three bits that name one */
 #define BERM_SIDS 65536	    /* server IDs that fit two bytes: 16 B each */
@@ -479,6 +481,35 @@ struct berm_path {
 	__u32 rttvar_us;
 	__u32 rate_kbps; /* best delivery rate seen, decaying */
 	__u32 bursts[BERM_BURSTS];
+};
+
+/* What a connection begins with. */
+struct berm_cc_profile {
+	char controller[BERM_NAME]; /* TCP_CONGESTION; "" = the host's */
+	__u32 initial_window;	    /* segments; 0 = the host's */
+	__u32 rto_min_us;	    /* 0 = the host's */
+	__u8 used;
+	__u8 owner; /* enum berm_owner */
+	__u8 pad[6];
+	char name[BERM_NAME];
+};
+_Static_assert(sizeof(struct berm_cc_profile) == 48, "berm_cc_profile is a map value");
+
+struct berm_cc_key {
+	__u32 bits; /* of the prefix: IPv4's after 96 */
+	__u8 prefix[16];
+};
+_Static_assert(sizeof(struct berm_cc_key) == 20, "a trie's key has no gap");
+
+struct berm_cc_rule {
+	__u32 profile;
+	__u8 owner; /* enum berm_owner */
+	__u8 pad[3];
+};
+
+struct berm_cc_stats {
+	__u64 connections;
+	__u64 refused; /* the kernel knows no such controller, or takes no such value */
 };
 
 /* A format of QUIC connection IDs, as draft-ietf-quic-load-balancers-21 has them: first byte

@@ -124,4 +124,16 @@ struct {
 /* sock_ops (TCP), daemon (QUIC) */
 LRU(berm_paths, struct berm_path_key, struct berm_path, BERM_PATHS);
 
+/* congestion control: control; sock_ops counts */
+ARRAY(berm_cc_profiles, struct berm_cc_profile, BERM_CC_PROFILES, 0);
+ARRAY(berm_cc_countries, __u32, BERM_COUNTRIES, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, BERM_CC_RULES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct berm_cc_key);
+	__type(value, struct berm_cc_rule);
+} berm_cc_rules SEC(".maps");
+PERCPU(berm_cc_stats, struct berm_cc_stats, BERM_CC_PROFILES);
+
 #endif

@@ -39,26 +39,37 @@ struct {
 	__type(value, struct path_reported);
 } path_reports SEC(".maps");
 
-/* /24 or /48 of the far end. A v4-mapped one is IPv4 on an IPv6 socket, as most of Go's are. */
+/* The far end. A v4-mapped one is IPv4 on an IPv6 socket, as most of Go's are. */
+static __always_inline void path_far(const struct bpf_sock_ops *ctx, struct berm_addr *far)
+{
+	if (ctx->family == AF_INET) {
+		__u32 four = ctx->remote_ip4;
+
+		barrier_var(
+			four); /* one load from either of two places is no access to a context */
+		far->halves[0] = 0;
+		far->words[2] = bpf_htonl(0xffff);
+		far->words[3] = four;
+		return;
+	}
+	far->words[0] = ctx->remote_ip6[0];
+	far->words[1] = ctx->remote_ip6[1];
+	far->words[2] = ctx->remote_ip6[2];
+	far->words[3] = ctx->remote_ip6[3];
+}
+
+/* Its /24 or /48. */
 static __always_inline struct berm_path_key path_key(struct bpf_sock_ops *ctx)
 {
 	struct berm_path_key key = { .proto = IPPROTO_TCP };
 
-	if (ctx->family == AF_INET) {
-		key.prefix.words[2] = bpf_htonl(0xffff);
-		key.prefix.words[3] = ctx->remote_ip4 & bpf_htonl(0xffffff00);
-		return key;
-	}
-	key.prefix.words[0] = ctx->remote_ip6[0];
-	key.prefix.words[1] = ctx->remote_ip6[1];
-	key.prefix.words[2] = ctx->remote_ip6[2];
-	if (!key.prefix.words[0] && !key.prefix.words[1] &&
-	    key.prefix.words[2] == bpf_htonl(0xffff)) {
-		key.prefix.words[3] = ctx->remote_ip6[3] & bpf_htonl(0xffffff00);
+	path_far(ctx, &key.prefix);
+	if (!key.prefix.halves[0] && key.prefix.words[2] == bpf_htonl(0xffff)) {
+		key.prefix.words[3] &= bpf_htonl(0xffffff00);
 		return key;
 	}
 	key.prefix.words[1] &= bpf_htonl(0xffff0000);
-	key.prefix.words[2] = 0;
+	key.prefix.halves[1] = 0;
 	return key;
 }
 

@@ -35,6 +35,16 @@ func (a *app) names(kind string) (found []string) {
 		for _, r := range all {
 			found = append(found, r.Name)
 		}
+	case "profile":
+		all, _ := t.CC(a.ctx)
+		for _, p := range all.Profiles {
+			found = append(found, p.Name)
+		}
+	case "prefix":
+		all, _ := t.CC(a.ctx)
+		for _, r := range all.Prefixes {
+			found = append(found, r.Prefix.String())
+		}
 	case "shadow":
 		all, _ := t.ShadowRules(a.ctx)
 		for _, r := range all {

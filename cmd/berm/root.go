@@ -42,6 +42,7 @@ type root struct {
 	VIP     vipCmd     `cmd:"" name:"vip" group:"change" help:"Services: address, port, protocol, and the policies of each."`
 	Geo     geoCmd     `cmd:"" group:"change" help:"Countries: databases, policies, and what is known about an address."`
 	Rate    rateCmd    `cmd:"" group:"change" help:"Classes of limits for one source."`
+	CC      ccCmd      `cmd:"" name:"cc" group:"change" help:"Congestion control: what TCP connections begin with, by prefix and country."`
 	Verdict verdictCmd `cmd:"" group:"change" help:"Time-limited decisions about one source."`
 	Shadow  shadowCmd  `cmd:"" group:"change" help:"Rules that are only counted: what they would drop, and promoting them."`
 	Purge   purgeCmd   `cmd:"" group:"change" help:"Make the cache forget objects."`

@@ -35,7 +35,7 @@ type served struct {
 	client  *control.Client
 	program string // a copy, to be replaced
 	config  string
-	address string // of https
+	address string                        // of https
 	finish  atomic.Pointer[chan struct{}] // closed: slow answers end
 }
 

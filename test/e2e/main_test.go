@@ -60,7 +60,7 @@ func binaries(t *testing.T) string {
 
 // TestMainPath runs the scenario "main".
 func TestMainPath(t *testing.T) {
-	runScenario(t, "main", "ip", "bird", "curl", "gtlsclient", "wrk", "taskset", "chrt", "tcpdump")
+	runScenario(t, "main", "ip", "bird", "curl", "gtlsclient", "wrk", "ss", "taskset", "chrt", "tcpdump")
 }
 
 // TestQUICRebind runs the scenario "quic-rebind".

@@ -307,6 +307,7 @@ func (m *Main) Steps() []Step {
 		{Name: "privilege of bermd", Run: m.checkPrivilege},
 		{Name: "objects over each protocol", Run: m.checkFetch, Loud: true},
 		{Name: "network facts of paths", Run: m.checkPaths},
+		{Name: "congestion controllers", Run: m.checkControllers},
 		{Name: "a blocked country", Run: m.checkBlocked},
 		{Name: "a rule in shadow form", Run: m.checkShadow},
 		{Name: "an over-rate client", Run: m.checkRate, Loud: true},

@@ -23,6 +23,7 @@ func (c *Config) check(d *decoder) {
 	d.reportTree("tls", c.TLS.Validate())
 	d.reportTree("admin", c.Admin.Validate())
 	d.reportTree("cache", c.Cache.Validate())
+	d.reportTree("cc", c.CC.Validate())
 	d.reportTree("fec", c.FEC.Validate())
 	d.reportTree("log", c.Log.Validate())
 	c.checkPorts(d)

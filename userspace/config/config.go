@@ -12,6 +12,7 @@ import (
 	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/cache"
 	"github.com/bermedge/berm/userspace/certs"
+	"github.com/bermedge/berm/userspace/congestion"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/geo"
@@ -43,6 +44,7 @@ type Config struct {
 	Cache    cache.Config               `yaml:"cache"`
 	Origins  map[string]origin.Config   `yaml:"origins"`
 	Routes   []pipeline.RouteConfig     `yaml:"routes"`
+	CC       congestion.Config          `yaml:"cc"`
 	FEC      fec.Config                 `yaml:"fec"`
 	Log      observe.Config             `yaml:"log"`
 }

@@ -125,6 +125,31 @@ func (c *Client) SetRate(ctx context.Context, r RateClass) (out Changes, err err
 	return out, c.call(ctx, http.MethodPut, "/v1/rates", r, &out)
 }
 
+// CC tells what TCP connections begin with.
+func (c *Client) CC(ctx context.Context) (out CC, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/cc", nil, &out)
+}
+
+// SetCCProfile adds or changes a profile.
+func (c *Client) SetCCProfile(ctx context.Context, p CCProfile) (out Changes, err error) {
+	return out, c.call(ctx, http.MethodPut, "/v1/cc/profiles", p, &out)
+}
+
+// SetCC gives a prefix a profile.
+func (c *Client) SetCC(ctx context.Context, r CCRule) (out Changes, err error) {
+	return out, c.call(ctx, http.MethodPut, "/v1/cc/prefixes", r, &out)
+}
+
+// RemoveCC takes a prefix's profile away.
+func (c *Client) RemoveCC(ctx context.Context, prefix netip.Prefix) (out Changes, err error) {
+	return out, c.call(ctx, http.MethodDelete, "/v1/cc/prefixes?prefix="+url.QueryEscape(prefix.String()), nil, &out)
+}
+
+// ExplainCC tells what an address's next TCP connection begins with, and why.
+func (c *Client) ExplainCC(ctx context.Context, ip netip.Addr) (out CCChoice, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/cc/explain?ip="+url.QueryEscape(ip.String()), nil, &out)
+}
+
 // GeoPolicies lists the geo policies.
 func (c *Client) GeoPolicies(ctx context.Context) (out []GeoPolicy, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/geo/policies", nil, &out)

@@ -138,9 +138,31 @@ func TestTablesThroughTheSocket(t *testing.T) {
 	c := mustServe(t, &testDaemon{tables: control.NewLocal(k.Set, nil)})
 	ctx := t.Context()
 
-	_, err := c.AddVIP(ctx, control.VIP{Name: "web", Address: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: "tcp", Rate: "slow"})
+	bbr := control.CCRule{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Profile: "p"}
+	_, err := c.SetCC(ctx, bbr)
+	refused(t, err, http.StatusNotFound, `profile "p"`)
+	_, err = c.SetCCProfile(ctx, control.CCProfile{Name: "p", Controller: "no-such"})
+	refused(t, err, http.StatusNotFound, "this host has")
+	_, err = c.SetCCProfile(ctx, control.CCProfile{Name: "p", InitialWindow: 1 << 20})
+	refused(t, err, http.StatusUnprocessableEntity, "initial_window")
+	done, err := c.SetCCProfile(ctx, control.CCProfile{Name: "p", Controller: "reno", RTOMin: 0.05})
+	says(t, done, err, "profile p added", "reno, a retransmission timeout of 50ms at least")
+	done, err = c.SetCC(ctx, bbr)
+	says(t, done, err, "begin with profile p")
+	choice, err := c.ExplainCC(ctx, netip.MustParseAddr("192.0.2.7"))
+	if err != nil || choice.Profile.Controller != "reno" || choice.By != "prefix" || choice.Path != nil {
+		t.Errorf("%+v, %v", choice, err)
+	}
+	all, err := c.CC(ctx)
+	if err != nil || len(all.Profiles) != 1 || len(all.Prefixes) != 1 || all.Prefixes[0].Owner != "operator" {
+		t.Errorf("%+v, %v", all, err)
+	}
+	done, err = c.RemoveCC(ctx, bbr.Prefix)
+	says(t, done, err, "no profile of its own any more")
+
+	_, err = c.AddVIP(ctx, control.VIP{Name: "web", Address: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: "tcp", Rate: "slow"})
 	refused(t, err, http.StatusNotFound, "slow")
-	done, err := c.SetRate(ctx, control.RateClass{Name: "slow", Packets: 10, PacketsBurst: 20})
+	done, err = c.SetRate(ctx, control.RateClass{Name: "slow", Packets: 10, PacketsBurst: 20})
 	says(t, done, err, "rate class slow added", "10 packets a second (20 at once)")
 	done, err = c.SetGeoPolicy(ctx, control.GeoPolicy{Name: "home", Fallback: "drop", Allow: []string{"DE", "at"}, Shadow: []string{"FR"}})
 	says(t, done, err, "geo policy home added", "allow AT DE, shadow FR, drop every other source")

@@ -89,8 +89,25 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 	"DELETE /v1/vips": func(t Tables, r *http.Request) (any, error) {
 		return t.RemoveVIP(r.Context(), r.FormValue("name"))
 	},
-	"GET /v1/rates":        func(t Tables, r *http.Request) (any, error) { return t.Rates(r.Context()) },
-	"PUT /v1/rates":        func(t Tables, r *http.Request) (any, error) { return with(t.SetRate)(r) },
+	"GET /v1/rates":       func(t Tables, r *http.Request) (any, error) { return t.Rates(r.Context()) },
+	"PUT /v1/rates":       func(t Tables, r *http.Request) (any, error) { return with(t.SetRate)(r) },
+	"GET /v1/cc":          func(t Tables, r *http.Request) (any, error) { return t.CC(r.Context()) },
+	"PUT /v1/cc/profiles": func(t Tables, r *http.Request) (any, error) { return with(t.SetCCProfile)(r) },
+	"PUT /v1/cc/prefixes": func(t Tables, r *http.Request) (any, error) { return with(t.SetCC)(r) },
+	"DELETE /v1/cc/prefixes": func(t Tables, r *http.Request) (any, error) {
+		p, err := netip.ParsePrefix(r.FormValue("prefix"))
+		if err != nil {
+			return nil, &Error{Status: http.StatusBadRequest, Message: err.Error(), Hint: "prefix is such as 192.0.2.0/24"}
+		}
+		return t.RemoveCC(r.Context(), p)
+	},
+	"GET /v1/cc/explain": func(t Tables, r *http.Request) (any, error) {
+		ip, err := addrParam(r, "ip")
+		if err != nil {
+			return nil, err
+		}
+		return t.ExplainCC(r.Context(), ip)
+	},
 	"GET /v1/geo/policies": func(t Tables, r *http.Request) (any, error) { return t.GeoPolicies(r.Context()) },
 	"PUT /v1/geo/policies": func(t Tables, r *http.Request) (any, error) { return with(t.SetGeoPolicy)(r) },
 	"POST /v1/geo/load":    func(t Tables, r *http.Request) (any, error) { return with(t.LoadGeo)(r) },

@@ -15,6 +15,12 @@ type Tables interface {
 	Rates(ctx context.Context) ([]RateClass, error)
 	SetRate(ctx context.Context, r RateClass) (Changes, error)
 
+	CC(ctx context.Context) (CC, error)
+	SetCCProfile(ctx context.Context, p CCProfile) (Changes, error)
+	SetCC(ctx context.Context, r CCRule) (Changes, error)
+	RemoveCC(ctx context.Context, prefix netip.Prefix) (Changes, error)
+	ExplainCC(ctx context.Context, ip netip.Addr) (CCChoice, error)
+
 	GeoPolicies(ctx context.Context) ([]GeoPolicy, error)
 	SetGeoPolicy(ctx context.Context, p GeoPolicy) (Changes, error)
 	LoadGeo(ctx context.Context, l GeoLoad) (Changes, error)

@@ -35,6 +35,8 @@ var (
 	BackendReady  = gauge("berm_backend_ready", "1 while the next hop to a backend is known.", "backend")
 	BackendSeen   = gauge("berm_backend_seen_seconds", "Seconds since a backend's last sign of life.", "backend")
 	Deadman       = gauge("berm_deadman_limit_seconds", "After what silence of the daemon the kernel half hands new flows to other edges; 0 = never.")
+	CCConnections = counter("berm_cc_connections_total", "TCP connections by the profile they began with; host: the host's own parameters.", "profile")
+	CCRefused     = counter("berm_cc_refused_total", "Of those, where the kernel did not take all of the profile.", "profile")
 	Events        = counter("berm_events_total", "Sampled packets read from the kernel half.")
 
 	Connections  = counter("berm_connections_total", "Client connections accepted, by transport (tcp, quic).", "transport")

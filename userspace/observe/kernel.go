@@ -127,6 +127,26 @@ func emitTables(s *maps.Set, emit Emit) error {
 	emit(MapEntries, float64(len(policies)), "geo_policies")
 	emit(MapEntries, float64(len(paths)), "paths")
 	emit(MapEntries, float64(len(peers)), "peers")
+	return emitCC(s, emit)
+}
+
+func emitCC(s *maps.Set, emit Emit) error {
+	rules, err := s.CC.ListRules()
+	if err != nil {
+		return err
+	}
+	stats, err := s.CC.Stats()
+	if err != nil {
+		return err
+	}
+	emit(MapEntries, float64(len(rules)), "cc_rules")
+	for name, c := range stats {
+		if name == "" {
+			name = "host"
+		}
+		emit(CCConnections, float64(c.Connections), name)
+		emit(CCRefused, float64(c.Refused), name)
+	}
 	return nil
 }
 

@@ -326,6 +326,14 @@ func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
 		return err
 	}
 	k.compiled(cfg.Geo.Databases, rep)
+	if err := cfg.CC.Apply(set.CC); err != nil {
+		return err
+	}
+	for name, p := range cfg.CC.Profiles {
+		if err := maps.CheckController(p.Controller); err != nil {
+			k.e.log.Warn("connections keep the host's controller", "profile", name, "error", err)
+		}
+	}
 	steering, err := cfg.ReadSteering()
 	if err != nil {
 		return err
@@ -343,10 +351,11 @@ func (k *kernelLink) tidy(cfg *config.Config) {
 	_ = k.use(func(set *maps.Set) error { // without a kernel half there is nothing to tidy
 		err := geo.New(set).Prune(cfg.Geo)
 		kept, rerr := control.TidyRates(set, wanted(cfg))
-		if err := errors.Join(err, rerr, k.steer.Tidy()); err != nil {
+		profiles, cerr := cfg.CC.Tidy(set.CC)
+		if err := errors.Join(err, rerr, cerr, k.steer.Tidy()); err != nil {
 			k.e.log.Warn("not all that the file no longer names could be removed", "error", err)
 		}
-		for _, s := range kept {
+		for _, s := range append(kept, profiles...) {
 			k.e.log.Info(s)
 		}
 		return nil

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* cc: congestion control. A connection that has just been established begins with the profile of the
+ * longest prefix that has a rule, else of its country, else the host's. What the kernel refuses is
+ * counted, and the connection goes on with what it had.
+ */
+#ifndef BERM_CC_H
+#define BERM_CC_H
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <linux/tcp.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+#include "path.h"
+#include "prefix.h"
+
+static __always_inline __u32 cc_country(const struct berm_addr *far)
+{
+	struct berm_config *cfg;
+	struct berm_prefix_record *record;
+	__u32 zero = 0, active, key;
+	bool mapped = !far->halves[0] && far->words[2] == bpf_htonl(0xffff);
+
+	cfg = bpf_map_lookup_elem(&berm_config, &zero);
+	if (!cfg)
+		return 0;
+	active = cfg->prefix_active & 1;
+	key = mapped ? prefix4_lookup(bpf_ntohl(far->words[3]), active) :
+		       prefix6_lookup(bpf_be64_to_cpu(far->halves[0]), active);
+	key = active * BERM_RECORDS + (key & (BERM_RECORDS - 1));
+	record = bpf_map_lookup_elem(&berm_prefix_records, &key);
+	return record ? record->country & (BERM_COUNTRIES - 1) : 0;
+}
+
+static __always_inline __u32 cc_profile_of(struct bpf_sock_ops *ctx)
+{
+	struct berm_cc_key key = { .bits = 128 };
+	struct berm_cc_rule *rule;
+	__u32 country, *by_country;
+	struct berm_addr far;
+
+	path_far(ctx, &far);
+	__builtin_memcpy(key.prefix, far.octets, sizeof(key.prefix));
+	rule = bpf_map_lookup_elem(&berm_cc_rules, &key);
+	if (rule)
+		return rule->profile;
+	country = cc_country(&far);
+	by_country = bpf_map_lookup_elem(&berm_cc_countries, &country);
+	return by_country ? *by_country : 0;
+}
+
+static __always_inline void cc_apply(struct bpf_sock_ops *ctx)
+{
+	__u32 id = cc_profile_of(ctx);
+	struct berm_cc_profile *profile = bpf_map_lookup_elem(&berm_cc_profiles, &id);
+	struct berm_cc_stats *stats = bpf_map_lookup_elem(&berm_cc_stats, &id);
+	char controller[BERM_NAME];
+	long refused = 0;
+	int value;
+
+	if (!profile || !stats)
+		return;
+	stats->connections++;
+	if (!profile->used)
+		return;
+	if (profile->controller[0]) {
+		__builtin_memcpy(controller, profile->controller, sizeof(controller));
+		refused |= bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, controller,
+					  sizeof(controller));
+	}
+	if (profile->initial_window) {
+		value = profile->initial_window;
+		refused |= bpf_setsockopt(ctx, IPPROTO_TCP, TCP_BPF_IW, &value, sizeof(value));
+	}
+	if (profile->rto_min_us) {
+		value = profile->rto_min_us;
+		refused |= bpf_setsockopt(ctx, IPPROTO_TCP, TCP_BPF_RTO_MIN, &value, sizeof(value));
+	}
+	if (refused)
+		stats->refused++;
+}
+
+#endif

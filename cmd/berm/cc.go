@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/bermedge/berm/cmd/berm/internal/out"
+	"github.com/bermedge/berm/userspace/congestion"
+	"github.com/bermedge/berm/userspace/control"
+)
+
+type ccCmd struct {
+	Policy  ccPolicy  `cmd:"" help:"List profiles, and who has each."`
+	Profile ccProfile `cmd:"" help:"Make or change a profile."`
+	Set     ccSet     `cmd:"" help:"Give a prefix a profile."`
+	Rm      ccRm      `cmd:"" help:"Take a prefix's profile away."`
+	Explain ccExplain `cmd:"" help:"Tell what an address's next connection begins with, and why."`
+}
+
+// Help is what berm cc --help adds.
+func (ccCmd) Help() string {
+	return `A profile is a congestion controller, an initial window and a floor of the retransmission timeout. The kernel half gives TCP connections of clients theirs when they are established: that of the longest prefix that has one, else of the client's country, else the default. Connections that are established keep what they have.
+
+Examples:
+
+  berm cc profile lossy --controller bbr --initial-window 32
+  berm cc set 203.0.113.0/24 lossy
+  berm cc explain 203.0.113.7
+  berm cc policy`
+}
+
+type ccPolicy struct{}
+
+// Help is what berm cc policy --help adds.
+func (ccPolicy) Help() string {
+	return `Examples:
+
+  berm cc policy
+  berm cc policy --json | jq '.profiles[] | select(.refused > 0)'`
+}
+
+func (c *ccPolicy) Run(a *app) error {
+	t, err := a.open()
+	if err != nil {
+		return err
+	}
+	all, err := t.CC(a.ctx)
+	if err != nil {
+		return err
+	}
+	return a.out.Value(all, func() { a.ccPolicy(all) })
+}
+
+func (a *app) ccPolicy(all control.CC) {
+	if len(all.Profiles) == 0 {
+		a.out.Printf("no profiles: connections begin with the host's own parameters (berm cc profile --help)\n")
+		return
+	}
+	rows := make([][]out.Cell, 0, len(all.Profiles)+1)
+	for _, p := range all.Profiles {
+		row := out.Row(p.Name, or(p.Controller, "-"), orDash(p.InitialWindow), rtoMin(p.RTOMin), count(p.Connections), count(p.Refused), p.Owner)
+		if p.Refused > 0 {
+			row[5].Style = out.Warn
+		}
+		rows = append(rows, row)
+	}
+	rows = append(rows, out.Row("(the host's own)", "-", "-", "-", count(all.Host), "", ""))
+	a.out.Table([]string{"PROFILE", "CONTROLLER", "WINDOW>", "RTO MIN>", "CONNECTIONS>", "REFUSED>", "FROM"}, rows)
+	a.out.Printf("\n")
+	rows = rows[:0]
+	for _, r := range all.Prefixes {
+		rows = append(rows, out.Row(r.Prefix.String(), profileName(r.Profile), r.Owner))
+	}
+	for _, code := range sortedKeys(all.Countries) {
+		rows = append(rows, out.Row(code, profileName(all.Countries[code]), "file"))
+	}
+	rows = append(rows, out.Row("all others", profileName(all.Default), ""))
+	a.out.Table([]string{"CLIENTS", "PROFILE", "FROM"}, rows)
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func profileName(name string) string { return or(name, "(the host's own)") }
+
+func orDash(n uint32) string {
+	if n == 0 {
+		return "-"
+	}
+	return strconv.FormatUint(uint64(n), 10)
+}
+
+func rtoMin(seconds float64) string {
+	if seconds == 0 {
+		return "-"
+	}
+	return time.Duration(seconds * float64(time.Second)).Round(time.Microsecond).String()
+}
+
+type ccProfile struct {
+	Name          string         `arg:"" complete:"profile" help:"Name of the profile, up to 15 bytes."`
+	Controller    *string        `placeholder:"NAME" help:"Congestion controller that this host's kernel has, such as bbr or cubic; empty: the host's."`
+	InitialWindow *uint32        `placeholder:"N" help:"Segments that may be sent before the first acknowledgement; 0: the host's."`
+	RTOMin        *time.Duration `name:"rto-min" placeholder:"TIME" help:"Floor of the retransmission timeout, 1ms to 200ms; 0: the host's."`
+}
+
+// Help is what berm cc profile --help adds.
+func (ccProfile) Help() string {
+	return `What is not named stays as it is; a profile that does not exist is made with the host's own parameters.
+
+Examples:
+
+  berm cc profile lossy --controller bbr --initial-window 32
+  berm cc profile near --controller cubic --rto-min 20ms`
+}
+
+func (c *ccProfile) Run(a *app) error {
+	t, err := a.open()
+	if err != nil {
+		return err
+	}
+	all, err := t.CC(a.ctx)
+	if err != nil {
+		return err
+	}
+	p := control.CCProfile{Name: c.Name}
+	if i := slices.IndexFunc(all.Profiles, func(p control.CCProfile) bool { return p.Name == c.Name }); i >= 0 {
+		p = all.Profiles[i]
+	}
+	if c.Controller != nil {
+		p.Controller = *c.Controller
+	}
+	if c.InitialWindow != nil {
+		p.InitialWindow = *c.InitialWindow
+	}
+	if c.RTOMin != nil {
+		p.RTOMin = c.RTOMin.Seconds()
+	}
+	return a.change(func(ctx context.Context, t control.Tables) (control.Changes, error) { return t.SetCCProfile(ctx, p) })
+}
+
+type ccSet struct {
+	Prefix  netip.Prefix `arg:"" help:"Clients, such as 203.0.113.0/24 or 2001:db8::/32."`
+	Profile string       `arg:"" complete:"profile" help:"Profile that exists, or host for the host's own parameters."`
+}
+
+// Help is what berm cc set --help adds.
+func (ccSet) Help() string {
+	return `The longest prefix decides. To put it into the file as well, see its section cc.
+
+Examples:
+
+  berm cc set 203.0.113.0/24 lossy
+  berm cc set 203.0.113.7/32 host`
+}
+
+func (c *ccSet) Run(a *app) error {
+	r := control.CCRule{Prefix: c.Prefix, Profile: c.Profile}
+	if r.Profile == "host" {
+		r.Profile = ""
+	}
+	return a.change(func(ctx context.Context, t control.Tables) (control.Changes, error) { return t.SetCC(ctx, r) })
+}
+
+type ccRm struct {
+	Prefix netip.Prefix `arg:"" complete:"prefix" help:"Prefix that has a profile."`
+}
+
+// Help is what berm cc rm --help adds.
+func (ccRm) Help() string {
+	return `Examples:
+
+  berm cc rm 203.0.113.0/24`
+}
+
+func (c *ccRm) Run(a *app) error {
+	return a.change(func(ctx context.Context, t control.Tables) (control.Changes, error) { return t.RemoveCC(ctx, c.Prefix) })
+}
+
+type ccExplain struct {
+	IP netip.Addr `arg:"" help:"Address of a client."`
+}
+
+// Help is what berm cc explain --help adds.
+func (ccExplain) Help() string {
+	return `It also says what is known of the path, and the rate that RFC 9438 predicts for CUBIC at that loss and round trip: where the path has delivered much more, losses there are not congestion, and BBR would do better.
+
+Examples:
+
+  berm cc explain 203.0.113.7
+  berm cc explain 2001:db8::1 --json | jq .profile.name`
+}
+
+// ccExplained is a choice with what CUBIC would reach.
+type ccExplained struct {
+	control.CCChoice
+	CubicKbps float64 `json:"cubic_kbps,omitempty"` // predicted; left out without losses
+}
+
+const mss = 1448 // of Ethernet, with timestamps
+
+func (c *ccExplain) Run(a *app) error {
+	t, err := a.open()
+	if err != nil {
+		return err
+	}
+	choice, err := t.ExplainCC(a.ctx, c.IP)
+	if err != nil {
+		return err
+	}
+	x := ccExplained{CCChoice: choice}
+	if p := choice.Path; p != nil {
+		if rate := congestion.CubicRate(p.Loss, time.Duration(p.RTT*float64(time.Second)), mss); !math.IsInf(rate, 1) {
+			x.CubicKbps = rate
+		}
+	}
+	return a.out.Value(x, func() { a.ccExplained(x) })
+}
+
+func (a *app) ccExplained(x ccExplained) {
+	a.out.Field("client", "%s, country %s", x.IP, or(x.Country, "unknown"))
+	a.out.Field("profile", "%s", profileName(x.Profile.Name))
+	if x.Profile.Name != "" {
+		a.out.Field("controller", "%s", or(x.Profile.Controller, "the host's"))
+		a.out.Field("window", "%s segments at first", or(orDash(x.Profile.InitialWindow), "-"))
+	}
+	switch x.By {
+	case "prefix":
+		a.out.Field("because", "%s has it, from the %s", x.Prefix, x.Owner)
+	case "country":
+		a.out.Field("because", "its country has it")
+	default:
+		a.out.Field("because", "it is the default: neither its prefix nor its country has one")
+	}
+	p := x.Path
+	if p == nil {
+		a.out.Field("path", "no connection was seen")
+		return
+	}
+	a.out.Field("path", "%s: %s connections, round trip %.1f ms (least %.1f), loss %.2f %%, delivered at up to %s",
+		p.Prefix, count(p.Connections), 1000*p.RTT, 1000*p.MinRTT, 100*p.Loss, kbps(float64(p.RateKbps)))
+	if x.CubicKbps > 0 {
+		a.out.Field("cubic", "would reach about %s there (RFC 9438)", kbps(x.CubicKbps))
+	}
+}
+
+func kbps(n float64) string { return out.Bits(n * 1000 / 8) }
