@@ -17,7 +17,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/bermedge/berm/bpf"
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/maps/mapstest"
 )
@@ -618,9 +617,12 @@ func TestBeatSays(t *testing.T) {
 	beat := func(fired bool) string {
 		t.Helper()
 		if fired {
-			var heart bpf.XDPBermHeart
-			heart.Fired = 1
-			if err := k.Maps[bpf.XDPMapBermHeart].Put(uint32(0), &heart); err != nil {
+			heart, err := k.Maps["berm_heart"].LookupBytes(uint32(0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			heart[16] = 1 // what the kernel half sets
+			if err := k.Maps["berm_heart"].Put(uint32(0), heart); err != nil {
 				t.Fatal(err)
 			}
 		}
