@@ -33,6 +33,7 @@ struct bench_case {
 	__u64 sum;	    /* of the IPv4 header without source and checksum */
 	__u64 noise[WORDS]; /* bits that vary with the flow, beside its addresses and ports */
 	__u64 tail;	    /* 1: the program changes the frame's end, and not its head */
+	__u64 portless;	    /* 1: no port stands where TCP and UDP have theirs */
 	__u8 frame[BENCH_FRAME + 2];
 };
 
@@ -102,7 +103,7 @@ static __always_inline bool put_frame(const struct bench_case *now, void *frame,
 				      __u32 flow)
 {
 	__u32 source = now->first + (flow & now->source_mask);
-	__u64 port = bpf_htons((flow * GOLDEN32 >> 16 & 0xfbff) | 0x0400);
+	__u64 port = bpf_htons((flow * GOLDEN32 >> 16 & 0xfbff) | 0x0400) & (now->portless - 1);
 	bool six = now->family == 6;
 	__be32 v4 = source4(source);
 	__u64 varied = six ? source6(source) :

@@ -24,6 +24,7 @@ type BenchBenchCase struct {
 	Sum        uint64
 	Noise      [10]uint64
 	Tail       uint64
+	Portless   uint64
 	Frame      [98]uint8
 	_          [6]byte
 }
@@ -37,6 +38,7 @@ const (
 	BenchMapBenchTarget           = "bench_target"
 	BenchMapBermBackends          = "berm_backends"
 	BenchMapBermCaptures          = "berm_captures"
+	BenchMapBermCarry             = "berm_carry"
 	BenchMapBermCcCountries       = "berm_cc_countries"
 	BenchMapBermCcProfiles        = "berm_cc_profiles"
 	BenchMapBermCcRules           = "berm_cc_rules"
@@ -73,6 +75,7 @@ const (
 	BenchMapBermSids              = "berm_sids"
 	BenchMapBermSidsLong          = "berm_sids_long"
 	BenchMapBermStageStats        = "berm_stage_stats"
+	BenchMapBermStun              = "berm_stun"
 	BenchMapBermTenantStats       = "berm_tenant_stats"
 	BenchMapBermVerdictBits       = "berm_verdict_bits"
 	BenchMapBermVerdicts          = "berm_verdicts"
@@ -151,6 +154,7 @@ type BenchMapSpecs struct {
 	BenchTarget           *ebpf.MapSpec `ebpf:"bench_target"`
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -187,6 +191,7 @@ type BenchMapSpecs struct {
 	BermSids              *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -227,6 +232,7 @@ type BenchMaps struct {
 	BenchTarget           *ebpf.Map `ebpf:"bench_target"`
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -263,6 +269,7 @@ type BenchMaps struct {
 	BermSids              *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.Map `ebpf:"berm_verdicts"`
@@ -279,6 +286,7 @@ func (m *BenchMaps) Close() error {
 		m.BenchTarget,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,
@@ -315,6 +323,7 @@ func (m *BenchMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

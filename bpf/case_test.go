@@ -133,7 +133,7 @@ func counted(vip, stage, exit string, more counts) counts {
 	switch exit {
 	case "DROP":
 		c["vip/"+vip+"/dropped"] = 1
-	case "FORWARD", "CHANCE", "DEADMAN":
+	case "FORWARD", "CHANCE", "DEADMAN", "CARRY", "SPILL":
 		c["vip/"+vip+"/forwarded"] = 1
 	case "ANSWER":
 		c["vip/"+vip+"/answered"] = 1

@@ -25,6 +25,10 @@ func FuzzXDP(f *testing.F) {
 	f.Add(eth(tunnel6(good(true)[14:], flow6, baseConfig.TagSecrets[0])))
 	f.Add(eth(chance(good(false)[14:], flow4, baseConfig.TagSecrets[0])))
 	f.Add(tcpTo(good4, shadow, 443, packet.ACK))
+	for hops := range 4 {
+		f.Add(eth(farTunnel(good(true)[14:], flow6, false, hops, false)))
+		f.Add(eth(farTunnel(tcpTo(good4, shadow, 443, packet.ACK)[14:], flowOf(good4, shadow, 40000, 443, packet.ProtoTCP), true, hops, hops%2 == 0)))
+	}
 	f.Add(packet.Ethernet{Tags: []packet.Tag{{Type: packet.TypeQinQ, TCI: 1}, {Type: packet.TypeVLAN, TCI: 2}}}.With(good(true)[14:]))
 	for _, six := range []bool{false, true} {
 		request, _ := echoes(six, payload)
@@ -36,6 +40,8 @@ func FuzzXDP(f *testing.F) {
 		f.Add(eth(ip(good4, web4, packet.ProtoUDP, packet.UDP{Src: 40000, Dst: 443}.With(long))))
 		f.Add(eth(ip(good6, web6, packet.ProtoUDP, packet.UDP{Src: 40000, Dst: 443}.With(append([]byte{0x40, id << 5}, make([]byte, 60)...)))))
 	}
+	f.Add(datagram(false, check(user(ufrag(sidSix, 1)))))
+	f.Add(datagram(true, check(attribute(0x8022, []byte("software")), user(ufrag(sidFour, 2)))))
 	f.Add(eth(ip(good4, web4, packet.ICMP, packet.ICMPMessage(3, 4, ip(web4, good4, packet.ProtoTCP, payload)))))
 
 	f.Fuzz(func(t *testing.T, frame []byte) {
@@ -74,7 +80,15 @@ func fuzzKernel(t *testing.T) *kernel {
 		for id := range uint32(256) {
 			put(t, k.BermSids, id, &bpf.XDPBermSid{Backend: backend4 + id%2, Sets: ^uint64(0)})
 		}
+		for _, name := range []string{"web-udp", "web6-udp"} {
+			k.changeVIP(t, name, func(v *bpf.XDPBermVip) { v.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_STUN) })
+		}
 		inSet("shadow", setMoved4)(t, loaded)
+		for _, name := range []string{"shadow", "web6", "web6-udp"} {
+			k.changeVIP(t, name, func(v *bpf.XDPBermVip) {
+				v.Flags, v.CarrySet, v.CarryHops, v.SpillSet, v.Spill = v.Flags|vipSites, setFar4, 3, setFar6, 20000
+			})
+		}
 		fuzzWorld = true
 	}
 	return loaded
@@ -204,12 +218,16 @@ func outerAddresses(out []byte) []byte {
 // isChance looks at the bit that says so in a tunnel's outer header.
 func isChance(p []byte) bool { return p[map[byte]int{4: 4, 6: 2}[p[0]>>4]]&0x80 != 0 }
 
+// hopsOf is how often a tunnelled packet went from site to site, by its outer header.
+func hopsOf(p []byte) int { return int(p[map[byte]int{4: 8, 6: 7}[p[0]>>4]]-1) / 64 }
+
 func checkOuter(t *testing.T, frame, out []byte) {
 	t.Helper()
 	at := l3(frame)
 	inner := frame[at:]
-	if isTunnel(frame) { // sent on once more, as its second chance
-		if isChance(inner) || !isChance(out[l3(out):]) {
+	if isTunnel(frame) { // sent on once more, as its second chance, or to the next site
+		was, is := hopsOf(inner), hopsOf(out[l3(out):])
+		if is < was || is > was+1 || is == was && (isChance(inner) || !isChance(out[l3(out):])) {
 			t.Errorf("may go round\n in %x\nout %x", frame, out)
 		}
 		inner = inner[map[byte]int{4: 20, 6: 40}[inner[0]>>4]:]

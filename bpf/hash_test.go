@@ -14,6 +14,7 @@ import (
 const (
 	hashA = 0x9E3779B97F4A7C15
 	hashB = 0xff51afd7ed558ccd
+	hashC = 0xc4ceb9fe1a85ec53
 )
 
 func mix(h uint64) uint64 { return h ^ h>>32 }
@@ -46,6 +47,16 @@ func sourceHash(seed [2]uint64, a netip.Addr) uint64 {
 	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
 }
 
+// prefixHash is the hash of a prefix's bits as a number.
+func prefixHash(seed [2]uint64, a netip.Addr, bits int) uint64 {
+	b := a.AsSlice()
+	var n uint64
+	for _, octet := range b[:bits/8] {
+		n = n<<8 | uint64(octet)
+	}
+	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
+}
+
 func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {
 	ports := uint64(src.Port())<<24 | uint64(dst.Port())<<8 | uint64(proto)
 	shi, slo := halves(src.Addr())
@@ -59,6 +70,9 @@ func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {
 func flowTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashA>>49), 1) }
 
 func chanceTag(flow, secret uint64) uint16 { return max(uint16((flow^secret)*hashB>>49), 1) | 0x8000 }
+
+// hopped is the flow as tags see it after so many hops from site to site.
+func hopped(flow uint64, hops int) uint64 { return flow ^ uint64(hops)*hashC }
 
 // sip13 wants the words as SipHash pads them: the last byte of the last is the length.
 func sip13(key [2]uint64, words ...uint64) uint64 {
@@ -92,8 +106,9 @@ type hashes struct {
 	Proto, Six        uint8
 	_                 uint16
 	VIP, Source, Flow uint64
-	Row, Tag, Chance  uint32
-	_                 uint32
+	Row, Tag          uint32
+	Chance, Hop       uint32
+	Aggregate, Share  uint64
 }
 
 func TestHashes(t *testing.T) {
@@ -123,10 +138,16 @@ func TestHashes(t *testing.T) {
 		want := in
 		want.VIP = vipHash(baseConfig.Seed, dst, dport, in.Proto)
 		want.Source = sourceHash(baseConfig.Seed, src)
+		bits := [2]int{24, 32}
+		if src.Is6() {
+			bits = [2]int{48, 56}
+		}
+		want.Aggregate, want.Share = prefixHash(baseConfig.Seed, src, bits[0]), prefixHash(baseConfig.Seed, src, bits[1])
 		want.Flow = flowHash(baseConfig.Secret, netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), in.Proto)
 		want.Row = uint32(want.Flow & 0xffffffff * 65537 >> 32)
 		want.Tag = uint32(flowTag(want.Flow, baseConfig.TagSecrets[0]))
 		want.Chance = uint32(chanceTag(want.Flow, baseConfig.TagSecrets[0]))
+		want.Hop = uint32(chanceTag(hopped(want.Flow, 2), baseConfig.TagSecrets[0]))
 		if got != want {
 			t.Fatalf("hashes of %s and %s\n got %+v\nwant %+v", src, dst, got, want)
 		}

@@ -153,6 +153,8 @@ func (k *kernel) counters(t testing.TB) map[string]tally {
 			add(all, "vip/"+name+"/answered", s.Answered.Packets, s.Answered.Bytes)
 			add(all, "vip/"+name+"/cid", s.Cid.Packets, s.Cid.Bytes)
 			add(all, "vip/"+name+"/cid_lost", s.CidLost.Packets, s.CidLost.Bytes)
+			add(all, "vip/"+name+"/stun", s.Stun.Packets, s.Stun.Bytes)
+			add(all, "vip/"+name+"/stun_lost", s.StunLost.Packets, s.StunLost.Bytes)
 		}
 	}
 	for _, tenant := range []uint32{0, tenantWeb} {
@@ -195,10 +197,11 @@ var (
 	drops = []string{
 		"NONE", "TRUNCATED", "MALFORMED", "BAD_CHECKSUM", "BAD_TCP_FLAGS", "LAND", "BAD_SOURCE", "BAD_FRAGMENT",
 		"TUNNEL_PEER", "TUNNEL_TAG", "TUNNEL_INNER", "NO_SERVICE", "VERDICT", "ACL", "GEO", "RATE_PACKETS", "RATE_BYTES",
-		"RATE_SYN", "NO_BACKEND", "TOO_BIG", "AMPLIFIED", "BAD_INITIAL",
+		"RATE_SYN", "NO_BACKEND", "TOO_BIG", "AMPLIFIED", "BAD_INITIAL", "RATE_INITIAL", "RATE_AGGREGATE",
+		"CARRY", "REGION",
 	}
 	stages = []string{"PARSE", "DECAP", "VIP", "VERDICT", "PREFIX", "GEO", "RATE", "STEER", "DELIVER", "GATE", "ICMP"}
-	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED", "CHANCE", "DEADMAN", "ANSWER"}
+	exits  = []string{"FOREIGN", "LOCAL", "DECAP", "FORWARD", "DROP", "SHADOW", "FAIL_OPEN", "ABORTED", "CHANCE", "DEADMAN", "ANSWER", "CARRY", "SPILL"}
 )
 
 // want is what becomes of a frame.

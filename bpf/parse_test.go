@@ -84,7 +84,21 @@ func TestBareAddress(t *testing.T) {
 	add("error that quotes a packet of others", eth(ip(good4, web4, packet.ICMP,
 		packet.ICMPMessage(3, 4, quote(other4, good4, tcp, ports)))), "web-addr", flowOf(good4, web4, 0, 0, packet.ICMP))
 	add("error that quotes a later fragment", eth(ip(good4, web4, packet.ICMP,
-		packet.ICMPMessage(3, 4, packet.IPv4{Src: web4, Dst: good4, Proto: tcp, Frag: 100}.With(ports)))), "web-addr", flowOf(good4, web4, 0, 0, packet.ICMP))
+		packet.ICMPMessage(3, 4, packet.IPv4{Src: web4, Dst: good4, Proto: tcp, Frag: 100}.With(ports)))), "web-addr", flowOf(good4, web4, 0, 0, tcp))
+	add("error that quotes a first fragment", eth(ip(netip.MustParseAddr("198.51.100.1"), web4, packet.ICMP,
+		packet.ICMPMessage(3, 4, packet.IPv4{Src: web4, Dst: good4, Proto: tcp, Frag: packet.MF}.With(ports)))), "web", flow4)
+	add("error that quotes an echo reply", eth(ip(netip.MustParseAddr("198.51.100.1"), web4, packet.ICMP,
+		packet.ICMPMessage(3, 4, quote(web4, good4, packet.ICMP, ports)))), "web-addr", flowOf(good4, web4, 0, 0, packet.ICMP))
+	from6 := netip.MustParseAddr("2a00:1::1")
+	fragment6 := func(offset uint16, proto byte, body []byte) []byte {
+		return eth(ip(from6, web6, packet.ICMPv6, packet.ICMPMessage(2, 0, quote(web6, good6, packet.Fragment, packet.Fragment6(proto, offset, true, body)))))
+	}
+	add("packet too big, quoting a first fragment", fragment6(0, tcp, ports), "web6", flow6)
+	add("packet too big, quoting a later fragment", fragment6(8, tcp, ports), "web6-addr", flowOf(good6, web6, 0, 0, tcp))
+	add("packet too big, quoting a fragment of an echo reply", fragment6(0, packet.ICMPv6, ports), "web6-addr", flowOf(good6, web6, 0, 0, packet.ICMPv6))
+	add("packet too big, quoting a fragment header alone", fragment6(0, tcp, nil), "web6-addr", flowOf(from6, web6, 0, 0, packet.ICMPv6))
+	add("packet too big, quoting an echo reply", eth(ip(from6, web6, packet.ICMPv6,
+		packet.ICMPMessage(2, 0, quote(web6, good6, packet.ICMPv6, ports)))), "web6-addr", flowOf(good6, web6, 0, 0, packet.ICMPv6))
 	add("error that quotes too little", eth(ip(good4, web4, packet.ICMP,
 		packet.ICMPMessage(3, 4, quote(web4, good4, tcp, nil)))), "web-addr", flowOf(good4, web4, 0, 0, packet.ICMP))
 	add("IPv6 error that quotes too little", eth(ip(good6, web6, packet.ICMPv6,

@@ -18,6 +18,7 @@ import (
 const (
 	ReuseportMapBermBackends          = "berm_backends"
 	ReuseportMapBermCaptures          = "berm_captures"
+	ReuseportMapBermCarry             = "berm_carry"
 	ReuseportMapBermCcCountries       = "berm_cc_countries"
 	ReuseportMapBermCcProfiles        = "berm_cc_profiles"
 	ReuseportMapBermCcRules           = "berm_cc_rules"
@@ -54,6 +55,7 @@ const (
 	ReuseportMapBermSids              = "berm_sids"
 	ReuseportMapBermSidsLong          = "berm_sids_long"
 	ReuseportMapBermStageStats        = "berm_stage_stats"
+	ReuseportMapBermStun              = "berm_stun"
 	ReuseportMapBermTenantStats       = "berm_tenant_stats"
 	ReuseportMapBermVerdictBits       = "berm_verdict_bits"
 	ReuseportMapBermVerdicts          = "berm_verdicts"
@@ -115,6 +117,7 @@ type ReuseportProgramSpecs struct {
 type ReuseportMapSpecs struct {
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -151,6 +154,7 @@ type ReuseportMapSpecs struct {
 	BermSids              *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -188,6 +192,7 @@ func (o *ReuseportObjects) Close() error {
 type ReuseportMaps struct {
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -224,6 +229,7 @@ type ReuseportMaps struct {
 	BermSids              *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.Map `ebpf:"berm_verdicts"`
@@ -237,6 +243,7 @@ func (m *ReuseportMaps) Close() error {
 	return _ReuseportClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,
@@ -273,6 +280,7 @@ func (m *ReuseportMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

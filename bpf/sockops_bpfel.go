@@ -18,6 +18,7 @@ import (
 const (
 	SockOpsMapBermBackends          = "berm_backends"
 	SockOpsMapBermCaptures          = "berm_captures"
+	SockOpsMapBermCarry             = "berm_carry"
 	SockOpsMapBermCcCountries       = "berm_cc_countries"
 	SockOpsMapBermCcProfiles        = "berm_cc_profiles"
 	SockOpsMapBermCcRules           = "berm_cc_rules"
@@ -54,6 +55,7 @@ const (
 	SockOpsMapBermSids              = "berm_sids"
 	SockOpsMapBermSidsLong          = "berm_sids_long"
 	SockOpsMapBermStageStats        = "berm_stage_stats"
+	SockOpsMapBermStun              = "berm_stun"
 	SockOpsMapBermTenantStats       = "berm_tenant_stats"
 	SockOpsMapBermVerdictBits       = "berm_verdict_bits"
 	SockOpsMapBermVerdicts          = "berm_verdicts"
@@ -116,6 +118,7 @@ type SockOpsProgramSpecs struct {
 type SockOpsMapSpecs struct {
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -152,6 +155,7 @@ type SockOpsMapSpecs struct {
 	BermSids              *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -190,6 +194,7 @@ func (o *SockOpsObjects) Close() error {
 type SockOpsMaps struct {
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -226,6 +231,7 @@ type SockOpsMaps struct {
 	BermSids              *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.Map `ebpf:"berm_verdicts"`
@@ -240,6 +246,7 @@ func (m *SockOpsMaps) Close() error {
 	return _SockOpsClose(
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,
@@ -276,6 +283,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

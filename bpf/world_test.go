@@ -27,6 +27,8 @@ var (
 	bad6   = netip.MustParseAddr("2a01:1::9")
 	peer4  = netip.MustParseAddr("10.0.1.0")
 	peer6  = netip.MustParseAddr("2001:db8:f:1::")
+	far4   = netip.MustParseAddr("10.1.1.0")
+	far6   = netip.MustParseAddr("2001:db8:e:1::")
 )
 
 // Backends.
@@ -36,6 +38,8 @@ const (
 	backend6    // ready, IPv6
 	backendAway // ready, out of another interface
 	backendLost // its next hop is not known
+	backendFar4 // at another site, in another region
+	backendFar6
 )
 
 const rowMoved = 1 << 31 // in a row: its second has owned it
@@ -57,6 +61,9 @@ const (
 	setMovedX  // owner this edge, previous lost
 	setMovedI  // owner this edge, previous this edge: no table says so
 	setMine    // owner backend4, previous this edge
+	setFar4    // owner backendFar4
+	setFar6    // owner backendFar6
+	setFarNext // owner lost, second backendFar4
 	setEnd
 )
 
@@ -65,9 +72,15 @@ var rowOf = [setEnd]uint32{
 	setSecond: backendLost | backend4<<16, setOwnLast: backendLost | backendSelf<<16, setLost: backendLost | backendLost<<16,
 	setHeir: backendSelf | backend4<<16, setMoved4: backendSelf | backend4<<16 | rowMoved, setMoved6: backendSelf | backend6<<16 | rowMoved,
 	setMovedX: backendSelf | backendLost<<16 | rowMoved, setMovedI: backendSelf | backendSelf<<16 | rowMoved, setMine: backend4 | backendSelf<<16 | rowMoved,
+	setFar4: backendFar4, setFar6: backendFar6, setFarNext: backendLost | backendFar4<<16,
 }
 
 const tenantWeb = 7
+
+const (
+	regionHere = 1
+	regionFar  = 2
+)
 
 const (
 	countryGood = 100
@@ -173,6 +186,10 @@ func (k *kernel) reset(t testing.TB) {
 	k.resetBackends(t)
 	put(t, k.BermHeart, uint32(0), &bpf.XDPBermHeart{})
 	put(t, k.BermReply, uint32(0), &bpf.XDPBermReply{})
+	for _, i := range stunSets {
+		put(t, k.BermStun, i, &bpf.XDPBermStunSet{})
+	}
+	put(t, k.BermCarry, uint32(0), &bpf.XDPBermCarry{})
 	for i, v := range vips {
 		k.setVIP(t, uint32(i+1), v)
 		put(t, k.BermGates, uint32(i+1), &bpf.XDPBermGate{})
@@ -209,6 +226,7 @@ func clearMap(t testing.TB, m *ebpf.Map) {
 func (k *kernel) resetBackends(t testing.TB) {
 	t.Helper()
 	ready := uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_USED | bpf.XDPBermBackendFlagsBERM_BACKEND_READY)
+	remote := uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_REMOTE)
 	for id, b := range map[uint32]bpf.XDPBermBackend{
 		backendSelf: {Addr: addrOf(self4), Flags: ready, Family: 4},
 		backend4:    {Addr: addrOf(peer4), Flags: ready, Family: 4, Mac: [6]byte{2, 1, 0, 0, 0, 4}},
@@ -217,6 +235,8 @@ func (k *kernel) resetBackends(t testing.TB) {
 			Addr: addrOf(peer4), Flags: ready, Family: 4, Mac: [6]byte{2, 1, 0, 0, 0, 7},
 			Ifindex: 4242, SrcMac: [6]byte{2, 1, 0, 0, 0, 8},
 		},
+		backendFar4: {Addr: addrOf(far4), Flags: ready | remote, Family: 4, Mac: [6]byte{2, 1, 0, 0, 0, 10}, Region: regionFar},
+		backendFar6: {Addr: addrOf(far6), Flags: ready | remote, Family: 6, Mac: [6]byte{2, 1, 0, 0, 0, 11}, Region: regionFar},
 		backendLost: {Addr: addrOf(peer4), Flags: uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_USED), Family: 4},
 	} {
 		put(t, k.BermBackends, id, &b)

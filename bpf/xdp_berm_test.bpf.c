@@ -3,6 +3,8 @@
 /* For tests: the same stages at a time that the test chooses, and the hashes, to compare with Go's. */
 #include "xdp_ingress.bpf.c"
 
+#include "csum.h"
+
 volatile __u64 test_now_ns;
 volatile __u64 test_jiffies;
 
@@ -12,6 +14,67 @@ int xdp_berm_at(struct xdp_md *ctx)
 	struct now now = { .jiffies = test_jiffies, .ns = test_now_ns };
 
 	return run(ctx, &now);
+}
+
+/* Many packets at once, from as many CPUs as like: each that comes is later by the same time,
+ * whichever CPU has it, and of the next source. So what may pass is known exactly, while the
+ * CPUs race as they do.
+ */
+#define TEST_SOURCES 256
+#define TEST_TICK_NS 4000000 /* 62500 units of 64 ns */
+
+volatile __u64 test_step_ns;
+volatile __u64 test_sources; /* - 1 */
+__u64 test_given;
+volatile __u32 test_last_cpu;
+__u64 test_turns; /* packets before which another CPU had one */
+__u64 test_passed[TEST_SOURCES];
+
+/* Writes the number of a source into the last byte of the IPv4 address, or of the IPv6 /64. */
+static __always_inline bool put_source(struct xdp_md *ctx, __u8 source)
+{
+	struct cursor cur = cur_from(ctx);
+	struct ethhdr *eth = TAKE(&cur, struct ethhdr);
+	struct ipv6hdr *six;
+	struct iphdr *four;
+	__u16 *half, old;
+
+	if (!eth)
+		return false;
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		if (!(six = TAKE(&cur, struct ipv6hdr)))
+			return false;
+		six->saddr.s6_addr[7] = source;
+		return true;
+	}
+	if (!(four = TAKE(&cur, struct iphdr)))
+		return false;
+	half = (__u16 *)&four->saddr + 1;
+	old = *half;
+	*half = (old & 0xff) | source << 8;
+	four->check = ~csum_fold((__u16)~four->check + (__u16)~old + *half); /* RFC 1624 */
+	return true;
+}
+
+SEC("xdp.frags")
+int xdp_berm_many(struct xdp_md *ctx)
+{
+	__u64 n = __sync_fetch_and_add(&test_given, 1), past = n * test_step_ns;
+	struct now now = { .jiffies = test_jiffies + past / TEST_TICK_NS,
+			   .ns = test_now_ns + past };
+	__u32 cpu = bpf_get_smp_processor_id();
+	__u8 source = n & test_sources;
+	int act;
+
+	if (test_last_cpu != cpu)
+		__sync_fetch_and_add(&test_turns, 1);
+	test_last_cpu = cpu;
+	if (!put_source(ctx, source))
+		return XDP_ABORTED;
+	act = run(ctx, &now);
+	if (act == XDP_PASS)
+		__sync_fetch_and_add(&test_passed[source], 1);
+	return act;
 }
 
 /* Reads a flow from the start of a frame of its own, and writes its hashes behind it. */
@@ -29,7 +92,9 @@ struct test_hashes {
 	__u32 row;
 	__u32 tag; /* with the first secret */
 	__u32 chance;
-	__u32 pad2;
+	__u32 hop; /* the same from site to site, the second time */
+	__u64 aggregate;
+	__u64 share;
 };
 
 SEC("xdp")
@@ -52,10 +117,13 @@ int test_hash(struct xdp_md *ctx)
 	ports = flow_ports(*(__be32 *)&io->sport, io->proto);
 	io->vip = vip_hash(cfg->seed, &dst, flow_service(ports));
 	io->source = source_hash(cfg->seed, source);
+	io->aggregate = aggregate_hash(cfg->seed, source, io->six);
+	io->share = share_hash(cfg->seed, source, io->six);
 	io->flow = flow_hash(cfg->secret, io->six, &src, &dst, ports);
 	io->row = flow_row(io->flow);
-	io->tag = flow_tag(io->flow, cfg->tag_secrets[0], false);
-	io->chance = flow_tag(io->flow, cfg->tag_secrets[0], true);
+	io->tag = flow_tag(io->flow, cfg->tag_secrets[0], false, 0);
+	io->chance = flow_tag(io->flow, cfg->tag_secrets[0], true, 0);
+	io->hop = flow_tag(io->flow, cfg->tag_secrets[0], true, 2);
 	return XDP_PASS;
 }
 

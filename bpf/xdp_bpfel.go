@@ -13,6 +13,23 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type XDPAggregated struct {
+	_    structs.HostLayout
+	Flow struct {
+		_      structs.HostLayout
+		Dst    XDPBermAddr
+		Client XDPBermAddr
+		Ports  uint64
+	}
+	Facts  uint64
+	Number uint64
+	Units  uint64
+	Class  uint32
+	Len    uint32
+	Kinds  uint32
+	Pad    uint32
+}
+
 type XDPBermAction uint32
 
 const (
@@ -39,15 +56,17 @@ type XDPBermBackend struct {
 	Family      uint8
 	Owner       uint8
 	Name        [16]int8
-	_           [4]byte
+	Region      uint8
+	Pad         [3]uint8
 	HeartbeatNs uint64
 }
 
 type XDPBermBackendFlags uint32
 
 const (
-	XDPBermBackendFlagsBERM_BACKEND_USED  XDPBermBackendFlags = 1
-	XDPBermBackendFlagsBERM_BACKEND_READY XDPBermBackendFlags = 2
+	XDPBermBackendFlagsBERM_BACKEND_USED   XDPBermBackendFlags = 1
+	XDPBermBackendFlagsBERM_BACKEND_READY  XDPBermBackendFlags = 2
+	XDPBermBackendFlagsBERM_BACKEND_REMOTE XDPBermBackendFlags = 4
 )
 
 type XDPBermCapture struct {
@@ -74,6 +93,12 @@ type XDPBermCaptured struct {
 	Reason uint8
 	Shadow uint8
 	Pad    uint32
+}
+
+type XDPBermCarry struct {
+	_      structs.HostLayout
+	Source XDPBermLimit
+	All    XDPBermLimit
 }
 
 type XDPBermCcKey struct {
@@ -163,29 +188,33 @@ type XDPBermCounter struct {
 type XDPBermDrop uint32
 
 const (
-	XDPBermDropBERM_DROP_NONE          XDPBermDrop = 0
-	XDPBermDropBERM_DROP_TRUNCATED     XDPBermDrop = 1
-	XDPBermDropBERM_DROP_MALFORMED     XDPBermDrop = 2
-	XDPBermDropBERM_DROP_BAD_CHECKSUM  XDPBermDrop = 3
-	XDPBermDropBERM_DROP_BAD_TCP_FLAGS XDPBermDrop = 4
-	XDPBermDropBERM_DROP_LAND          XDPBermDrop = 5
-	XDPBermDropBERM_DROP_BAD_SOURCE    XDPBermDrop = 6
-	XDPBermDropBERM_DROP_BAD_FRAGMENT  XDPBermDrop = 7
-	XDPBermDropBERM_DROP_TUNNEL_PEER   XDPBermDrop = 8
-	XDPBermDropBERM_DROP_TUNNEL_TAG    XDPBermDrop = 9
-	XDPBermDropBERM_DROP_TUNNEL_INNER  XDPBermDrop = 10
-	XDPBermDropBERM_DROP_NO_SERVICE    XDPBermDrop = 11
-	XDPBermDropBERM_DROP_VERDICT       XDPBermDrop = 12
-	XDPBermDropBERM_DROP_ACL           XDPBermDrop = 13
-	XDPBermDropBERM_DROP_GEO           XDPBermDrop = 14
-	XDPBermDropBERM_DROP_RATE_PACKETS  XDPBermDrop = 15
-	XDPBermDropBERM_DROP_RATE_BYTES    XDPBermDrop = 16
-	XDPBermDropBERM_DROP_RATE_SYN      XDPBermDrop = 17
-	XDPBermDropBERM_DROP_NO_BACKEND    XDPBermDrop = 18
-	XDPBermDropBERM_DROP_TOO_BIG       XDPBermDrop = 19
-	XDPBermDropBERM_DROP_AMPLIFIED     XDPBermDrop = 20
-	XDPBermDropBERM_DROP_BAD_INITIAL   XDPBermDrop = 21
-	XDPBermDropBERM_DROP_MAX           XDPBermDrop = 22
+	XDPBermDropBERM_DROP_NONE           XDPBermDrop = 0
+	XDPBermDropBERM_DROP_TRUNCATED      XDPBermDrop = 1
+	XDPBermDropBERM_DROP_MALFORMED      XDPBermDrop = 2
+	XDPBermDropBERM_DROP_BAD_CHECKSUM   XDPBermDrop = 3
+	XDPBermDropBERM_DROP_BAD_TCP_FLAGS  XDPBermDrop = 4
+	XDPBermDropBERM_DROP_LAND           XDPBermDrop = 5
+	XDPBermDropBERM_DROP_BAD_SOURCE     XDPBermDrop = 6
+	XDPBermDropBERM_DROP_BAD_FRAGMENT   XDPBermDrop = 7
+	XDPBermDropBERM_DROP_TUNNEL_PEER    XDPBermDrop = 8
+	XDPBermDropBERM_DROP_TUNNEL_TAG     XDPBermDrop = 9
+	XDPBermDropBERM_DROP_TUNNEL_INNER   XDPBermDrop = 10
+	XDPBermDropBERM_DROP_NO_SERVICE     XDPBermDrop = 11
+	XDPBermDropBERM_DROP_VERDICT        XDPBermDrop = 12
+	XDPBermDropBERM_DROP_ACL            XDPBermDrop = 13
+	XDPBermDropBERM_DROP_GEO            XDPBermDrop = 14
+	XDPBermDropBERM_DROP_RATE_PACKETS   XDPBermDrop = 15
+	XDPBermDropBERM_DROP_RATE_BYTES     XDPBermDrop = 16
+	XDPBermDropBERM_DROP_RATE_SYN       XDPBermDrop = 17
+	XDPBermDropBERM_DROP_NO_BACKEND     XDPBermDrop = 18
+	XDPBermDropBERM_DROP_TOO_BIG        XDPBermDrop = 19
+	XDPBermDropBERM_DROP_AMPLIFIED      XDPBermDrop = 20
+	XDPBermDropBERM_DROP_BAD_INITIAL    XDPBermDrop = 21
+	XDPBermDropBERM_DROP_RATE_INITIAL   XDPBermDrop = 22
+	XDPBermDropBERM_DROP_RATE_AGGREGATE XDPBermDrop = 23
+	XDPBermDropBERM_DROP_CARRY          XDPBermDrop = 24
+	XDPBermDropBERM_DROP_REGION         XDPBermDrop = 25
+	XDPBermDropBERM_DROP_MAX            XDPBermDrop = 26
 )
 
 type XDPBermEvent struct {
@@ -219,21 +248,15 @@ const (
 	XDPBermExitBERM_EXIT_CHANCE    XDPBermExit = 8
 	XDPBermExitBERM_EXIT_DEADMAN   XDPBermExit = 9
 	XDPBermExitBERM_EXIT_ANSWER    XDPBermExit = 10
-	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 11
+	XDPBermExitBERM_EXIT_CARRY     XDPBermExit = 11
+	XDPBermExitBERM_EXIT_SPILL     XDPBermExit = 12
+	XDPBermExitBERM_EXIT_MAX       XDPBermExit = 13
 )
 
 type XDPBermGate struct {
-	_    structs.HostLayout
-	Syns struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Initials struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
+	_          structs.HostLayout
+	Syns       XDPBermLimit
+	Initials   XDPBermLimit
 	Cookies    uint8
 	Retry      uint8
 	Amplified  uint8
@@ -308,6 +331,12 @@ type XDPBermHeart struct {
 	Pad        uint32
 }
 
+type XDPBermLimit struct {
+	_          structs.HostLayout
+	Cost       uint64
+	BurstUnits uint64
+}
+
 type XDPBermNextHop struct {
 	_       structs.HostLayout
 	Mac     [6]uint8
@@ -365,26 +394,22 @@ type XDPBermPrefixRecord struct {
 }
 
 type XDPBermRateClass struct {
-	_       structs.HostLayout
-	Packets struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
+	_         structs.HostLayout
+	Packets   XDPBermLimit
+	Bytes     XDPBermLimit
+	Syns      XDPBermLimit
+	Flags     uint16
+	Owner     uint8
+	Pad       [5]uint8
+	Name      [16]int8
+	Initials  XDPBermLimit
+	Aggregate struct {
+		_        structs.HostLayout
+		Packets  XDPBermLimit
+		Bytes    XDPBermLimit
+		Syns     XDPBermLimit
+		Initials XDPBermLimit
 	}
-	Bytes struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Syns struct {
-		_          structs.HostLayout
-		Cost       uint64
-		BurstUnits uint64
-	}
-	Flags uint16
-	Owner uint8
-	Pad   [5]uint8
-	Name  [16]int8
 }
 
 type XDPBermRateFlags uint32
@@ -393,6 +418,8 @@ const (
 	XDPBermRateFlagsBERM_RATE_USED       XDPBermRateFlags = 1
 	XDPBermRateFlagsBERM_RATE_SHADOW     XDPBermRateFlags = 2
 	XDPBermRateFlagsBERM_RATE_FINE_CLOCK XDPBermRateFlags = 4
+	XDPBermRateFlagsBERM_RATE_INITIALS   XDPBermRateFlags = 8
+	XDPBermRateFlagsBERM_RATE_AGGREGATE  XDPBermRateFlags = 16
 )
 
 type XDPBermRateSet struct {
@@ -454,6 +481,11 @@ const (
 	XDPBermStageBERM_STAGE_MAX     XDPBermStage = 11
 )
 
+type XDPBermStunSet struct {
+	_     structs.HostLayout
+	Cells [8]uint64
+}
+
 type XDPBermVerdict struct {
 	_         structs.HostLayout
 	ExpiresNs uint64
@@ -486,7 +518,12 @@ type XDPBermVip struct {
 	RateClass uint16
 	Pad       uint16
 	Name      [16]int8
-	Pad2      [2]uint64
+	CarrySet  uint8
+	CarryHops uint8
+	SpillSet  uint8
+	Region    uint8
+	Spill     uint32
+	Pad2      uint64
 }
 
 type XDPBermVipFlags uint32
@@ -497,8 +534,12 @@ const (
 	XDPBermVipFlagsBERM_VIP_ADDRESS XDPBermVipFlags = 4
 	XDPBermVipFlagsBERM_VIP_STRICT  XDPBermVipFlags = 8
 	XDPBermVipFlagsBERM_VIP_QUIC    XDPBermVipFlags = 16
+	XDPBermVipFlagsBERM_VIP_STUN    XDPBermVipFlags = 32
 	XDPBermVipFlagsBERM_VIP_GATE    XDPBermVipFlags = 256
 	XDPBermVipFlagsBERM_VIP_GUARD   XDPBermVipFlags = 512
+	XDPBermVipFlagsBERM_VIP_SITES   XDPBermVipFlags = 1024
+	XDPBermVipFlagsBERM_VIP_REGION  XDPBermVipFlags = 2048
+	XDPBermVipFlagsBERM_VIP_OUTSIDE XDPBermVipFlags = 4096
 )
 
 type XDPBermVipStats struct {
@@ -510,6 +551,8 @@ type XDPBermVipStats struct {
 	Answered  XDPBermCounter
 	Cid       XDPBermCounter
 	CidLost   XDPBermCounter
+	Stun      XDPBermCounter
+	StunLost  XDPBermCounter
 }
 
 type XDPCaptureBuffer struct {
@@ -590,8 +633,10 @@ type XDPGated struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XDPMapAggregatedPackets     = "aggregated_packets"
 	XDPMapBermBackends          = "berm_backends"
 	XDPMapBermCaptures          = "berm_captures"
+	XDPMapBermCarry             = "berm_carry"
 	XDPMapBermCcCountries       = "berm_cc_countries"
 	XDPMapBermCcProfiles        = "berm_cc_profiles"
 	XDPMapBermCcRules           = "berm_cc_rules"
@@ -628,6 +673,7 @@ const (
 	XDPMapBermSids              = "berm_sids"
 	XDPMapBermSidsLong          = "berm_sids_long"
 	XDPMapBermStageStats        = "berm_stage_stats"
+	XDPMapBermStun              = "berm_stun"
 	XDPMapBermTenantStats       = "berm_tenant_stats"
 	XDPMapBermVerdictBits       = "berm_verdict_bits"
 	XDPMapBermVerdicts          = "berm_verdicts"
@@ -689,8 +735,10 @@ type XDPProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPMapSpecs struct {
+	AggregatedPackets     *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -727,6 +775,7 @@ type XDPMapSpecs struct {
 	BermSids              *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -764,8 +813,10 @@ func (o *XDPObjects) Close() error {
 //
 // It can be passed to LoadXDPObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPMaps struct {
+	AggregatedPackets     *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -802,6 +853,7 @@ type XDPMaps struct {
 	BermSids              *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.Map `ebpf:"berm_verdicts"`
@@ -815,8 +867,10 @@ type XDPMaps struct {
 
 func (m *XDPMaps) Close() error {
 	return _XDPClose(
+		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,
@@ -853,6 +907,7 @@ func (m *XDPMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,

@@ -15,6 +15,7 @@
 #include "parse.h"
 #include "prefix.h"
 #include "rate.h"
+#include "site.h"
 #include "stats.h"
 #include "steer.h"
 #include "verdict.h"
@@ -73,6 +74,7 @@ static __always_inline int run_stages(struct packet *pkt, const struct now *now)
 	STAGE(vip_find(pkt));
 	STAGE(run_policy(pkt, now));
 	STAGE(steer(pkt, now));
+	STAGE(site(pkt, now));
 	STAGE(gate(pkt, now));
 	return deliver(pkt, now);
 }
@@ -95,6 +97,7 @@ static __always_inline int run(struct xdp_md *ctx, const struct now *now)
 	pkt.backend = NULL;
 	pkt.vip_id = pkt.record_id = 0;
 	pkt.drop = 0;
+	pkt.flow = 0;
 	return finish(&pkt, now, run_stages(&pkt, now));
 }
 

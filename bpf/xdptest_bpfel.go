@@ -16,8 +16,10 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	XDPTestMapAggregatedPackets     = "aggregated_packets"
 	XDPTestMapBermBackends          = "berm_backends"
 	XDPTestMapBermCaptures          = "berm_captures"
+	XDPTestMapBermCarry             = "berm_carry"
 	XDPTestMapBermCcCountries       = "berm_cc_countries"
 	XDPTestMapBermCcProfiles        = "berm_cc_profiles"
 	XDPTestMapBermCcRules           = "berm_cc_rules"
@@ -54,6 +56,7 @@ const (
 	XDPTestMapBermSids              = "berm_sids"
 	XDPTestMapBermSidsLong          = "berm_sids_long"
 	XDPTestMapBermStageStats        = "berm_stage_stats"
+	XDPTestMapBermStun              = "berm_stun"
 	XDPTestMapBermTenantStats       = "berm_tenant_stats"
 	XDPTestMapBermVerdictBits       = "berm_verdict_bits"
 	XDPTestMapBermVerdicts          = "berm_verdicts"
@@ -67,9 +70,16 @@ const (
 	XDPTestProgTestMakeCookie       = "test_make_cookie"
 	XDPTestProgXdpBerm              = "xdp_berm"
 	XDPTestProgXdpBermAt            = "xdp_berm_at"
+	XDPTestProgXdpBermMany          = "xdp_berm_many"
 	XDPTestVarTestCookie            = "test_cookie"
+	XDPTestVarTestGiven             = "test_given"
 	XDPTestVarTestJiffies           = "test_jiffies"
+	XDPTestVarTestLastCpu           = "test_last_cpu"
 	XDPTestVarTestNowNs             = "test_now_ns"
+	XDPTestVarTestPassed            = "test_passed"
+	XDPTestVarTestSources           = "test_sources"
+	XDPTestVarTestStepNs            = "test_step_ns"
+	XDPTestVarTestTurns             = "test_turns"
 )
 
 // LoadXDPTest returns the embedded CollectionSpec for XDPTest.
@@ -118,14 +128,17 @@ type XDPTestProgramSpecs struct {
 	TestMakeCookie *ebpf.ProgramSpec `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.ProgramSpec `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.ProgramSpec `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.ProgramSpec `ebpf:"xdp_berm_many"`
 }
 
 // XDPTestMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestMapSpecs struct {
+	AggregatedPackets     *ebpf.MapSpec `ebpf:"aggregated_packets"`
 	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -162,6 +175,7 @@ type XDPTestMapSpecs struct {
 	BermSids              *ebpf.MapSpec `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.MapSpec `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.MapSpec `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.MapSpec `ebpf:"berm_verdicts"`
@@ -178,8 +192,14 @@ type XDPTestMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestVariableSpecs struct {
 	TestCookie  *ebpf.VariableSpec `ebpf:"test_cookie"`
+	TestGiven   *ebpf.VariableSpec `ebpf:"test_given"`
 	TestJiffies *ebpf.VariableSpec `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.VariableSpec `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.VariableSpec `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.VariableSpec `ebpf:"test_passed"`
+	TestSources *ebpf.VariableSpec `ebpf:"test_sources"`
+	TestStepNs  *ebpf.VariableSpec `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.VariableSpec `ebpf:"test_turns"`
 }
 
 // XDPTestObjects contains all objects after they have been loaded into the kernel.
@@ -202,8 +222,10 @@ func (o *XDPTestObjects) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestMaps struct {
+	AggregatedPackets     *ebpf.Map `ebpf:"aggregated_packets"`
 	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -240,6 +262,7 @@ type XDPTestMaps struct {
 	BermSids              *ebpf.Map `ebpf:"berm_sids"`
 	BermSidsLong          *ebpf.Map `ebpf:"berm_sids_long"`
 	BermStageStats        *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.Map `ebpf:"berm_stun"`
 	BermTenantStats       *ebpf.Map `ebpf:"berm_tenant_stats"`
 	BermVerdictBits       *ebpf.Map `ebpf:"berm_verdict_bits"`
 	BermVerdicts          *ebpf.Map `ebpf:"berm_verdicts"`
@@ -253,8 +276,10 @@ type XDPTestMaps struct {
 
 func (m *XDPTestMaps) Close() error {
 	return _XDPTestClose(
+		m.AggregatedPackets,
 		m.BermBackends,
 		m.BermCaptures,
+		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
 		m.BermCcRules,
@@ -291,6 +316,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermSids,
 		m.BermSidsLong,
 		m.BermStageStats,
+		m.BermStun,
 		m.BermTenantStats,
 		m.BermVerdictBits,
 		m.BermVerdicts,
@@ -308,8 +334,14 @@ func (m *XDPTestMaps) Close() error {
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestVariables struct {
 	TestCookie  *ebpf.Variable `ebpf:"test_cookie"`
+	TestGiven   *ebpf.Variable `ebpf:"test_given"`
 	TestJiffies *ebpf.Variable `ebpf:"test_jiffies"`
+	TestLastCpu *ebpf.Variable `ebpf:"test_last_cpu"`
 	TestNowNs   *ebpf.Variable `ebpf:"test_now_ns"`
+	TestPassed  *ebpf.Variable `ebpf:"test_passed"`
+	TestSources *ebpf.Variable `ebpf:"test_sources"`
+	TestStepNs  *ebpf.Variable `ebpf:"test_step_ns"`
+	TestTurns   *ebpf.Variable `ebpf:"test_turns"`
 }
 
 // XDPTestPrograms contains all programs after they have been loaded into the kernel.
@@ -320,6 +352,7 @@ type XDPTestPrograms struct {
 	TestMakeCookie *ebpf.Program `ebpf:"test_make_cookie"`
 	XdpBerm        *ebpf.Program `ebpf:"xdp_berm"`
 	XdpBermAt      *ebpf.Program `ebpf:"xdp_berm_at"`
+	XdpBermMany    *ebpf.Program `ebpf:"xdp_berm_many"`
 }
 
 func (p *XDPTestPrograms) Close() error {
@@ -328,6 +361,7 @@ func (p *XDPTestPrograms) Close() error {
 		p.TestMakeCookie,
 		p.XdpBerm,
 		p.XdpBermAt,
+		p.XdpBermMany,
 	)
 }
 

@@ -148,10 +148,11 @@ var shapes = map[string]shape{
 	"berm_verdict_bits": whole, "berm_rate_cells": whole, "berm_rows": whole, "berm_geo_rules": whole,
 	"berm_vip_seeds": halves, "berm_vip_slots": halves, "berm_prefix4": halves, "berm_prefix4_leaves": halves, "berm_prefix4_blocks": halves, "berm_prefix6_root": halves,
 	"berm_prefix6_nodes": halves, "berm_prefix6_leaves": halves, "berm_prefix_records": halves,
-	"berm_gates": flat, "berm_gate_states": flat, "berm_cids": flat,
+	"berm_gates": flat, "berm_gate_states": flat, "berm_cids": flat, "berm_carry": flat,
 	"berm_drops": flat, "berm_shadows": flat, "berm_vip_stats": flat, "berm_tenant_stats": flat, "berm_sample": flat,
 	"berm_cc_profiles": flat, "berm_cc_countries": flat, "berm_cc_stats": flat,
 	"berm_events":   anew,
+	"berm_stun":     anew,                       // clients show their fragments again within seconds
 	"berm_captures": anew, "berm_packets": anew, // whoever captures asks again
 	"berm_generations": anew, "berm_generation_ports": anew, "berm_generation_sockets": anew, // daemons put their sockets there again
 }

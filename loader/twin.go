@@ -37,7 +37,7 @@ const (
 )
 
 var twinMaps = map[string]int{
-	bpf.XDPMapBermConfig:   copied, // with room for one source's cells
+	bpf.XDPMapBermConfig:   copied, // with room for a few sources' cells
 	bpf.XDPMapBermVipSeeds: shared, bpf.XDPMapBermVipSlots: shared, bpf.XDPMapBermVips: shared,
 	bpf.XDPMapBermGeoRules: shared, bpf.XDPMapBermGeoPolicies: shared, bpf.XDPMapBermRateClasses: shared,
 	bpf.XDPMapBermPrefix4: shared, bpf.XDPMapBermPrefix4Leaves: shared, bpf.XDPMapBermPrefix4Blocks: shared, bpf.XDPMapBermPrefix6Root: shared,
@@ -45,7 +45,9 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermRateCells: copied, bpf.XDPMapBermVerdictBits: shared, bpf.XDPMapBermVerdicts: copied,
 	bpf.XDPMapBermRows: shared, bpf.XDPMapBermSets: shared, bpf.XDPMapBermBackends: shared, bpf.XDPMapBermPeers: shared,
 	bpf.XDPMapBermCids: shared, bpf.XDPMapBermSids: shared, bpf.XDPMapBermSidsLong: shared,
+	bpf.XDPMapBermStun:  copied,
 	bpf.XDPMapBermHeart: copied,
+	bpf.XDPMapBermCarry: shared,
 	bpf.XDPMapBermGates: shared, bpf.XDPMapBermReply: shared, bpf.XDPMapBermGateStates: copied,
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
@@ -53,6 +55,10 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermGenerations: shared, bpf.XDPMapBermGenerationPorts: shared, bpf.XDPMapBermGenerationSockets: shared,
 	bpf.XDPMapBermCcProfiles: shared, bpf.XDPMapBermCcCountries: shared, bpf.XDPMapBermCcRules: shared, bpf.XDPMapBermCcStats: empty,
 }
+
+// twinSets are the twin's sets of rate cells: enough that those of a source, of its aggregate and of its
+// share there lie apart but for three times in 4096, when the source's own count.
+const twinSets = 4096
 
 // Fate is what became of a packet, as the program's own counters tell.
 type Fate struct {
@@ -64,7 +70,7 @@ type Fate struct {
 	Shadows []maps.Drop // for which it would have been dropped
 	Event   *maps.Event // nil for what is not ours
 	Verdict *maps.Verdict
-	Before  []uint64 // the source's rate cells
+	Before  []uint64 // the rate cells that it may have charged
 	After   []uint64
 }
 
@@ -125,7 +131,7 @@ func (t *Twin) open(at layout, spec *ebpf.CollectionSpec) error {
 
 func (t *Twin) load(objs *objects) error {
 	spec := objs.XDP.Copy()
-	spec.Maps[bpf.XDPMapBermRateCells].MaxEntries = 1 // one source at a time
+	spec.Maps[bpf.XDPMapBermRateCells].MaxEntries = twinSets
 	with := map[string]*ebpf.Map{}
 	for name, how := range twinMaps {
 		if how == shared && spec.Maps[name] != nil {
@@ -188,7 +194,7 @@ func (t *Twin) Run(frame []byte, source netip.Addr) (f Fate, err error) {
 		return f, err
 	}
 	hits := t.hits(source)
-	f.Before, err = t.cells()
+	f.Before, err = t.cells(source)
 	if err != nil {
 		return f, err
 	}
@@ -217,7 +223,7 @@ func (t *Twin) Run(frame []byte, source netip.Addr) (f Fate, err error) {
 			f.Verdict = &met
 		}
 	}
-	if f.After, err = t.cells(); err != nil {
+	if f.After, err = t.cells(source); err != nil {
 		return f, err
 	}
 	if f.Exit != maps.ExitForeign {
@@ -229,13 +235,18 @@ func (t *Twin) Run(frame []byte, source netip.Addr) (f Fate, err error) {
 // prepare gives the twin what the live maps hold about the source now.
 func (t *Twin) prepare(source netip.Addr) error {
 	cfg := t.live.Config.Get()
-	cell := uint32(maps.SourceHash(cfg.Seed, source)) & cfg.RateMask
-	cfg.RateMask = 0
+	live := cfg.RateMask
+	cfg.RateMask &= twinSets - 1
 	cfg.Flags |= uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED)
 	cfg.Flags &^= uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_CAPTURE)
-	var set bpf.XDPBermRateSet
-	if err := t.pins[bpf.XDPMapBermRateCells].Lookup(cell, &set); err != nil {
-		return fmt.Errorf("rate cells of %s: %w", source, err)
+	for _, hash := range rateHashes(cfg.Seed, source) {
+		var set bpf.XDPBermRateSet
+		if err := t.pins[bpf.XDPMapBermRateCells].Lookup(hash&live, &set); err != nil {
+			return fmt.Errorf("rate cells of %s: %w", source, err)
+		}
+		if err := t.own[bpf.XDPMapBermRateCells].Put(hash&cfg.RateMask, &set); err != nil {
+			return fmt.Errorf("copy the rate cells of %s: %w", source, err)
+		}
 	}
 	var heart bpf.XDPBermHeart
 	if err := t.pins[bpf.XDPMapBermHeart].Lookup(uint32(0), &heart); err != nil {
@@ -243,15 +254,30 @@ func (t *Twin) prepare(source netip.Addr) error {
 	}
 	if err := errors.Join(
 		t.own[bpf.XDPMapBermConfig].Put(uint32(0), &cfg),
-		t.own[bpf.XDPMapBermRateCells].Put(uint32(0), &set),
 		t.own[bpf.XDPMapBermHeart].Put(uint32(0), &heart),
 	); err != nil {
 		return fmt.Errorf("copy what a packet of %s would write: %w", source, err)
+	}
+	if err := t.copyStun(); err != nil {
+		return fmt.Errorf("copy whose flows of WebRTC are: %w", err)
 	}
 	if err := t.copyGates(); err != nil {
 		return fmt.Errorf("copy which gates are shut: %w", err)
 	}
 	return t.copyVerdicts(source)
+}
+
+// copyStun gives the twin whose flows are that have shown an ICE username fragment.
+func (t *Twin) copyStun() error {
+	keys, sets := make([]uint32, t.pins[bpf.XDPMapBermStun].MaxEntries()), make([]bpf.XDPBermStunSet, t.pins[bpf.XDPMapBermStun].MaxEntries())
+	var at ebpf.MapBatchCursor
+	if n, err := t.pins[bpf.XDPMapBermStun].BatchLookup(&at, keys, sets, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	} else if keys, sets = keys[:n], sets[:n]; n == 0 {
+		return nil
+	}
+	_, err := t.own[bpf.XDPMapBermStun].BatchUpdate(keys, sets, nil)
+	return err
 }
 
 // copyGates gives the twin what the services' gates have measured.
@@ -310,12 +336,24 @@ func (t *Twin) hits(source netip.Addr) map[bpf.XDPBermVerdictKey]uint64 {
 	return out
 }
 
-func (t *Twin) cells() ([]uint64, error) {
-	var set bpf.XDPBermRateSet
-	if err := t.own[bpf.XDPMapBermRateCells].Lookup(uint32(0), &set); err != nil {
-		return nil, fmt.Errorf("rate cells: %w", err)
+// rateHashes place a source's cells, its own last.
+func rateHashes(seed [2]uint64, source netip.Addr) [3]uint32 {
+	return [3]uint32{
+		uint32(maps.AggregateHash(seed, source)), uint32(maps.ShareHash(seed, source)), uint32(maps.SourceHash(seed, source)),
 	}
-	return set.Cells[:], nil
+}
+
+// cells are those that a packet of the source may charge, in the twin.
+func (t *Twin) cells(source netip.Addr) (cells []uint64, err error) {
+	cfg := t.set.Config.Get()
+	for _, hash := range rateHashes(cfg.Seed, source) {
+		var set bpf.XDPBermRateSet
+		if err := t.own[bpf.XDPMapBermRateCells].Lookup(hash&cfg.RateMask, &set); err != nil {
+			return nil, fmt.Errorf("rate cells: %w", err)
+		}
+		cells = append(cells, set.Cells[:]...)
+	}
+	return cells, nil
 }
 
 // counts are the twin's counters.

@@ -21,6 +21,16 @@ func SourceOf(a netip.Addr) netip.Addr {
 	return netip.PrefixFrom(a, 64).Masked().Addr()
 }
 
+// AggregateOf is what limits call the aggregate of a source: its IPv4 /24, or IPv6 /48.
+func AggregateOf(a netip.Addr) netip.Prefix {
+	a = a.Unmap().WithZone("")
+	bits := 48
+	if a.Is4() {
+		bits = 24
+	}
+	return netip.PrefixFrom(a, bits).Masked()
+}
+
 func toAddr(a netip.Addr) bpf.XDPBermAddr {
 	if !a.IsValid() {
 		return bpf.XDPBermAddr{}

@@ -24,6 +24,8 @@ type Backend struct {
 	Address netip.Addr `json:"address"` // outer destination
 	Owner   Owner      `json:"owner"`
 	NextHop NextHop    `json:"next_hop"`
+	Remote  bool       `json:"remote,omitempty"` // at another site
+	Region  uint8      `json:"region,omitempty"` // number, on this host only; 0 = none
 	// Heartbeat is the last sign of life seen by this host; zero = none.
 	Heartbeat time.Time `json:"heartbeat,omitzero"`
 }
@@ -110,11 +112,12 @@ func decodeBackend(id uint32, e *bpf.XDPBermBackend) Backend {
 			Ready:     e.Flags&uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_READY) != 0,
 			Interface: int(e.Ifindex), MAC: e.Mac, SourceMAC: e.SrcMac,
 		},
+		Remote: e.Flags&uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_REMOTE) != 0, Region: e.Region,
 		Heartbeat: wall(e.HeartbeatNs),
 	}
 }
 
-// Put adds a backend, or changes owner and address of the one of this name. A new address
+// Put adds a backend, or changes what is known of the one of this name. A new address
 // forgets the next hop; NextHop and Heartbeat of the argument are not looked at.
 func (b *Backends) Put(v Backend) (uint32, error) {
 	if err := CheckName(v.Name); err != nil {
@@ -137,6 +140,11 @@ func (b *Backends) Put(v Backend) (uint32, error) {
 			e.Family = 4
 		}
 		e.Flags |= uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_USED)
+		e.Flags &^= uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_REMOTE)
+		if v.Remote {
+			e.Flags |= uint16(bpf.XDPBermBackendFlagsBERM_BACKEND_REMOTE)
+		}
+		e.Region = v.Region
 		return put(b.m, id, e)
 	})
 	return id, err

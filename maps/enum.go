@@ -35,6 +35,11 @@ const (
 	DropTooBig      = Drop(bpf.XDPBermDropBERM_DROP_TOO_BIG)
 	DropAmplified   = Drop(bpf.XDPBermDropBERM_DROP_AMPLIFIED)
 	DropBadInitial  = Drop(bpf.XDPBermDropBERM_DROP_BAD_INITIAL)
+	DropCarry       = Drop(bpf.XDPBermDropBERM_DROP_CARRY)
+	DropRegion      = Drop(bpf.XDPBermDropBERM_DROP_REGION)
+
+	DropRateInitial   = Drop(bpf.XDPBermDropBERM_DROP_RATE_INITIAL)
+	DropRateAggregate = Drop(bpf.XDPBermDropBERM_DROP_RATE_AGGREGATE)
 
 	dropMax = Drop(bpf.XDPBermDropBERM_DROP_MAX)
 )
@@ -63,6 +68,11 @@ var dropNames = [...][2]string{
 	DropTooBig:      {"too_big", "the packet does not fit the MTU once encapsulated"},
 	DropAmplified:   {"amplified", "UDP from the port of a service that is abused to amplify attacks"},
 	DropBadInitial:  {"bad_initial", "a QUIC packet with a long header that no client sends"},
+
+	DropRateInitial:   {"rate_initial", "the source's rate of QUIC Initials is above its class"},
+	DropRateAggregate: {"rate_aggregate", "the sources of its IPv4 /24 or IPv6 /48 are together above their class, and it is above its share"},
+	DropCarry:         {"carry", "no flow of this site, and more than may be carried to other sites"},
+	DropRegion:        {"region", "the service is another region's alone"},
 }
 
 // String is the reason's name.
@@ -97,7 +107,8 @@ func (d Drop) Stage() Stage {
 
 var dropStages = map[Drop]Stage{
 	DropNoService: StageVIP, DropVerdict: StageVerdict, DropACL: StagePrefix, DropGeo: StageGeo,
-	DropNoBackend: StageSteer, DropTooBig: StageDeliver,
+	DropNoBackend: StageSteer, DropTooBig: StageDeliver, DropAmplified: StageGate, DropBadInitial: StageGate,
+	DropCarry: StageSteer, DropRegion: StageSteer,
 }
 
 // ParseDrop finds a reason by its name.
@@ -170,6 +181,8 @@ const (
 	ExitChance   = Exit(bpf.XDPBermExitBERM_EXIT_CHANCE)
 	ExitDeadman  = Exit(bpf.XDPBermExitBERM_EXIT_DEADMAN)
 	ExitAnswer   = Exit(bpf.XDPBermExitBERM_EXIT_ANSWER)
+	ExitCarry    = Exit(bpf.XDPBermExitBERM_EXIT_CARRY)
+	ExitSpill    = Exit(bpf.XDPBermExitBERM_EXIT_SPILL)
 
 	exitMax = Exit(bpf.XDPBermExitBERM_EXIT_MAX)
 )
@@ -179,6 +192,7 @@ var exitNames = [...]string{
 	ExitDrop: "drop", ExitShadow: "shadow", ExitFailOpen: "fail_open", ExitAborted: "aborted",
 	ExitChance: "chance", ExitDeadman: "deadman",
 	ExitAnswer: "answer",
+	ExitCarry:  "carry", ExitSpill: "spill",
 }
 
 // String is the exit's name.

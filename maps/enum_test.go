@@ -132,6 +132,7 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermRows:          64 * rowCells,
 		bpf.XDPMapBermCids:          cidFormats + 1,
 		bpf.XDPMapBermSids:          smallSIDs,
+		bpf.XDPMapBermStun:          stunSets,
 		bpf.XDPMapBermDrops:         uint32(dropMax),
 		bpf.XDPMapBermStageStats:    uint32(stageMax) * uint32(exitMax),
 		bpf.XDPMapBermCcCountries:   countries,

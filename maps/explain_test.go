@@ -94,8 +94,8 @@ func TestSteerAgreesWithKernel(t *testing.T) {
 				t.Fatalf("%s → %s %s went to %s (%s), want %+v", src, dst, proto, outer, names[outer], want)
 			}
 			tag := binary.BigEndian.Uint16(out[14+4:])
-			if secrets := k.Config.Secrets(); secrets.Tags[0] != 0 && tag != maps.FlowTag(want.Hash, secrets.Tags[0], false) {
-				t.Fatalf("tag %#x, want %#x", tag, maps.FlowTag(want.Hash, secrets.Tags[0], false))
+			if secrets := k.Config.Secrets(); secrets.Tags[0] != 0 && tag != maps.FlowTag(want.Hash, secrets.Tags[0], false, 0) {
+				t.Fatalf("tag %#x, want %#x", tag, maps.FlowTag(want.Hash, secrets.Tags[0], false, 0))
 			}
 		}
 	}
@@ -125,8 +125,8 @@ func TestSteerTag(t *testing.T) {
 			continue
 		}
 		_, out := k.Run(t, mapstest.TCP(src, dst, mapstest.ACK))
-		if got := binary.BigEndian.Uint16(out[14+4:]); got != maps.FlowTag(want.Hash, 0x1234567890abcdef, false) {
-			t.Fatalf("tag %#x, want %#x", got, maps.FlowTag(want.Hash, 0x1234567890abcdef, false))
+		if got := binary.BigEndian.Uint16(out[14+4:]); got != maps.FlowTag(want.Hash, 0x1234567890abcdef, false, 0) {
+			t.Fatalf("tag %#x, want %#x", got, maps.FlowTag(want.Hash, 0x1234567890abcdef, false, 0))
 		}
 		checked++
 	}

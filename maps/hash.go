@@ -10,6 +10,7 @@ import (
 const (
 	hashA = 0x9E3779B97F4A7C15
 	hashB = 0xff51afd7ed558ccd
+	hashC = 0xc4ceb9fe1a85ec53
 )
 
 func mix(h uint64) uint64 { return h ^ h>>32 }
@@ -23,10 +24,37 @@ func VIPHash(seed [2]uint64, addr netip.Addr, port uint16, proto Protocol) uint6
 
 // SourceHash places a source in the rate cells and the verdict bits.
 func SourceHash(seed [2]uint64, source netip.Addr) uint64 {
+	n, _ := sourceNumber(source)
+	return hashSource(seed, n)
+}
+
+// AggregateHash places the IPv4 /24 or IPv6 /48 of a source in the rate cells.
+func AggregateHash(seed [2]uint64, source netip.Addr) uint64 {
+	n, six := sourceNumber(source)
+	if six {
+		return hashSource(seed, n>>16)
+	}
+	return hashSource(seed, n>>8)
+}
+
+// ShareHash places that part of it there that has a share: the address, or the IPv6 /56.
+func ShareHash(seed [2]uint64, source netip.Addr) uint64 {
+	n, six := sourceNumber(source)
+	if six {
+		return hashSource(seed, n>>8)
+	}
+	return hashSource(seed, n)
+}
+
+func sourceNumber(source netip.Addr) (n uint64, six bool) {
 	n, lo := halves(source)
 	if source.Unmap().Is4() {
-		n = lo & 0xffffffff
+		return lo & 0xffffffff, false
 	}
+	return n, true
+}
+
+func hashSource(seed [2]uint64, n uint64) uint64 {
 	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
 }
 
@@ -47,12 +75,14 @@ func FlowRow(flow uint64) int { return int((flow & 0xffffffff) * RowCount >> 32)
 
 const tagChance = 0x8000
 
-// FlowTag is the keyed mark of a tunnelled packet, which may be a second chance.
-func FlowTag(flow, secret uint64, chance bool) uint16 {
+// FlowTag is the keyed mark of a tunnelled packet, which may be a second chance, and has gone from site to
+// site so often.
+func FlowTag(flow, secret uint64, chance bool, hops int) uint16 {
+	flow ^= secret ^ uint64(hops)*hashC
 	if chance {
-		return max(uint16((flow^secret)*hashB>>49), 1) | tagChance
+		return max(uint16(flow*hashB>>49), 1) | tagChance
 	}
-	return max(uint16((flow^secret)*hashA>>49), 1)
+	return max(uint16(flow*hashA>>49), 1)
 }
 
 // sipHash is SipHash-1-3 (Aumasson, Bernstein 2012) of a message in words, the last of which has

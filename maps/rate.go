@@ -3,6 +3,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 
 	"github.com/cilium/ebpf"
@@ -32,10 +33,39 @@ type RateClass struct {
 	Packets Limit  `json:"packets"`
 	Bytes   Limit  `json:"bytes"` // of IP packets
 	SYNs    Limit  `json:"syns"`  // TCP SYN without ACK
-	Shadow  bool   `json:"shadow,omitempty"`
+	// Initials are QUIC's attempts to connect, at VIPs that speak it. A client sends one to three for one
+	// connection.
+	Initials Limit `json:"initials"`
+	// Aggregate is for all sources of an IPv4 /24, or an IPv6 /48, together. Where one of its limits is
+	// exceeded, each address, or /56, may still send its share, 1/256 of the limit.
+	Aggregate Limits `json:"aggregate"`
+	Shadow    bool   `json:"shadow,omitempty"`
 	// FineClock says that the kernel half reads the precise clock for this class, since a
 	// burst is below two ticks of the cheap one. Decided here, from the limits.
 	FineClock bool `json:"fine_clock,omitempty"`
+}
+
+// AggregateShares is how many parts an aggregate has that each keep a share of its limits.
+const AggregateShares = 256
+
+// Limits are one limit for each thing that is counted.
+type Limits struct {
+	Packets  Limit `json:"packets"`
+	Bytes    Limit `json:"bytes"`
+	SYNs     Limit `json:"syns"`
+	Initials Limit `json:"initials"`
+}
+
+// Limits are the class's for one source.
+func (c RateClass) Limits() Limits {
+	return Limits{Packets: c.Packets, Bytes: c.Bytes, SYNs: c.SYNs, Initials: c.Initials}
+}
+
+// All gives each limit by the name of what it counts.
+func (l Limits) All() iter.Seq2[string, Limit] {
+	return func(yield func(string, Limit) bool) {
+		_ = yield("packets", l.Packets) && yield("bytes", l.Bytes) && yield("SYNs", l.SYNs) && yield("Initials", l.Initials)
+	}
 }
 
 const (
@@ -90,20 +120,45 @@ func (c RateClass) Validate() error {
 }
 
 func (c RateClass) encode(tickUnits uint64) (r bpf.XDPBermRateClass, err error) {
-	errs := []error{CheckName(c.Name), nil, nil, nil}
-	r.Packets.Cost, r.Packets.BurstUnits, errs[1] = c.Packets.encode("packets", 1)
-	r.Bytes.Cost, r.Bytes.BurstUnits, errs[2] = c.Bytes.encode("bytes", minByteBurst)
-	r.Syns.Cost, r.Syns.BurstUnits, errs[3] = c.SYNs.encode("syns", 1)
+	r.Name, r.Owner, r.Flags = toName(c.Name), uint8(c.Owner), uint16(bpf.XDPBermRateFlagsBERM_RATE_USED)
+	errs := []error{CheckName(c.Name)}
+	const initials, aggregate = bpf.XDPBermRateFlagsBERM_RATE_INITIALS, bpf.XDPBermRateFlagsBERM_RATE_AGGREGATE
+	for _, l := range []struct {
+		what  string
+		limit Limit
+		least uint64 // of a burst
+		to    *bpf.XDPBermLimit
+		flags bpf.XDPBermRateFlags // of a class that has it
+		own   uint64               // of an aggregate's limit: the source's
+	}{
+		{"packets", c.Packets, 1, &r.Packets, 0, 0},
+		{"bytes", c.Bytes, minByteBurst, &r.Bytes, 0, 0},
+		{"syns", c.SYNs, 1, &r.Syns, 0, 0},
+		{"initials", c.Initials, 1, &r.Initials, initials, 0},
+		{"aggregate.packets", c.Aggregate.Packets, 1, &r.Aggregate.Packets, aggregate, c.Packets.PerSecond},
+		{"aggregate.bytes", c.Aggregate.Bytes, minByteBurst, &r.Aggregate.Bytes, aggregate, c.Bytes.PerSecond},
+		{"aggregate.syns", c.Aggregate.SYNs, 1, &r.Aggregate.Syns, aggregate, c.SYNs.PerSecond},
+		{"aggregate.initials", c.Aggregate.Initials, 1, &r.Aggregate.Initials, aggregate | initials, c.Initials.PerSecond},
+	} {
+		var err error
+		if l.to.Cost, l.to.BurstUnits, err = l.limit.encode(l.what, l.least); err != nil {
+			errs = append(errs, err)
+		} else if l.limit.PerSecond != 0 && l.limit.PerSecond < l.own {
+			errs = append(errs, fmt.Errorf("%s: %d per second is below the %d of one source, which none could reach", l.what, l.limit.PerSecond, l.own))
+		}
+		if l.to.Cost == 0 {
+			continue
+		}
+		r.Flags |= uint16(l.flags)
+		if l.to.BurstUnits < 2*tickUnits {
+			r.Flags |= uint16(bpf.XDPBermRateFlagsBERM_RATE_FINE_CLOCK)
+		}
+	}
 	if err := errors.Join(errs...); err != nil {
 		return r, fmt.Errorf("rate class %q: %w", c.Name, err)
 	}
-	r.Name, r.Owner, r.Flags = toName(c.Name), uint8(c.Owner), uint16(bpf.XDPBermRateFlagsBERM_RATE_USED)
 	if c.Shadow {
 		r.Flags |= uint16(bpf.XDPBermRateFlagsBERM_RATE_SHADOW)
-	}
-	if fine := 2 * tickUnits; r.Packets.Cost != 0 && r.Packets.BurstUnits < fine ||
-		r.Bytes.Cost != 0 && r.Bytes.BurstUnits < fine || r.Syns.Cost != 0 && r.Syns.BurstUnits < fine {
-		r.Flags |= uint16(bpf.XDPBermRateFlagsBERM_RATE_FINE_CLOCK)
 	}
 	return r, nil
 }
@@ -139,11 +194,12 @@ func (r *Rates) ListClasses() ([]RateClass, error) {
 }
 
 func decodeClass(id uint32, e *bpf.XDPBermRateClass) RateClass {
+	of := func(l bpf.XDPBermLimit) Limit { return decodeLimit(l.Cost, l.BurstUnits) }
+	a := e.Aggregate
 	return RateClass{
 		ID: id, Name: fromName(e.Name), Owner: Owner(e.Owner),
-		Packets:   decodeLimit(e.Packets.Cost, e.Packets.BurstUnits),
-		Bytes:     decodeLimit(e.Bytes.Cost, e.Bytes.BurstUnits),
-		SYNs:      decodeLimit(e.Syns.Cost, e.Syns.BurstUnits),
+		Packets: of(e.Packets), Bytes: of(e.Bytes), SYNs: of(e.Syns), Initials: of(e.Initials),
+		Aggregate: Limits{Packets: of(a.Packets), Bytes: of(a.Bytes), SYNs: of(a.Syns), Initials: of(a.Initials)},
 		Shadow:    e.Flags&uint16(bpf.XDPBermRateFlagsBERM_RATE_SHADOW) != 0,
 		FineClock: e.Flags&uint16(bpf.XDPBermRateFlagsBERM_RATE_FINE_CLOCK) != 0,
 	}

@@ -19,6 +19,12 @@ func TestRateClassRoundTrip(t *testing.T) {
 		{Name: "fine", Packets: maps.Limit{PerSecond: 1e6, Burst: 7999}, FineClock: true}, // below two ticks of 4 ms
 		{Name: "coarse", Packets: maps.Limit{PerSecond: 1e6, Burst: 8001}},
 		{Name: "unlimited"},
+		{Name: "initials", Initials: maps.Limit{PerSecond: 20, Burst: 40}},
+		{Name: "aggregate", Packets: maps.Limit{PerSecond: 100, Burst: 100}, Aggregate: maps.Limits{
+			Packets: maps.Limit{PerSecond: 1000, Burst: 2000}, Bytes: maps.Limit{PerSecond: 1e6, Burst: 1e6}, SYNs: maps.Limit{PerSecond: 30, Burst: 100},
+			Initials: maps.Limit{PerSecond: 50, Burst: 70},
+		}},
+		{Name: "aggregate-fine", FineClock: true, Aggregate: maps.Limits{Packets: maps.Limit{PerSecond: 1e6, Burst: 7999}}},
 	} {
 		id, err := k.Rates.PutClass(c)
 		if err != nil {
@@ -30,7 +36,7 @@ func TestRateClassRoundTrip(t *testing.T) {
 		}
 	}
 	list, err := k.Rates.ListClasses()
-	if err != nil || len(list) != 5 {
+	if err != nil || len(list) != 8 {
 		t.Errorf("%d classes, %v", len(list), err)
 	}
 }
@@ -43,6 +49,11 @@ func TestRateClassErrors(t *testing.T) {
 		"is above 16000000000":          {Name: "x", Bytes: maps.Limit{PerSecond: 2e10, Burst: 1e6}},
 		"takes 1000 s at 1 per second":  {Name: "x", Packets: maps.Limit{PerSecond: 1, Burst: 1000}},
 		"name is empty":                 {},
+		"initials: a burst of 0":        {Name: "x", Initials: maps.Limit{PerSecond: 10}},
+		"aggregate.bytes: a burst of 1": {Name: "x", Aggregate: maps.Limits{Bytes: maps.Limit{PerSecond: 1e6, Burst: 1}}},
+		"aggregate.syns: 5 per second is below the 6 of one source": {
+			Name: "x", SYNs: maps.Limit{PerSecond: 6, Burst: 6}, Aggregate: maps.Limits{SYNs: maps.Limit{PerSecond: 5, Burst: 5}},
+		},
 	} {
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%+v: %v, want %q", c, err, says)
@@ -63,6 +74,9 @@ func TestRateClassInKernel(t *testing.T) {
 		"bytes":   {maps.RateClass{Name: "c", Bytes: maps.Limit{PerSecond: 100, Burst: 56 * 40}}, mapstest.ACK, 40, maps.DropRateBytes},
 		"syns":    {maps.RateClass{Name: "c", SYNs: maps.Limit{PerSecond: 1, Burst: 5}}, mapstest.SYN, 5, maps.DropRateSYN},
 		"acks":    {maps.RateClass{Name: "c", SYNs: maps.Limit{PerSecond: 1, Burst: 5}}, mapstest.ACK, 100, maps.DropRateSYN},
+		// and one more: a source's share begins with a packet
+		"aggregate":         {maps.RateClass{Name: "c", Aggregate: maps.Limits{Packets: maps.Limit{PerSecond: 1, Burst: 20}}}, mapstest.ACK, 21, maps.DropRateAggregate},
+		"aggregate of SYNs": {maps.RateClass{Name: "c", Aggregate: maps.Limits{SYNs: maps.Limit{PerSecond: 1, Burst: 20}}}, mapstest.ACK, 100, maps.DropRateAggregate},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := mapstest.New(t)

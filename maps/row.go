@@ -158,7 +158,9 @@ func (s *Sets) Remove(name string) error {
 		if err != nil {
 			return err
 		}
-		users, err := s.set.VIPs.users(func(r *bpf.XDPBermVip) bool { return uint32(r.Set) == id })
+		users, err := s.set.VIPs.users(func(r *bpf.XDPBermVip) bool {
+			return uint32(r.Set) == id || uint32(r.CarrySet) == id || uint32(r.SpillSet) == id
+		})
 		if err != nil {
 			return err
 		}

@@ -33,7 +33,9 @@ type Set struct {
 	Heart    *Heart
 	Backends *Backends
 	Peers    *Peers
+	Carries  *Carries
 	CIDs     *CIDs
+	STUN     *STUN
 	Stats    *Stats
 	Samples  *Samples
 	Events   *Events
@@ -59,9 +61,9 @@ var names = []string{
 	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
 	bpf.XDPMapBermRows, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
-	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong,
+	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong, bpf.XDPMapBermStun,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
-	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply,
+	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply, bpf.XDPMapBermCarry,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 	bpf.XDPMapBermGenerations, bpf.XDPMapBermGenerationPorts, bpf.XDPMapBermGenerationSockets,
@@ -165,7 +167,9 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Heart = &Heart{set: s, w: view(bpf.XDPMapBermHeart)}
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
+	s.Carries = &Carries{set: s, m: m[bpf.XDPMapBermCarry]}
 	s.CIDs = &CIDs{set: s, formats: m[bpf.XDPMapBermCids], sids: m[bpf.XDPMapBermSids], large: m[bpf.XDPMapBermSidsLong]}
+	s.STUN = &STUN{m: m[bpf.XDPMapBermStun]}
 	s.Stats = &Stats{
 		set: s, drops: m[bpf.XDPMapBermDrops], shadows: m[bpf.XDPMapBermShadows],
 		stages: m[bpf.XDPMapBermStageStats], vips: m[bpf.XDPMapBermVipStats], tenants: m[bpf.XDPMapBermTenantStats],

@@ -130,6 +130,8 @@ type VIPStats struct {
 	Answered  Counter        `json:"answered"` // from here, in place: SYN cookies
 	CID       Counter        `json:"cid"`      // steered by QUIC connection ID
 	CIDLost   Counter        `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
+	STUN      Counter        `json:"stun"`     // steered by ICE username fragment
+	STUNLost  Counter        `json:"stun_lost"`
 }
 
 // VIPs returns the counters of every service and every bare address.
@@ -162,6 +164,8 @@ func (s *Stats) VIPs() ([]VIPStats, error) {
 			x.Answered.add(v.Answered)
 			x.CID.add(v.Cid)
 			x.CIDLost.add(v.CidLost)
+			x.STUN.add(v.Stun)
+			x.STUNLost.add(v.StunLost)
 		}
 		list = append(list, x)
 	}

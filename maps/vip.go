@@ -37,7 +37,9 @@ type VIP struct {
 	Shadow    bool       `json:"shadow,omitempty"`   // count what the policies would do, and do nothing
 	Strict    bool       `json:"strict,omitempty"`   // drop packets for this address to ports without a service
 	QUIC      bool       `json:"quic,omitempty"`     // packets go to the backend that their connection ID names
+	STUN      bool       `json:"stun,omitempty"`     // WebRTC goes to the backend that its ICE username fragment names
 	Gate      Gate       `json:"gate"`
+	Sites     Sites      `json:"sites,omitzero"`
 }
 
 // String names the service for messages.
@@ -64,6 +66,13 @@ func (v VIP) Validate() error {
 	}
 	if v.QUIC && v.Protocol != ProtocolUDP {
 		errs = append(errs, fmt.Errorf("protocol %s: QUIC runs over udp", v.Protocol))
+	}
+	errs = append(errs, v.Sites.Validate())
+	if v.STUN && v.Protocol != ProtocolUDP {
+		errs = append(errs, fmt.Errorf("protocol %s: STUN is steered over udp", v.Protocol))
+	}
+	if v.STUN && v.QUIC {
+		errs = append(errs, errors.New("stun and quic: want either"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("VIP %q: %w", v.Name, err)
@@ -249,9 +258,10 @@ func addressRecords(services []bpf.XDPBermVip) []bpf.XDPBermVip {
 			continue
 		}
 		r.Port, r.Proto, r.Name = 0, 0, [16]int8{}
-		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC) // fragments and other ports have no connection ID
+		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC | bpf.XDPBermVipFlagsBERM_VIP_STUN) // fragments and other ports name nobody
 		r.Flags &^= uint16(bpf.XDPBermVipFlagsBERM_VIP_GATE | bpf.XDPBermVipFlagsBERM_VIP_GUARD)
 		r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_ADDRESS)
+		withoutSites(&r)
 		out = append(out, r)
 	}
 	return out

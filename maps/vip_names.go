@@ -79,6 +79,10 @@ func (n nameTables) records(list []VIP) ([]bpf.XDPBermVip, error) {
 		if v.QUIC {
 			r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC)
 		}
+		v.Sites.encode(&r, func(name string) uint16 { return resolve(v, "backends", name, n.sets) })
+		if v.STUN {
+			r.Flags |= uint16(bpf.XDPBermVipFlagsBERM_VIP_STUN)
+		}
 		out = append(out, r)
 	}
 	return out, errors.Join(errs...)
@@ -94,5 +98,7 @@ func (n nameTables) vip(id uint32, r *bpf.XDPBermVip) VIP {
 		Shadow:    r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_SHADOW) != 0,
 		Strict:    r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_STRICT) != 0,
 		QUIC:      r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_QUIC) != 0,
+		Sites:     n.sites(r),
+		STUN:      r.Flags&uint16(bpf.XDPBermVipFlagsBERM_VIP_STUN) != 0,
 	}
 }

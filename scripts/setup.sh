@@ -8,9 +8,9 @@ packages=(
 	# the race detector, and regenerating the BPF programs
 	gcc libc6-dev git clang-19 clang-format-19 llvm-19 libbpf-dev
 	# networks
-	iproute2 ethtool tcpdump procps bird2 nftables
+	iproute2 ethtool tcpdump procps bird2 nftables iputils-ping
 	# clients and load generators
-	ca-certificates curl wrk nghttp2-client ngtcp2-client chromium
+	ca-certificates curl wrk nghttp2-client ngtcp2-client chromium python3-aioice
 	# old kernels under emulation
 	qemu-system-x86 cpio xz-utils
 	# units, pages, packages and completion

@@ -18,19 +18,6 @@
 
 #define TCP_STATE_LISTEN 10 /* of the kernel's enum, which is not in its headers for us */
 
-/* What names a flow, as it lies in struct packet. */
-struct flow {
-	struct berm_addr dst;
-	struct berm_addr client;
-	__u64 ports;
-};
-_Static_assert(__builtin_offsetof(struct packet, client) - __builtin_offsetof(struct packet, dst) ==
-			       __builtin_offsetof(struct flow, client) &&
-		       __builtin_offsetof(struct packet, ports) -
-				       __builtin_offsetof(struct packet, dst) ==
-			       __builtin_offsetof(struct flow, ports),
-	       "struct packet has a struct flow in it");
-
 /* Bytes of the outer header that the packet came in, without a branch for the verifier to follow. */
 static __always_inline __u32 outer_of(__u64 facts)
 {

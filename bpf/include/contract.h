@@ -42,6 +42,8 @@
 #define BERM_CIDS 8	    /* formats of QUIC connection IDs, by the three bits that name one */
 #define BERM_SIDS 65536	    /* server IDs that fit two bytes: 16 B each */
 #define BERM_SIDS_LONG 4096 /* those that do not */
+#define BERM_STUN_SETS 8192 /* of 8 cells, 64 B: a cell for each flow of WebRTC */
+#define BERM_STUN_WAYS 8
 
 /* Why a packet was refused. Numbers are for ever. */
 enum berm_drop {
@@ -67,6 +69,11 @@ enum berm_drop {
 	BERM_DROP_TOO_BIG = 19,	    /* cannot be encapsulated within the MTU */
 	BERM_DROP_AMPLIFIED = 20,   /* UDP from the port of a service that amplifies */
 	BERM_DROP_BAD_INITIAL = 21, /* of QUIC: a long header that no client sends */
+	BERM_DROP_RATE_INITIAL = 22,
+	BERM_DROP_RATE_AGGREGATE =
+		23, /* the source's /24 or /48 is over its limits, and it over its share */
+	BERM_DROP_CARRY = 24,  /* of no flow of this site, and more than may be carried to others */
+	BERM_DROP_REGION = 25, /* of a service that another region's edges do not serve */
 	BERM_DROP_MAX,
 };
 
@@ -99,6 +106,8 @@ enum berm_exit {
 	BERM_EXIT_CHANCE = 8, /* sent to the row's previous owner: this host has no socket for it */
 	BERM_EXIT_DEADMAN = 9, /* sent to another edge, since this one's daemon is silent */
 	BERM_EXIT_ANSWER = 10, /* answered from here, in place */
+	BERM_EXIT_CARRY = 11,  /* sent to another site: its flow may be there, or is by its ID */
+	BERM_EXIT_SPILL = 12,  /* sent to another site, where its flow is to begin */
 	BERM_EXIT_MAX,
 };
 
@@ -161,12 +170,16 @@ _Static_assert(sizeof(struct berm_config) == 128, "berm_config is two cache line
 
 enum berm_vip_flags {
 	BERM_VIP_USED = 1 << 0,
-	BERM_VIP_SHADOW = 1 << 1,  /* every policy of this VIP is counted and not enforced */
-	BERM_VIP_ADDRESS = 1 << 2, /* entry for the bare address: fragments, ICMP, other ports */
-	BERM_VIP_STRICT = 1 << 3,  /* on the address entry: drop ports that have no service */
-	BERM_VIP_QUIC = 1 << 4,	   /* packets go to the server that their connection ID names */
-	BERM_VIP_GATE = 1 << 8,	   /* has an entry in berm_gates, for the owner */
-	BERM_VIP_GUARD = 1 << 9,   /* and one for the first hop */
+	BERM_VIP_SHADOW = 1 << 1,   /* every policy of this VIP is counted and not enforced */
+	BERM_VIP_ADDRESS = 1 << 2,  /* entry for the bare address: fragments, ICMP, other ports */
+	BERM_VIP_STRICT = 1 << 3,   /* on the address entry: drop ports that have no service */
+	BERM_VIP_QUIC = 1 << 4,	    /* packets go to the server that their connection ID names */
+	BERM_VIP_STUN = 1 << 5,	    /* to the edge that their ICE username fragment names */
+	BERM_VIP_GATE = 1 << 8,	    /* has an entry in berm_gates, for the owner */
+	BERM_VIP_GUARD = 1 << 9,    /* and one for the first hop */
+	BERM_VIP_SITES = 1 << 10,   /* other sites serve it too */
+	BERM_VIP_REGION = 1 << 11,  /* edges of its region alone do */
+	BERM_VIP_OUTSIDE = 1 << 12, /* and this one is in another */
 };
 
 /* A service, or (flag ADDRESS, port and proto 0) the bare address of services. */
@@ -182,7 +195,15 @@ struct berm_vip {
 	__u16 rate_class; /* used where the source's record names no class; 0 = none */
 	__u16 pad;
 	char name[BERM_NAME];
-	__u64 pad2[2];
+	/* SITES: the set of the edges of the next site, in an order that all share, which gets the packets
+	 * of flows that are not here; 0 = none. From site to site at most carry_hops times.
+	 */
+	__u8 carry_set;
+	__u8 carry_hops;
+	__u8 spill_set; /* of the edges of the site where a share of the new flows begins; 0 = none */
+	__u8 region;	/* number of a region, on this host only; 0 = it has none */
+	__u32 spill;	/* of that share: of 65536 new flows so many */
+	__u64 pad2;
 };
 _Static_assert(sizeof(struct berm_vip) == 64, "berm_vip is one cache line");
 
@@ -249,6 +270,19 @@ enum berm_rate_flags {
 	BERM_RATE_USED = 1 << 0,
 	BERM_RATE_SHADOW = 1 << 1,
 	BERM_RATE_FINE_CLOCK = 1 << 2, /* a burst is below two ticks: read ktime (34 ns) */
+	BERM_RATE_INITIALS = 1 << 3,   /* initials, or the aggregate's, are limited */
+	BERM_RATE_AGGREGATE = 1 << 4,  /* a limit of the aggregate is */
+};
+
+/* Limits of all sources of an IPv4 /24, or an IPv6 /48, together. Where one is exceeded, each of its
+ * BERM_AGGREGATE_SHARES parts (an address; a /56) may go on at its share of the limit.
+ */
+#define BERM_AGGREGATE_SHARES 256
+struct berm_aggregate {
+	struct berm_limit packets;
+	struct berm_limit bytes;
+	struct berm_limit syns;
+	struct berm_limit initials;
 };
 
 struct berm_rate_class {
@@ -259,8 +293,10 @@ struct berm_rate_class {
 	__u8 owner;		 /* enum berm_owner */
 	__u8 pad[5];
 	char name[BERM_NAME];
+	struct berm_limit initials; /* of QUIC, to VIPs that speak it */
+	struct berm_aggregate aggregate;
 };
-_Static_assert(sizeof(struct berm_rate_class) == 72, "berm_rate_class is a map value");
+_Static_assert(sizeof(struct berm_rate_class) == 152, "berm_rate_class is a map value");
 
 /* A cell: tag 24 bit << 40 | theoretical arrival time 40 bit in units of 64 ns (wraps after
  * 19.5 h). A cell whose time has passed, or lies further ahead than the largest burst, is free.
@@ -364,7 +400,8 @@ struct berm_heart {
 
 enum berm_backend_flags {
 	BERM_BACKEND_USED = 1 << 0,
-	BERM_BACKEND_READY = 1 << 1, /* next hop is known: mac and ifindex are set */
+	BERM_BACKEND_READY = 1 << 1,  /* next hop is known: mac and ifindex are set */
+	BERM_BACKEND_REMOTE = 1 << 2, /* at another site */
 };
 
 struct berm_backend {
@@ -376,9 +413,22 @@ struct berm_backend {
 	__u8 family;	       /* 4: IPIP / 6 in 4; 6: in IPv6 */
 	__u8 owner;	       /* enum berm_owner */
 	char name[BERM_NAME];
+	__u8 region; /* number, on this host only; 0 = none */
+	__u8 pad[3];
 	__u64 heartbeat_ns; /* last sign of life seen by this host */
 };
 _Static_assert(sizeof(struct berm_backend) == 64, "berm_backend is one cache line");
+
+/* The one entry of berm_carry: how many packets of flows that are not here may go to other sites. What is
+ * above it is made up, or would take their network away. Bursts cover two ticks.
+ */
+struct berm_carry {
+	struct berm_limit source; /* of one source */
+	struct berm_limit all;	  /* of all together */
+};
+
+#define BERM_SITE_HOPS 3 /* from site to site, at most: the outer TTL tells how many they were */
+#define BERM_SPILL_ALL 65536 /* every new flow */
 
 /* Names of backend sets; only userspace reads it. Set 0 is this host and has no entry. */
 struct berm_set {
@@ -402,6 +452,8 @@ struct berm_vip_stats {
 	struct berm_counter cid; /* steered by connection ID */
 	struct berm_counter
 		cid_lost; /* by row instead: the ID names no server, or one that is not ready */
+	struct berm_counter stun; /* steered by ICE username fragment, in it or learned from it */
+	struct berm_counter stun_lost; /* by row instead: it names nobody who is ready */
 };
 
 struct berm_stage_key { /* index is stage * BERM_EXIT_MAX + exit */
@@ -562,6 +614,13 @@ struct berm_generation_port {
 	__u32 port;
 	__u32 pad;
 };
+/* Whose a flow is that has shown an edge's ICE username fragment: cells of 32 bits of the flow hash, 16 of
+ * backend id and 16 of when that was last, in units of 2^30 ns. 0 is free.
+ */
+struct berm_stun_set {
+	__u64 cells[BERM_STUN_WAYS];
+};
+_Static_assert(sizeof(struct berm_stun_set) == 64, "berm_stun_set is one cache line");
 
 /* Who has a server ID. */
 struct berm_sid {

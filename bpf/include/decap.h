@@ -18,6 +18,18 @@
 #include "packet.h"
 #include "parse.h"
 
+/* The outer TTL counts hops from site to site, in steps that are larger than the ways between edges are
+ * long; the tag is keyed for them, so that a longer way, or somebody else, makes no other number of it.
+ */
+#define OUTER_TTL 64
+#define OUTER_TTL_HOP 60
+#define HOPS_SHIFT 16 /* above the tag */
+
+static __always_inline __u32 hops_by(__u8 ttl)
+{
+	return (__u32)(__u8)(ttl - 1) / OUTER_TTL << HOPS_SHIFT;
+}
+
 /* The low bits of an outer source vary with the flow, so that the receiver's queues do too. */
 static __always_inline __u32 spread_mask(const struct berm_config *cfg)
 {
@@ -51,21 +63,22 @@ static __always_inline bool is_peer(const struct packet *pkt)
 	return bpf_map_lookup_elem(&berm_peers, &peer);
 }
 
-static __always_inline bool tag_fits(const struct berm_config *cfg, __u64 flow, __u16 tag)
+static __always_inline bool tag_fits(const struct berm_config *cfg, __u64 flow, __u16 tag,
+				     __u32 hops)
 {
 	const __u64 *secrets = cfg->tag_secrets;
 	__u64 chance = tag / TAG_CHANCE;
 
 	if (!secrets[0] && !secrets[1])
 		return true; /* a site without a secret has no tags */
-	return (secrets[0] && flow_tag(flow, secrets[0], chance) == tag) ||
-	       (secrets[1] && flow_tag(flow, secrets[1], chance) == tag);
+	return (secrets[0] && flow_tag(flow, secrets[0], chance, hops) == tag) ||
+	       (secrets[1] && flow_tag(flow, secrets[1], chance, hops) == tag);
 }
 
-/* Takes the outer header and returns its tag. Our edges write neither options nor extension
- * headers.
+/* Takes the outer header and returns its tag, with the hops from site to site above it. Our edges write
+ * neither options nor extension headers.
  */
-static __always_inline __u16 take_outer(struct packet *pkt, struct cursor *cur)
+static __always_inline __u32 take_outer(struct packet *pkt, struct cursor *cur)
 {
 	struct ipv6hdr *ip6;
 	struct iphdr *ip;
@@ -73,12 +86,12 @@ static __always_inline __u16 take_outer(struct packet *pkt, struct cursor *cur)
 	if (!is(pkt, PACKET_V6)) {
 		ip = TAKE(cur, struct iphdr);
 		learn(pkt, PACKET_OUTER4);
-		return ip ? bpf_ntohs(ip->id) : 0;
+		return ip ? hops_by(ip->ttl) | bpf_ntohs(ip->id) : 0;
 	}
 	ip6 = TAKE(cur, struct ipv6hdr);
 	pkt->facts &= ~PACKET_V6;
 	learn(pkt, PACKET_OUTER6);
-	return ip6 ? (__u16)(ip6->flow_lbl[1] << 8 | ip6->flow_lbl[2]) : 0;
+	return ip6 ? hops_by(ip6->hop_limit) | ip6->flow_lbl[1] << 8 | ip6->flow_lbl[2] : 0;
 }
 
 static __always_inline int parse_inner(struct packet *pkt, struct cursor *cur, __u32 size)
@@ -93,8 +106,7 @@ static __always_inline int decap(struct packet *pkt)
 {
 	bool shadowed = false;
 	struct cursor cur;
-	__u32 size;
-	__u16 tag;
+	__u32 size, tag;
 
 	if (LIKELY(!is_tunnel(pkt)))
 		return STAGE_NEXT;
@@ -122,12 +134,13 @@ static __always_inline int decap(struct packet *pkt)
 	}
 	pkt->flow = flow_hash(pkt->cfg->secret, is(pkt, PACKET_V6), &pkt->client, &pkt->dst,
 			      pkt->ports);
-	if (!tag_fits(pkt->cfg, pkt->flow, tag)) {
+	if (!tag_fits(pkt->cfg, pkt->flow, tag, tag >> HOPS_SHIFT)) {
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_TAG, false));
 		shadowed = true;
 	}
 	if (tag & TAG_CHANCE)
 		learn(pkt, PACKET_CHANCE);
+	learn(pkt, (__u64)(tag >> HOPS_SHIFT) * PACKET_HOP);
 	if (!shadowed)
 		learn(pkt, PACKET_TRUSTED);
 	return STAGE_NEXT;

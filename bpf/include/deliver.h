@@ -18,7 +18,6 @@
 #include "icmp.h"
 #include "packet.h"
 
-#define OUTER_TTL 64
 #define IPV4_DF 0x4000
 #define IP_TOTAL_MAX 65535
 
@@ -52,6 +51,15 @@ static __always_inline bool put_ethernet(const struct packet *pkt, struct cursor
 	return true;
 }
 
+/* Without the barrier clang-19 makes branches of it, and the verifier needs 18,000 instructions more. */
+static __always_inline __u32 outer_ttl(const struct packet *pkt)
+{
+	__u64 hops = pkt->facts / PACKET_HOP;
+
+	OPAQUE(hops);
+	return OUTER_TTL + (hops & BERM_SITE_HOPS) * OUTER_TTL_HOP;
+}
+
 /* DSCP is the inner packet's; ECN is not, since nobody would carry a mark back in (RFC 6040,
  * compatibility mode). The ID carries the tag; nothing fragments the packet, so it is free for it.
  */
@@ -63,7 +71,7 @@ static __always_inline bool put_ipv4(const struct packet *pkt, struct cursor *cu
 	__u32 words[3] = {
 		bpf_htonl(4u << 28 | 5u << 24 | (pkt->tos & 0xfc) << 16 | (pkt->len + sizeof(*ip))),
 		bpf_htonl((__u32)tag << 16 | IPV4_DF),
-		bpf_htonl(OUTER_TTL << 24 | proto << 16),
+		bpf_htonl(outer_ttl(pkt) << 24 | proto << 16),
 	};
 	__u32 *out = (__u32 *)ip;
 
@@ -89,7 +97,7 @@ static __always_inline bool put_ipv6(const struct packet *pkt, struct cursor *cu
 	if (!ip)
 		return false;
 	out[0] = bpf_htonl(6u << 28 | (pkt->tos & 0xfc) << 20 | tag);
-	out[1] = bpf_htonl(pkt->len << 16 | proto << 8 | OUTER_TTL);
+	out[1] = bpf_htonl(pkt->len << 16 | proto << 8 | outer_ttl(pkt));
 	addr_put(&ip->saddr, src);
 	addr_put(&ip->daddr, dst);
 	return true;
@@ -108,8 +116,9 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 {
 	const struct berm_config *cfg = pkt->cfg;
 	__u64 chance = fact(pkt, PACKET_HANDED);
-	__u16 tag = cfg->tag_secrets[0] ? flow_tag(pkt->flow, cfg->tag_secrets[0], chance) :
-					  chance * TAG_CHANCE;
+	__u16 tag = cfg->tag_secrets[0] ?
+			    flow_tag(pkt->flow, cfg->tag_secrets[0], chance, hops_of(pkt->facts)) :
+			    chance * TAG_CHANCE;
 	struct berm_addr src;
 
 	if (!six)
@@ -123,7 +132,9 @@ static __always_inline enum berm_exit exit_of(const struct packet *pkt)
 {
 	return BERM_EXIT_FORWARD +
 	       fact(pkt, PACKET_HANDED) * (BERM_EXIT_CHANCE - BERM_EXIT_FORWARD) +
-	       fact(pkt, PACKET_SILENT) * (BERM_EXIT_DEADMAN - BERM_EXIT_CHANCE);
+	       fact(pkt, PACKET_SILENT) * (BERM_EXIT_DEADMAN - BERM_EXIT_CHANCE) +
+	       fact(pkt, PACKET_CARRIED) * (BERM_EXIT_CARRY - BERM_EXIT_FORWARD) +
+	       fact(pkt, PACKET_SPILLED) * (BERM_EXIT_SPILL - BERM_EXIT_FORWARD);
 }
 
 /* six is constant, so that each of the two ways knows its sizes. */

@@ -57,6 +57,18 @@ enum gate_verdict {
 	GATE_BAD_INITIAL = 64, /* above every action */
 };
 
+static __always_inline enum quic_kind gate_look(struct xdp_md *ctx, const struct gated *in)
+{
+	struct cursor cur = cur_from(ctx);
+
+	if (!answer_is_sane(&in->to) || !cur_skip(&cur, in->to.l3 + in->to.outer))
+		return QUIC_OTHER;
+	if (!(in->to.six ? cur_take(&cur, sizeof(struct ipv6hdr)) :
+			   cur_take(&cur, sizeof(struct iphdr))))
+		return QUIC_OTHER;
+	return quic_look(cur);
+}
+
 /* A function of its own for the verifier's sake: it checks it once, and not once for each kind of
  * packet. Returns an enum gate_verdict, or the action that sends the answer.
  */
@@ -78,7 +90,7 @@ __noinline int gate_pass(struct xdp_md *ctx, struct gated *in)
 			return GATE_OPEN;
 		return syn_answer(ctx, in);
 	}
-	switch (quic_look(ctx, in)) {
+	switch (gate_look(ctx, in)) {
 	case QUIC_BAD:
 		return gate->bad_initial ? GATE_BAD_INITIAL + gate->bad_initial : GATE_OPEN;
 	case QUIC_INITIAL:

@@ -12,6 +12,7 @@
 
 #define HASH_A 0x9E3779B97F4A7C15ULL
 #define HASH_B 0xff51afd7ed558ccdULL
+#define HASH_C 0xc4ceb9fe1a85ec53ULL
 
 static __always_inline __u64 mix(__u64 h)
 {
@@ -63,6 +64,19 @@ static __always_inline __u64 source_number(const struct berm_addr *addr, bool si
 static __always_inline __u64 source_hash(const __u64 seed[2], __u64 source)
 {
 	return mix((mix((source ^ seed[0]) * HASH_B) ^ seed[1]) * HASH_A);
+}
+
+/* What limits call the aggregate of a source, an IPv4 /24 or an IPv6 /48, and the part of it that has a
+ * share: the address, or a /56.
+ */
+static __always_inline __u64 aggregate_hash(const __u64 seed[2], __u64 source, bool six)
+{
+	return source_hash(seed, source >> (six ? 16 : 8));
+}
+
+static __always_inline __u64 share_hash(const __u64 seed[2], __u64 source, bool six)
+{
+	return source_hash(seed, source >> (six ? 8 : 0));
 }
 
 #define ROTL(x, b) ((x) << (b) | (x) >> (64 - (b)))
@@ -148,6 +162,16 @@ static __always_inline __u64 cid_hash(const __u64 key[2], __u64 a, __u64 b, __u6
 	return sip_end(&s, c >> 32, 20);
 }
 
+/* What shows that an ICE username fragment is ours: 48 bits of the keyed hash of its first 48. No flow
+ * has six bytes, so that one says nothing about the other.
+ */
+static __always_inline __u64 ufrag_check(const __u64 key[2], __u64 named)
+{
+	struct sip s = sip_init(key);
+
+	return sip_end(&s, named, 6) >> 16;
+}
+
 static __always_inline __u32 flow_row(__u64 flow)
 {
 	return (flow & 0xffffffff) * BERM_ROWS >> 32;
@@ -159,11 +183,11 @@ static __always_inline __u32 flow_row(__u64 flow)
 #define TAG_CHANCE 0x8000
 
 /* The 15 bits that show that a tunnelled packet was encapsulated by somebody with the secret, who
- * meant it as a second chance (1) or did not (0).
+ * meant it as a second chance (1) or did not (0), and counted so many hops from site to site.
  */
-static __always_inline __u16 flow_tag(__u64 flow, __u64 secret, __u64 chance)
+static __always_inline __u16 flow_tag(__u64 flow, __u64 secret, __u64 chance, __u64 hops)
 {
-	__u16 tag = (flow ^ secret) * (HASH_A ^ chance * (HASH_A ^ HASH_B)) >> 49;
+	__u16 tag = (flow ^ secret ^ hops * HASH_C) * (HASH_A ^ chance * (HASH_A ^ HASH_B)) >> 49;
 
 	return (tag ? tag : 1) | chance * TAG_CHANCE;
 }

@@ -3,11 +3,12 @@
 #ifndef BERM_INITIAL_H
 #define BERM_INITIAL_H
 
+#include <linux/in.h>
 #include <linux/udp.h>
 
+#include "chance.h"
 #include "packet.h"
 #include "quic.h"
-#include "syn.h"
 
 #define QUIC_TYPE(first) ((first) >> 4 & 3)
 #define QUIC_DATAGRAM 1200 /* at least, of a datagram with an Initial (RFC 9000, section 14.1) */
@@ -25,19 +26,14 @@ struct quic_long {
 	__u8 id_len;
 } __attribute__((packed));
 
-static __always_inline enum quic_kind quic_look(struct xdp_md *ctx, const struct gated *in)
+/* cur is at the UDP header. */
+static __always_inline enum quic_kind quic_look(struct cursor cur)
 {
-	struct cursor cur = cur_from(ctx);
 	struct quic_long *quic;
 	struct udphdr *udp;
 	__u32 version, len;
 	__u8 *first;
 
-	if (!answer_is_sane(&in->to) || !cur_skip(&cur, in->to.l3 + in->to.outer))
-		return QUIC_OTHER;
-	if (!(in->to.six ? cur_take(&cur, sizeof(struct ipv6hdr)) :
-			   cur_take(&cur, sizeof(struct iphdr))))
-		return QUIC_OTHER;
 	udp = TAKE(&cur, struct udphdr);
 	if (!udp)
 		return QUIC_OTHER;
@@ -65,6 +61,16 @@ static __always_inline enum quic_kind quic_look(struct xdp_md *ctx, const struct
 		return QUIC_OTHER;
 	/* A client's first ID has 8 bytes or more, but it goes on with one of the server's. */
 	return len < QUIC_DATAGRAM ? QUIC_BAD : QUIC_INITIAL;
+}
+
+/* Does a packet to a service that speaks QUIC begin a connection? What cannot be looked at, behind
+ * extension headers of IPv6, counts as if it did. A function of its own for the verifier's sake.
+ */
+__noinline int is_initial(struct xdp_md *ctx, __u64 facts)
+{
+	struct headers h = headers_from(ctx, facts, IPPROTO_UDP);
+
+	return !h.ip || quic_look(h.payload) == QUIC_INITIAL;
 }
 
 #endif

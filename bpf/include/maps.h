@@ -74,6 +74,7 @@ struct {
 	__type(key, struct berm_addr); /* outer source */
 	__type(value, __u64);	       /* backend id */
 } berm_peers SEC(".maps");
+ARRAY(berm_carry, struct berm_carry, 1, 0);
 
 /* steering: QUIC connection IDs */
 ARRAY(berm_cids, struct berm_cid, BERM_CIDS, 0);
@@ -84,6 +85,9 @@ struct {
 	__type(key, __u64); /* server ID */
 	__type(value, struct berm_sid);
 } berm_sids_long SEC(".maps");
+
+/* XDP */
+ARRAY(berm_stun, struct berm_stun_set, BERM_STUN_SETS, 0);
 
 /* XDP; metrics and top read */
 PERCPU(berm_drops, struct berm_counter, BERM_DROP_MAX);

@@ -65,17 +65,26 @@ enum packet_fact {
 	PACKET_SHADOW = 1 << 12,   /* its VIP's policies are counted and not enforced */
 	PACKET_CID = 1 << 13,	   /* its connection ID named its backend */
 	PACKET_CID_LOST = 1 << 14, /* should have, and did not */
+	PACKET_STUN = 1 << 15,	   /* its ICE username fragment named its backend, or has once */
 
 	PACKET_OUTER = PACKET_OUTER4 | PACKET_OUTER6,
 	PACKET_BAD = 0xff << 16, /* see BAD() */
+
+	PACKET_CARRIED = 1 << 24, /* goes to another site, where its flow may be */
+	PACKET_SPILLED = 1 << 25, /* or where it begins */
+	PACKET_HOP = 1 << 26,	  /* two bits that count: from site to site so often */
+	PACKET_HOPS = 3 << 26,
 
 	PACKET_CHANCE = 1 << 28, /* a peer's second chance: delivered here whatever happens */
 	PACKET_HANDED = 1 << 29, /* goes to another edge as its second chance */
 	PACKET_SILENT =
 		1 << 30, /* and begins a flow, which this edge's silent daemon would not serve */
+
+	/* above SHADOWED() */
+	PACKET_STUN_LOST = 1ULL << 63, /* the fragment named nobody who can be reached */
 };
 
-_Static_assert(!((PACKET_CID | PACKET_CID_LOST | PACKET_HANDED | PACKET_SILENT) &
+_Static_assert(!((PACKET_CID | PACKET_CID_LOST | PACKET_STUN | PACKET_HANDED | PACKET_SILENT) &
 		 (BERM_ROW_MOVED | BERM_ROW_BACKEND | BERM_ROW_BACKEND << BERM_ROW_SECOND)),
 	       "steer has them in rows");
 
@@ -85,7 +94,8 @@ _Static_assert(BERM_DROP_BAD_FRAGMENT < 8, "BAD() has 8 bits");
 /* Would have been dropped for this reason. */
 #define SHADOWED(why) (1ULL << (SHADOWED_SHIFT + (why)))
 #define SHADOWED_SHIFT 32
-_Static_assert(BERM_DROP_MAX <= 32, "SHADOWED() has 32 bits");
+#define SHADOWED_BITS 28
+_Static_assert(BERM_DROP_MAX <= SHADOWED_BITS, "SHADOWED() has room for every reason");
 
 /* Every field costs a store where it is set, and few more would fit on the stack: what few
  * packets need is computed anew for them. Small numbers are 32 bits wide: narrower ones cost an
@@ -107,36 +117,61 @@ struct packet {
 	struct berm_addr dst;
 	/* The flow that the packet is of, or, of an ICMP error, the one that it quotes. */
 	struct berm_addr client;
-	__u64 ports; /* flow_ports() */
+	__u64 ports;  /* flow_ports() */
+	__u64 flow;   /* its hash: decap and steer set it */
+	__u64 number; /* source_number() of src; parse sets it */
 
 	/* vip and policy */
-	struct berm_vip *vip; /* NULL until found */
 	/* As struct fate, for whoever is told of the packet (capture.h). */
 	__u32 vip_id;
 	__u32 record_id;
-	__u32 drop;   /* enum berm_drop */
-	__u32 end;    /* how it ended: stage * BERM_EXIT_MAX + exit */
-	__u64 number; /* source_number() of src; parse sets it */
-	__u64 source; /* and its hash */
+	__u32 drop;	      /* enum berm_drop */
+	__u32 end;	      /* how it ended: stage * BERM_EXIT_MAX + exit */
+	struct berm_vip *vip; /* NULL until found */
+	__u64 source;	      /* source_hash() of number */
 	union {
 		struct berm_prefix_record record;
 		__u64 record_word;
 	};
 
 	/* steer */
-	__u64 flow;		      /* flow hash */
 	struct berm_backend *backend; /* NULL = this host */
 };
+
+/* What names a flow, as it lies in struct packet. */
+struct flow {
+	struct berm_addr dst;
+	struct berm_addr client;
+	__u64 ports;
+};
+_Static_assert(__builtin_offsetof(struct packet, client) - __builtin_offsetof(struct packet, dst) ==
+			       __builtin_offsetof(struct flow, client) &&
+		       __builtin_offsetof(struct packet, ports) -
+				       __builtin_offsetof(struct packet, dst) ==
+			       __builtin_offsetof(struct flow, ports),
+	       "struct packet has a struct flow in it");
 
 static __always_inline bool is(const struct packet *pkt, __u64 facts)
 {
 	return pkt->facts & facts;
 }
 
+/* Bit n: it would have been dropped for reason n. */
+static __always_inline __u32 shadowed_of(const struct packet *pkt)
+{
+	return pkt->facts >> SHADOWED_SHIFT & ((1 << SHADOWED_BITS) - 1);
+}
+
 /* 1 or 0, for arithmetic instead of a branch: fact is a single bit. */
 static __always_inline __u64 fact(const struct packet *pkt, __u64 fact)
 {
 	return pkt->facts >> __builtin_ctzll(fact) & 1;
+}
+
+/* How often the packet went from one site to another. */
+static __always_inline __u32 hops_of(__u64 facts)
+{
+	return facts / PACKET_HOP & BERM_SITE_HOPS;
 }
 
 static __always_inline __u32 vlans_of(const struct packet *pkt)

@@ -44,6 +44,8 @@ static __always_inline enum berm_stage stage_of(__u32 why)
 	case BERM_DROP_GEO:
 		return BERM_STAGE_GEO;
 	case BERM_DROP_NO_BACKEND:
+	case BERM_DROP_CARRY:
+	case BERM_DROP_REGION:
 		return BERM_STAGE_STEER;
 	case BERM_DROP_TOO_BIG:
 		return BERM_STAGE_DELIVER;
@@ -64,17 +66,20 @@ static __always_inline void count_vip(const struct packet *pkt)
 	if (!stats)
 		return;
 	add(&stats->in, pkt->len);
-	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
+	if (UNLIKELY(shadowed_of(pkt)))
 		add(&stats->shadowed, pkt->len);
 	if (exit == BERM_EXIT_DROP)
 		add(&stats->dropped, pkt->len);
 	else if (exit == BERM_EXIT_FORWARD ||
-		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN))
+		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN ||
+			  exit == BERM_EXIT_CARRY || exit == BERM_EXIT_SPILL))
 		add(&stats->forwarded, pkt->len);
 	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
 		add(&stats->answered, pkt->len);
 	if (UNLIKELY(is(pkt, PACKET_CID | PACKET_CID_LOST)))
 		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
+	if (UNLIKELY(is(pkt, PACKET_STUN | PACKET_STUN_LOST)))
+		add(is(pkt, PACKET_STUN) ? &stats->stun : &stats->stun_lost, pkt->len);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }
@@ -152,8 +157,8 @@ static __always_inline int finish(struct packet *pkt, const struct now *now, int
 		return act;
 	if (LIKELY(pkt->vip))
 		count_vip(pkt);
-	if (UNLIKELY(pkt->facts >> SHADOWED_SHIFT))
-		shadow = count_shadows(pkt->facts >> SHADOWED_SHIFT, pkt->len);
+	if (UNLIKELY(shadowed_of(pkt)))
+		shadow = count_shadows(shadowed_of(pkt), pkt->len);
 	if (pkt->drop)
 		before = count(&berm_drops, pkt->drop, pkt->len);
 	if (pkt->end % BERM_EXIT_MAX == BERM_EXIT_FOREIGN && !shadow)

@@ -4,7 +4,8 @@
  * be reached, where the row has moved and the owner has no socket for it (chance.h), and, if it
  * begins a flow, while the owner's daemon is silent (deadman.h). If neither can be
  * reached, this host serves the flow if it is an edge at all. A QUIC packet is its server's that
- * its connection ID names (cid.h), whatever the row says.
+ * its connection ID names (cid.h), and WebRTC its edge's whose ICE username fragment it has shown
+ * (stun.h), whatever the row says.
  */
 #ifndef BERM_STEER_H
 #define BERM_STEER_H
@@ -15,6 +16,7 @@
 #include "hash.h"
 #include "maps.h"
 #include "packet.h"
+#include "stun.h"
 
 /* The backend if its next hop is known. */
 static __always_inline struct berm_backend *backend_ready(__u32 id)
@@ -42,6 +44,25 @@ __noinline int row_of_cid(struct xdp_md *ctx, __u64 facts, __u32 set, __u32 self
 	if (id != CID_LOST && ((__u32)id == self || backend_ready(id)))
 		return (id & BERM_ROW_BACKEND) | PACKET_CID;
 	return PACKET_CID_LOST;
+}
+
+/* A row for a packet of a flow that has shown an ICE username fragment: of the backend that has given
+ * that out, with PACKET_STUN; PACKET_STUN alone if it cannot be reached, 0 if none is known. An
+ * ICMP error about the flow has its hash. Verified by itself.
+ */
+__noinline int row_of_stun(struct xdp_md *ctx, __u64 facts, __u64 flow, __u32 set, __u32 seconds)
+{
+	__u32 key = 0, self;
+	struct berm_config *cfg = bpf_map_lookup_elem(&berm_config, &key);
+	int id;
+
+	if (!cfg || facts & (PACKET_FRAGMENT | PACKET_OUTER))
+		return 0;
+	self = cfg->self;
+	id = stun_backend(ctx, facts, flow, set, seconds);
+	if (id > 0 && ((__u32)id == self || backend_ready(id)))
+		return (id & BERM_ROW_BACKEND) | PACKET_STUN;
+	return id ? PACKET_STUN : 0;
 }
 
 /* Whose is a packet whose row alone does not tell? Answers with the row as it is for this packet:
@@ -128,6 +149,12 @@ static __always_inline int steer(struct packet *pkt, const struct now *now)
 		named = row_of_cid(pkt->ctx, pkt->facts, set, self);
 		row = named & PACKET_CID ? named : row;
 		pkt->facts |= named & (PACKET_CID | PACKET_CID_LOST);
+	}
+	if (UNLIKELY(pkt->vip->flags & BERM_VIP_STUN)) {
+		named = row_of_stun(pkt->ctx, pkt->facts, pkt->flow, set,
+				    stun_seconds(now, pkt->cfg));
+		row = named & BERM_ROW_BACKEND ? named & BERM_ROW_BACKEND : row;
+		pkt->facts |= named & BERM_ROW_BACKEND ? PACKET_STUN : named ? PACKET_STUN_LOST : 0;
 	}
 	if (UNLIKELY(self && is_contested(pkt, now, row, &silent))) {
 		row = whose(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts, row, silent);

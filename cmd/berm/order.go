@@ -120,12 +120,46 @@ func basisPoints(s string) (int, error) {
 	return int(points), nil
 }
 
+type steerSpill struct {
+	VIP   string `arg:"" help:"Service."`
+	To    string `placeholder:"SITE" help:"Site; that of the file if left out."`
+	Share string `required:"" placeholder:"2.5%" help:"Share of the new flows, in steps of 0.01%; 0% ends it."`
+}
+
+// Help is what berm steer spill --help adds.
+func (steerSpill) Help() string {
+	return `Which flows begin there is decided by their hash: a larger share keeps those of a smaller one. Flows that are here stay, and those that have begun there stay there, whatever the share is changed to. It holds on this edge alone, for what routers bring to it: say it on each. It lasts until it is changed or the daemon ends: what is to stay goes into the file.
+
+Examples:
+
+  berm steer plan --spill web=fra:2.5%
+  berm steer spill web --to fra --share 2.5%
+  berm steer spill web --share 0%`
+}
+
+func (c *steerSpill) Run(a *app) error {
+	points, err := basisPoints(c.Share)
+	if err != nil {
+		return err
+	}
+	d, err := a.needDaemon("steer spill", "it knows the other sites")
+	if err != nil {
+		return err
+	}
+	ch, err := d.Spill(a.ctx, control.Spill{VIP: c.VIP, To: c.To, BasisPoints: points})
+	if err != nil {
+		return err
+	}
+	return a.tell(ch, byDaemon)
+}
+
 type steerPlan struct {
 	File    string            `placeholder:"FILE" complete:":files" help:"A candidate configuration."`
 	Drain   []string          `placeholder:"NAME" help:"Backends that drain."`
 	Undrain []string          `placeholder:"NAME" help:"Backends that get flows again."`
 	Weight  map[string]int    `placeholder:"NAME=N" help:"Backends' weights."`
 	Canary  map[string]string `placeholder:"NAME=1%" help:"Backends' shares as canaries."`
+	Spill   map[string]string `placeholder:"VIP=SITE:1%" help:"Services' shares that begin at other sites."`
 	Add     []string          `placeholder:"NAME" help:"Backends that come, to every set."`
 	Remove  []string          `placeholder:"NAME" help:"Backends that go."`
 }
@@ -157,6 +191,14 @@ func (c *steerPlan) request() (p control.PlanRequest, err error) {
 			return p, err
 		}
 		p.Orders = append(p.Orders, control.Order{Backend: name, Share: &share})
+	}
+	for vip, text := range c.Spill {
+		site, share, _ := strings.Cut(text, ":")
+		points, err := basisPoints(share)
+		if err != nil {
+			return p, err
+		}
+		p.Spills = append(p.Spills, control.Spill{VIP: vip, To: site, BasisPoints: points})
 	}
 	if c.File == "" {
 		return p, nil
@@ -191,6 +233,12 @@ func (c *steerPlan) Run(a *app) error {
 	}
 	return a.out.Value(plan, func() {
 		percent := func(n, of int) string { return sprintf("%.2f %%", 100*float64(n)/float64(max(of, 1))) }
+		for _, s := range plan.Spills {
+			share := func(x control.Spill) string {
+				return sprintf("%.2f %% to %s", float64(x.BasisPoints)/100, or(x.To, "nowhere"))
+			}
+			a.out.Field("spill of "+s.VIP, "%s, now %s: %.2f %% of the new flows begin elsewhere than before", share(s.After), share(s.Before), float64(s.Moved)/100)
+		}
 		for _, s := range plan.Sets {
 			a.out.Field("set", "%s", s.Set)
 			a.out.Field("rows moved", "%s (%d of %d)", percent(s.Moved, s.Rows), s.Moved, s.Rows)

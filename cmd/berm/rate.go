@@ -15,7 +15,7 @@ type rateCmd struct {
 
 // Help is what berm rate --help adds.
 func (rateCmd) Help() string {
-	return `A class limits each source (an IPv4 address, an IPv6 /64) by itself. VIPs and prefixes name the class that holds.
+	return `A class limits each source (an IPv4 address, an IPv6 /64) by itself, and, by the flags --aggregate, all sources of an IPv4 /24 or IPv6 /48 together. VIPs and prefixes name the class that holds.
 
 Examples:
 
@@ -24,24 +24,34 @@ Examples:
 }
 
 type rateSet struct {
-	Name         string    `arg:"" complete:"rate" help:"Name of the class, up to 15 bytes."`
-	Packets      *quantity `placeholder:"N" help:"Packets per second; 0 = unlimited."`
-	PacketsBurst *quantity `placeholder:"N" help:"Packets at once."`
-	Bytes        *quantity `placeholder:"N" help:"Bytes of IP packets per second; 0 = unlimited."`
-	BytesBurst   *quantity `placeholder:"N" help:"Bytes at once."`
-	SYNs         *quantity `name:"syns" placeholder:"N" help:"TCP connection attempts per second; 0 = unlimited."`
-	SYNsBurst    *quantity `name:"syns-burst" placeholder:"N" help:"Connection attempts at once."`
-	Shadow       *bool     `negatable:"" help:"Count what would be refused, and refuse nothing; --no-shadow enforces."`
+	Name      string     `arg:"" complete:"rate" help:"Name of the class, up to 15 bytes."`
+	Source    rateLimits `embed:"" set:"whom=a source"`
+	Aggregate rateLimits `embed:"" prefix:"aggregate-" set:"whom=all sources of an IPv4 /24 or IPv6 /48"`
+	Shadow    *bool      `negatable:"" help:"Count what would be refused, and refuse nothing; --no-shadow enforces."`
+}
+
+type rateLimits struct {
+	Packets       *quantity `placeholder:"N" help:"Packets per second of ${whom}; 0 = unlimited."`
+	PacketsBurst  *quantity `placeholder:"N" help:"Packets at once of ${whom}."`
+	Bytes         *quantity `placeholder:"N" help:"Bytes of IP packets per second of ${whom}; 0 = unlimited."`
+	BytesBurst    *quantity `placeholder:"N" help:"Bytes at once of ${whom}."`
+	SYNs          *quantity `name:"syns" placeholder:"N" help:"TCP connection attempts per second of ${whom}; 0 = unlimited."`
+	SYNsBurst     *quantity `name:"syns-burst" placeholder:"N" help:"Connection attempts at once of ${whom}."`
+	Initials      *quantity `placeholder:"N" help:"QUIC Initials per second of ${whom}, of which a connection takes one to three; 0 = unlimited."`
+	InitialsBurst *quantity `placeholder:"N" help:"Initials at once of ${whom}."`
 }
 
 // Help is what berm rate set --help adds.
 func (rateSet) Help() string {
 	return `What is not named stays as it is; a class that does not exist is made without limits. A rate without a burst gets a burst of one second. Numbers take k, M and G (decimal). Limits hold for each edge: the flows of one source spread over the edges of a site.
 
+Where a limit of an aggregate is exceeded, each of its 256 parts (IPv4 addresses, IPv6 /56) still gets a share of one in 256, so that who sends little is not refused for what others send, or for what somebody sends in their names. TCP connections that this edge has are spared.
+
 Examples:
 
   berm rate set default --packets 1000 --packets-burst 2000
-  berm rate set strict --syns 20 --bytes 10M
+  berm rate set strict --syns 20 --bytes 10M --initials 40
+  berm rate set strict --aggregate-packets 100k --aggregate-syns 500
   berm rate set strict --shadow`
 }
 
@@ -58,13 +68,19 @@ func (c *rateSet) Run(a *app) error {
 	if i := slices.IndexFunc(all, func(r control.RateClass) bool { return r.Name == c.Name }); i >= 0 {
 		r = all[i]
 	}
-	if err := c.apply(&r); err != nil {
+	if err := c.Source.apply("", &r.RateLimits); err != nil {
 		return err
+	}
+	if err := c.Aggregate.apply("aggregate-", &r.Aggregate); err != nil {
+		return err
+	}
+	if c.Shadow != nil {
+		r.Shadow = *c.Shadow
 	}
 	return a.change(func(ctx context.Context, t control.Tables) (control.Changes, error) { return t.SetRate(ctx, r) })
 }
 
-func (c *rateSet) apply(r *control.RateClass) error {
+func (c *rateLimits) apply(prefix string, r *control.RateLimits) error {
 	for _, l := range []struct {
 		flag             string
 		rate, burst      *quantity
@@ -73,6 +89,7 @@ func (c *rateSet) apply(r *control.RateClass) error {
 		{"packets", c.Packets, c.PacketsBurst, &r.Packets, &r.PacketsBurst},
 		{"bytes", c.Bytes, c.BytesBurst, &r.Bytes, &r.BytesBurst},
 		{"syns", c.SYNs, c.SYNsBurst, &r.SYNs, &r.SYNsBurst},
+		{"initials", c.Initials, c.InitialsBurst, &r.Initials, &r.InitialsBurst},
 	} {
 		if l.rate != nil {
 			*l.intoRate = uint64(*l.rate)
@@ -84,11 +101,8 @@ func (c *rateSet) apply(r *control.RateClass) error {
 			*l.intoBu = *l.intoRate
 		}
 		if *l.intoRate == 0 && *l.intoBu != 0 {
-			return badInput("--%s-burst %d: means nothing without --%s", l.flag, *l.intoBu, l.flag)
+			return badInput("--%[1]s-burst %[2]d: means nothing without --%[1]s", prefix+l.flag, *l.intoBu)
 		}
-	}
-	if c.Shadow != nil {
-		r.Shadow = *c.Shadow
 	}
 	return nil
 }
@@ -123,12 +137,17 @@ func (c *rateList) Run(a *app) error {
 			if r.Shadow {
 				mode = out.Cell{Text: "shadow", Style: out.Warn}
 			}
-			row := out.Row(r.Name, limit(r.Packets, r.PacketsBurst), limit(r.Bytes, r.BytesBurst), limit(r.SYNs, r.SYNsBurst), "", r.Owner)
-			row[4] = mode
-			rows = append(rows, row)
+			rows = append(rows, append(limitRow(r.Name, "source", r.RateLimits), mode, out.Cell{Text: r.Owner}))
+			if r.Aggregate != (control.RateLimits{}) {
+				rows = append(rows, append(limitRow("", "/24, /48", r.Aggregate), out.Row("", "")...))
+			}
 		}
-		a.out.Table([]string{"CLASS", "PACKETS/s+BURST>", "BYTES/s+BURST>", "SYNS/s+BURST>", "MODE", "FROM"}, rows)
+		a.out.Table([]string{"CLASS", "OF", "PACKETS/s+BURST>", "BYTES/s+BURST>", "SYNS/s+BURST>", "INITIALS/s+BURST>", "MODE", "FROM"}, rows)
 	})
+}
+
+func limitRow(name, of string, l control.RateLimits) []out.Cell {
+	return out.Row(name, of, limit(l.Packets, l.PacketsBurst), limit(l.Bytes, l.BytesBurst), limit(l.SYNs, l.SYNsBurst), limit(l.Initials, l.InitialsBurst))
 }
 
 func limit(rate, burst uint64) string {

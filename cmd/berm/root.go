@@ -49,6 +49,7 @@ type root struct {
 	Anycast anycastCmd `cmd:"" group:"change" help:"What routers are told of this edge."`
 
 	Kernel  kernelCmd  `cmd:"" group:"run" help:"Load, upgrade and remove the kernel half."`
+	TLS     tlsCmd     `cmd:"" name:"tls" group:"run" help:"Audit what TLS offers; make keys of ECH."`
 	Conf    confCmd    `cmd:"" name:"config" group:"run" help:"Check the configuration file."`
 	Reload  reloadCmd  `cmd:"" group:"run" help:"Make bermd read its configuration again."`
 	Upgrade upgradeCmd `cmd:"" group:"run" help:"Make bermd hand over to the program that is installed now."`

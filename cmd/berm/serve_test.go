@@ -81,6 +81,12 @@ func (d *daemon) Order(_ context.Context, o control.Order) (control.Changes, err
 	return control.Changes{Changed: []string{string(b)}}, err
 }
 
+// Spill answers with what it was asked.
+func (d *daemon) Spill(_ context.Context, s control.Spill) (control.Changes, error) {
+	b, err := json.Marshal(s)
+	return control.Changes{Changed: []string{string(b)}}, err
+}
+
 // Plan answers with what it was asked.
 func (d *daemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
 	b, err := json.Marshal(p)

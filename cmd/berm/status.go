@@ -129,6 +129,7 @@ func (a *app) status(s control.Status) {
 		listen = append(listen, l.Address+"/"+l.Network+" ("+strings.Join(l.Protocols, ", ")+")")
 	}
 	a.out.Field("listen", "%s", or(strings.Join(listen, ", "), "nowhere"))
+	a.out.Field("tls", "tcp %s, quic %s", handshakes(s.TLS.TCP), handshakes(s.TLS.QUIC))
 	a.out.Field("geo", "%d prefixes, %d records, from %s", s.Geo.Prefixes, s.Geo.Records, or(strings.Join(s.Geo.Databases, ", "), "no database"))
 	a.out.Field("cache", "%s, %s of %s, %.1f %% hits", plural(s.Cache.Objects, "object"), out.Bytes(float64(s.Cache.Bytes)), out.Bytes(float64(s.Cache.MaxBytes)), 100*s.Cache.HitRatio)
 	if len(s.VIPs) > 0 {
@@ -137,6 +138,13 @@ func (a *app) status(s control.Status) {
 	}
 	a.backends(s.Backends)
 	a.origins(s.Origins)
+}
+
+func handshakes(h control.Handshakes) string {
+	if h.Full+h.Resumed == 0 {
+		return "no handshakes"
+	}
+	return sprintf("%s handshakes (%.0f %% resumed)", count(h.Full+h.Resumed), 100*float64(h.Resumed)/float64(h.Full+h.Resumed))
 }
 
 func (a *app) kernelLine(k control.KernelInfo) {
@@ -150,6 +158,9 @@ func (a *app) kernelLine(k control.KernelInfo) {
 	}
 	a.out.Field("kernel", "loaded%s, %s, %s packets, %s dropped, %s shadowed, %s forwarded", mode, plural(k.VIPs, "VIP"),
 		count(k.Packets), count(k.Dropped), count(k.Shadowed), count(k.Forwarded))
+	if k.Carried+k.Spilled > 0 {
+		a.out.Field("other sites", "%s packets carried there, %s of new flows spilled", count(k.Carried), count(k.Spilled))
+	}
 	a.out.Field("steering", "%s second chances, %s packets of new flows handed on; dead man's switch %s", count(k.Chances), count(k.Handed), or(k.Deadman, "off"))
 }
 

@@ -36,7 +36,8 @@ type vipAdd struct {
 	Rate     string  `complete:"rate" placeholder:"CLASS" help:"Rate class of sources that have none of their own; without it, no limit."`
 	Shadow   bool    `help:"Count what the policies would refuse, and refuse nothing."`
 	Strict   bool    `help:"Drop packets to other ports of this address."`
-	QUIC     bool    `name:"quic" help:"Send packets to the backend that their QUIC connection ID names."`
+	QUIC     bool    `name:"quic" xor:"names" help:"Send packets to the backend that their QUIC connection ID names."`
+	STUN     bool    `name:"stun" xor:"names" help:"Send WebRTC to the backend that its ICE username fragment names."`
 
 	Cookies      maps.GateMode `placeholder:"off|auto|on" help:"TCP: answer SYNs with cookies, in auto above a rate. They need net.ipv4.tcp_syncookies = 2."`
 	CookiesAbove uint64        `placeholder:"N" help:"SYNs a second of all sources, with --cookies auto (10000)."`
@@ -62,7 +63,7 @@ Examples:
 func (c *vipAdd) Run(a *app) error {
 	v := control.VIP{
 		Name: c.Name, Address: c.Address.Addr(), Port: c.Address.Port(), Protocol: c.Address.protocol,
-		Backends: c.Backends, Geo: c.Geo, Rate: c.Rate, Shadow: c.Shadow, Strict: c.Strict, QUIC: c.QUIC,
+		Backends: c.Backends, Geo: c.Geo, Rate: c.Rate, Shadow: c.Shadow, Strict: c.Strict, QUIC: c.QUIC, STUN: c.STUN,
 		Gate: maps.Gate{
 			Cookies: c.Cookies, CookiesAbove: c.CookiesAbove, Retry: c.Retry, RetryAbove: c.RetryAbove,
 			BadInitials: c.BadInitials, Amplified: c.Amplified,
@@ -144,6 +145,9 @@ func flags(v control.VIP) string {
 	}
 	if v.QUIC {
 		f = append(f, "quic")
+	}
+	if v.STUN {
+		f = append(f, "stun")
 	}
 	if v.Shut.Cookies {
 		f = append(f, "cookies")

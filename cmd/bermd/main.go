@@ -36,7 +36,7 @@ type commands struct {
 
 type run struct {
 	Config    string   `placeholder:"FILE" type:"path" help:"Configuration (default: ${path}; with --all-in-one: built-in settings)."`
-	State     string   `placeholder:"DIR" type:"path" env:"STATE_DIRECTORY" help:"What is kept over restarts: the self-signed certificate, QUIC's reset key (default: /var/lib/berm)."`
+	State     string   `placeholder:"DIR" type:"path" env:"STATE_DIRECTORY" help:"What is kept over restarts: the self-signed certificate, keys of TLS sessions, QUIC's reset key (default: /var/lib/berm)."`
 	AllInOne  bool     `help:"Load the kernel half too, serve with an unprivileged child, and take everything down at the end. Needs root for the kernel half."`
 	Interface []string `short:"i" placeholder:"NAME" help:"With --all-in-one: interfaces to attach to (default: lo and the default route's)."`
 	Pins      string   `placeholder:"DIR" help:"With --all-in-one: root of the pins (default: /sys/fs/bpf/berm)."`

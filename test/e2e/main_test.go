@@ -73,6 +73,11 @@ func TestDrain(t *testing.T) {
 	runScenario(t, "drain", "ip", "bird", "birdc", "curl", "tcpdump")
 }
 
+// TestTwoSites runs the scenario "two-sites".
+func TestTwoSites(t *testing.T) {
+	runScenario(t, "two-sites", "ip", "curl", "gtlsclient", "tcpdump")
+}
+
 // TestDeadman runs the scenario "deadman".
 func TestDeadman(t *testing.T) {
 	runScenario(t, "deadman", "ip", "bird", "curl", "tcpdump")
@@ -86,6 +91,26 @@ func TestUpgrade(t *testing.T) {
 // TestFlood runs the scenario "flood".
 func TestFlood(t *testing.T) {
 	runScenario(t, "flood", "ip", "bird", "curl", "tcpdump")
+}
+
+// TestICMP runs the scenario "icmp".
+func TestICMP(t *testing.T) {
+	runScenario(t, "icmp", "ip", "bird", "curl", "gtlsclient", "nft", "ping", "ss", "tcpdump")
+}
+
+// TestFragments runs the scenario "fragments".
+func TestFragments(t *testing.T) {
+	runScenario(t, "fragments", "ip", "bird", "curl", "ping", "tcpdump")
+}
+
+// TestCertRotation runs the scenario "cert-rotation".
+func TestCertRotation(t *testing.T) {
+	runScenario(t, "cert-rotation", "ip", "bird", "curl", "openssl", "tcpdump")
+}
+
+// TestWebRTC runs the scenario "webrtc".
+func TestWebRTC(t *testing.T) {
+	runScenario(t, "webrtc", "ip", "bird", "curl", "python3", "tcpdump")
 }
 
 // runScenario runs a scenario that needs these programs; every step is a subtest and every check can

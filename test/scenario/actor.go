@@ -30,6 +30,8 @@ func MaybeActor() {
 	run, ok := map[string]func(context.Context, []string) error{
 		"origin": actOrigin,
 		"sink":   actSink,
+		"echo":   actEcho,
+		"rtc":    actRTC,
 		"nat":    actNAT,
 		"unit":   actUnit,
 	}[os.Args[2]]

@@ -53,7 +53,7 @@ func (e *Edge) connect(ctx context.Context) (err error) {
 	}
 	err = rig.Connect(ctx,
 		rig.End{Node: e.node, Dev: "eth0", Addrs: []string{e.addr4 + "/24", e.addr6 + "/64"}},
-		rig.End{Node: e.m.router, Dev: e.Name, Addrs: []string{e.link4router + "/24", e.link6router + "/64"}}, linkMTU)
+		rig.End{Node: e.m.router, Dev: e.Name, Addrs: []string{e.link4router + "/24", e.link6router + "/64"}}, e.m.mtu)
 	if err != nil {
 		return err
 	}
@@ -194,13 +194,16 @@ func vipPort(vip string, port int) string {
 	return fmt.Sprintf("%s:%d", vip, port)
 }
 
+// service is one that the edges' files name.
+type service struct {
+	name, addr, proto string
+	port              int
+}
+
 // configFile is what the operator of this edge would have written.
 func (e *Edge) configFile() string {
 	var vips, backends strings.Builder
-	for _, v := range []struct {
-		name, addr, proto string
-		port              int
-	}{
+	for _, v := range append([]service{
 		{"web4", vip4, "tcp", 80},
 		{"tls4", vip4, "tcp", 443},
 		{"quic4", vip4, "udp", 443},
@@ -209,19 +212,21 @@ func (e *Edge) configFile() string {
 		{"tls6", vip6, "tcp", 443},
 		{"quic6", vip6, "udp", 443},
 		{"sink6", vip6, "udp", sinkPort},
-	} {
+	}, e.m.services...) {
 		fmt.Fprintf(&vips, "  - {name: %s, address: %q, port: %d, protocol: %s, backends: edges, geo: default, rate: default%s}\n",
 			v.name, v.addr, v.port, v.proto, e.m.vipSettings[v.name])
 	}
 	for _, peer := range e.m.peers() {
-		fmt.Fprintf(&backends, "    - {name: %s, address: %s}\n", peer.Name, peer.addr4)
+		if peer.site() == e.site() {
+			fmt.Fprintf(&backends, "    - {name: %s, address: %s}\n", peer.Name, peer.addr4)
+		}
 	}
 	lab := e.m.lab
-	more := ""
+	more := e.otherSites()
 	if e.m.edgeConfig != nil {
-		more = e.m.edgeConfig(e)
+		more += e.m.edgeConfig(e)
 	}
-	return fmt.Sprintf(`node: {name: %s, site: lab, address4: %s, address6: %q}
+	return fmt.Sprintf(`node: {name: %s, site: %s, region: %q, address4: %s, address6: %q}
 kernel:
   interfaces: [eth0]
   mode: native
@@ -234,8 +239,7 @@ listen:
   https: ["0.0.0.0:443", "[::]:443"]
   status_allow: [127.0.0.0/8, "::1/128"]
   drain: 6s # below the 10 s that clients are patient for: new ones may wait as long as old ones take
-tls:
-  certificates: [{cert: %s, key: %s}]
+tls: %s
 admin: {socket: %s, metrics: "127.0.0.1:9190"}
 vips:
 %sbackends:
@@ -261,7 +265,7 @@ origins:
   lab: {urls: ["http://%s"]}
 routes: [{host: "*", path: /, origin: lab}]
 log: {level: info, format: text}
-%s`, e.Name, e.addr4, e.addr6, e.pins, e.cgroup, e.m.cert, lab.Path("key.pem"), e.socket,
+%s`, e.Name, e.site(), e.region(), e.addr4, e.addr6, e.pins, e.cgroup, e.m.tls, e.socket,
 		vips.String(), backends.String(), lab.Path("secret"), e.m.failures, e.m.steering, greedyRate, greedyBurst, e.Name, originAddr, more)
 }
 

@@ -31,7 +31,7 @@ const (
 	originAddr = originHost + ":8000"
 	edgeName   = "edge.test" // the name in URLs and in the certificate
 
-	// linkMTU of the links behind the router: a full packet of a client and its tunnel header.
+	// linkMTU is what the links behind the router mostly have: a full packet of a client and its tunnel header.
 	linkMTU = 1600
 )
 
@@ -56,14 +56,21 @@ type Main struct {
 	originCounts                          string  // socket
 	bird                                  *rig.Proc
 
-	routerConfig string             // "": edges announce by a BIRD of their own
-	edgeConfig   func(*Edge) string // added to an edge's file
+	mtu          int                         // of the links behind the router
+	routes       func(context.Context) error // of the router to the VIPs; nil: what BIRD learns
+	siteOf       func(*Edge) string          // nil: all edges are at one
+	apart        bool                        // the files name no other sites
+	routerConfig string                      // "": edges announce by a BIRD of their own
+	edgeConfig   func(*Edge) string          // added to an edge's file
+	makeCert     func(context.Context) error
+	tls          string // section tls of the edges' files
 
 	spares      []*Edge           // edges that are connected, and take no part yet
 	listed      int               // how many edges the files name
 	steering    string            // more of section steer of the edges' files, by lines
 	failures    int               // probes that a peer may miss
 	units       bool              // bermd runs under the lab's stand-in for systemd, which can start it again
+	services    []service         // beside those that all labs have
 	vipSettings map[string]string // more of the edges' files, by VIP: ", key: value"
 	edgeSysctls map[string]string
 }
@@ -74,7 +81,9 @@ func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 }
 
 func newMain(lab *rig.Lab, opts Options) *Main {
-	return &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), listed: 2, failures: 3}
+	m := &Main{lab: lab, opts: opts, originCounts: lab.Path("origin.counts"), mtu: linkMTU, listed: 2, failures: 3}
+	m.makeCert = m.makeCertificate
+	return m
 }
 
 // up builds everything, and returns when the service is there.
@@ -85,7 +94,7 @@ func (m *Main) up(ctx context.Context) error {
 	}{
 		{"network", m.buildNetwork},
 		{"origin", m.startOrigin},
-		{"certificate", m.makeCertificate},
+		{"certificate", m.makeCert},
 		{"edges", m.startEdges},
 		{"router", m.startRouter},
 		{"service", m.awaitService},
@@ -134,7 +143,7 @@ func (m *Main) buildNetwork(ctx context.Context) error {
 		{m.good, []string{good4 + "/24", watched4 + "/24", good6 + "/64"}, "192.0.2.1", "2001:db8:a::1", "/24", "/64", 0},
 		{m.blocked, []string{blocked4 + "/25", blocked6 + "/64"}, "198.51.100.1", "2001:db8:b::1", "/25", "/64", 0},
 		{m.greedy, []string{greedy4 + "/25", greedy6 + "/64"}, "198.51.100.129", "2001:db8:c::1", "/25", "/64", 0},
-		{m.origin, []string{"10.77.9.1/24", "2001:db8:77:9::1/64"}, "10.77.9.254", "2001:db8:77:9::fe", "/24", "/64", linkMTU},
+		{m.origin, []string{"10.77.9.1/24", "2001:db8:77:9::1/64"}, "10.77.9.254", "2001:db8:77:9::fe", "/24", "/64", m.mtu},
 	} {
 		err := rig.Connect(ctx,
 			rig.End{Node: s.node, Dev: "eth0", Addrs: s.addrs},
@@ -194,6 +203,7 @@ func (m *Main) makeCertificate(context.Context) error {
 	if m.cert, err = m.lab.WriteFile("cert.pem", 0o644, cert); err != nil {
 		return err
 	}
+	m.tls = fmt.Sprintf("{certificates: [{cert: %s, key: %s}]}", m.cert, m.lab.Path("key.pem"))
 	for name, secret := range map[string][]byte{"key.pem": key, "secret": []byte("bermlab-site-secret-0123456789ab\n")} {
 		path, err := m.lab.WriteFile(name, 0o640, secret)
 		if err != nil {
@@ -216,6 +226,9 @@ func (m *Main) startEdges(ctx context.Context) error {
 }
 
 func (m *Main) startRouter(ctx context.Context) (err error) {
+	if m.routes != nil {
+		return m.routes(ctx)
+	}
 	if m.routerConfig != "" {
 		if m.bird, err = startBIRD(m.lab, m.router, m.routerConfig); err != nil {
 			return err

@@ -93,6 +93,10 @@ func All() []Scenario {
 		Summary: "edges are added, drained, weighed, lost and removed under flows: none breaks, and without second chances some do",
 		Up:      upDrain,
 	}, {
+		ID:      "two-sites",
+		Summary: "a router takes clients from one site to the other in downloads: they go on where they began; spill, regions",
+		Up:      upTwoSites,
+	}, {
 		ID:      "deadman",
 		Summary: "an edge's daemon hangs (kill -STOP): new flows go to a peer, without BGP or probes, and old ones wait for it",
 		Up:      upDeadman,
@@ -108,6 +112,22 @@ func All() []Scenario {
 		ID:      "flood",
 		Summary: "the same: SYNs and QUIC Initials of made-up sources at one service, good clients at it and at its neighbour",
 		Up:      upFlood,
+	}, {
+		ID:      "icmp",
+		Summary: "the same, and a client behind a narrow link: echo, path MTU, and errors that reach the owner of the flow they quote",
+		Up:      upICMP,
+	}, {
+		ID:      "fragments",
+		Summary: "fragments, VLAN tags, IPv4 options and IPv6 extension headers: all that belongs together reaches one edge and is answered",
+		Up:      upFragments,
+	}, {
+		ID:      "cert-rotation",
+		Summary: "the same: certificates change, break and mend under load, and sessions resume on every edge",
+		Up:      upCertRotation,
+	}, {
+		ID:      "webrtc",
+		Summary: "WebRTC goes to the edge that gave out the ICE username fragment: checks, media, clients that rebind, made-up fragments",
+		Up:      upWebRTC,
 	}}
 }
 

@@ -9,12 +9,18 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // Config is the section tls.
 type Config struct {
-	Certificates []Pair `yaml:"certificates"` // none: a self-signed one
-	MinVersion   string `yaml:"min_version"`  // "1.2" or "1.3"
+	Certificates []Pair `yaml:"certificates"` // none, and none in dir: a self-signed one
+	// Dir is watched for pairs: NAME.crt or NAME.pem with NAME.key, or NAME/fullchain.pem with NAME/privkey.pem.
+	Dir string `yaml:"dir"`
+	// ECH are key files by which clients hide the name that they ask for (berm tls ech new). The first is the one in DNS;
+	// clients that still have another's configuration are understood.
+	ECH        []string `yaml:"ech"`
+	MinVersion string   `yaml:"min_version"` // "1.2" or "1.3"
 }
 
 // Pair names a PEM certificate chain, the server's first, and its key.
@@ -43,7 +49,33 @@ func (c Config) Validate() error {
 			errs = append(errs, err)
 		}
 	}
+	if _, _, err := loadECH(c.ECH); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Dir != "" {
+		if err := checkDir(c.Dir); err != nil {
+			errs = append(errs, fmt.Errorf("dir: %w", err))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// checkDir wants a directory that can be read. What is in it changes while the edge runs, so that a bad pair there is
+// a problem that berm status shows, and no mistake of the file.
+func checkDir(path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("%q is not an absolute path", path)
+	}
+	_, err := os.ReadDir(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s does not exist", path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s may not be read by uid %d (let the group berm read it: chgrp berm, chmod 750)", path, os.Geteuid())
+	case err != nil:
+		return fmt.Errorf("%s is not a directory that can be read", path)
+	}
+	return nil
 }
 
 // fieldError says which half of a pair is at fault.

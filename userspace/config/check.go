@@ -21,6 +21,8 @@ func (c *Config) check(d *decoder) {
 	d.reportTree("kernel", c.Kernel.Validate())
 	d.reportTree("listen", c.Listen.Validate())
 	d.reportTree("tls", c.TLS.Validate())
+	d.reportTree("tls.tickets", c.TLS.Tickets.Validate())
+	d.reportTree("tls.early_data", c.TLS.EarlyData.Validate())
 	d.reportTree("admin", c.Admin.Validate())
 	d.reportTree("cache", c.Cache.Validate())
 	d.reportTree("cc", c.CC.Validate())
@@ -32,6 +34,7 @@ func (c *Config) check(d *decoder) {
 	c.checkQUIC(d)
 	c.checkSteer(d)
 	c.checkVIPs(d)
+	c.checkSites(d)
 	c.checkAnycast(d)
 	c.checkRoutes(d)
 }
@@ -132,11 +135,18 @@ func (c *Config) checkRates(d *decoder) {
 		}
 		whole := c.Rate.Classes[name].Class(name)
 		for field, part := range map[string]bermmaps.RateClass{ // one limit each, so that an error has one place
-			"packets": {Packets: whole.Packets}, "bytes": {Bytes: whole.Bytes}, "syns": {SYNs: whole.SYNs},
+			"packets": {Packets: whole.Packets}, "bytes": {Bytes: whole.Bytes}, "syns": {SYNs: whole.SYNs}, "initials": {Initials: whole.Initials},
+			"aggregate.packets":  {Packets: whole.Packets, Aggregate: bermmaps.Limits{Packets: whole.Aggregate.Packets}},
+			"aggregate.bytes":    {Bytes: whole.Bytes, Aggregate: bermmaps.Limits{Bytes: whole.Aggregate.Bytes}},
+			"aggregate.syns":     {SYNs: whole.SYNs, Aggregate: bermmaps.Limits{SYNs: whole.Aggregate.SYNs}},
+			"aggregate.initials": {Initials: whole.Initials, Aggregate: bermmaps.Limits{Initials: whole.Aggregate.Initials}},
 		} {
 			part.Name = name
 			if err := part.Validate(); err != nil {
-				_, message, _ := strings.Cut(err.Error(), field+": ")
+				_, message, of := strings.Cut(err.Error(), field+": ")
+				if !of {
+					continue // its source's limit is wrong, and said to be in its own place
+				}
 				at := key + "." + field
 				if strings.Contains(message, "burst") && d.knows(at+"_burst") {
 					at += "_burst"

@@ -21,6 +21,7 @@ import (
 	"github.com/bermedge/berm/userspace/pipeline"
 	"github.com/bermedge/berm/userspace/quiclb"
 	"github.com/bermedge/berm/userspace/steer"
+	"github.com/bermedge/berm/userspace/tickets"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -32,10 +33,11 @@ type Config struct {
 	Node     Node                       `yaml:"node"`
 	Kernel   Kernel                     `yaml:"kernel"`
 	Listen   transport.Config           `yaml:"listen"`
-	TLS      certs.Config               `yaml:"tls"`
+	TLS      TLS                        `yaml:"tls"`
 	Admin    control.Config             `yaml:"admin"`
 	VIPs     []VIP                      `yaml:"vips"`
 	Backends map[string][]steer.Backend `yaml:"backends"`
+	Sites    map[string]steer.Site      `yaml:"sites"` // the others, by name
 	Steer    Steer                      `yaml:"steer"`
 	QUIC     quiclb.Config              `yaml:"quic"`
 	Anycast  anycast.Config             `yaml:"anycast"`
@@ -49,10 +51,18 @@ type Config struct {
 	Log      observe.Config             `yaml:"log"`
 }
 
+// TLS is the section tls.
+type TLS struct {
+	certs.Config `yaml:",inline"`
+	Tickets      tickets.Config `yaml:"tickets"`
+	EarlyData    tickets.Early  `yaml:"early_data"`
+}
+
 // Node is this edge.
 type Node struct {
 	Name     string     `yaml:"name"` // that of its backend; empty: the host's
 	Site     string     `yaml:"site"`
+	Region   string     `yaml:"region"`   // of the site: services may be a region's alone
 	Address4 netip.Addr `yaml:"address4"` // tunnels leave from and arrive at it
 	Address6 netip.Addr `yaml:"address6"`
 }
@@ -82,9 +92,14 @@ type VIP struct {
 	Strict   bool          `yaml:"strict"`   // drop packets for this address to ports without a service
 	Gate     Gate          `yaml:"gate"`
 	Tenant   uint16        `yaml:"tenant"`
+	Spill    steer.Spill   `yaml:"spill"`   // a share of the new flows begins at another site
+	Region   string        `yaml:"region"`  // whose edges alone serve it; empty: every one's
+	Outside  string        `yaml:"outside"` // what edges of other regions do with its packets: drop (default), or carry them there
 	// QUIC sends packets to the backend that their connection ID names; default: where bermd serves
 	// HTTP/3 at the VIP's port.
 	QUIC bool `yaml:"quic"`
+	// STUN sends WebRTC to the backend that has given out its ICE username fragment (berm steer ufrag).
+	STUN bool `yaml:"stun"`
 }
 
 // Gate guards a service against floods whose sources are made up. Rates are of all sources
@@ -106,21 +121,37 @@ type Rate struct {
 // RateClass is a set of limits for one source (IPv6: a /64), in what one edge sees of it. 0 is no
 // limit; a burst left out is one second's worth.
 type RateClass struct {
-	Packets      uint64 `yaml:"packets"`
-	PacketsBurst uint64 `yaml:"packets_burst"`
-	Bytes        uint64 `yaml:"bytes"`
-	BytesBurst   uint64 `yaml:"bytes_burst"`
-	SYNs         uint64 `yaml:"syns"`
-	SYNsBurst    uint64 `yaml:"syns_burst"`
-	Shadow       bool   `yaml:"shadow"`
+	Packets       uint64    `yaml:"packets"`
+	PacketsBurst  uint64    `yaml:"packets_burst"`
+	Bytes         uint64    `yaml:"bytes"`
+	BytesBurst    uint64    `yaml:"bytes_burst"`
+	SYNs          uint64    `yaml:"syns"`
+	SYNsBurst     uint64    `yaml:"syns_burst"`
+	Initials      uint64    `yaml:"initials"` // of QUIC; a client sends one to three for a connection
+	InitialsBurst uint64    `yaml:"initials_burst"`
+	Aggregate     Aggregate `yaml:"aggregate"`
+	Shadow        bool      `yaml:"shadow"`
+}
+
+// Aggregate is the limits of all sources of an IPv4 /24, or an IPv6 /48, together. Where one is exceeded, each
+// address (IPv6: /56) may still send 1/256 of it.
+type Aggregate struct {
+	Packets       uint64 `yaml:"packets"`
+	PacketsBurst  uint64 `yaml:"packets_burst"`
+	Bytes         uint64 `yaml:"bytes"`
+	BytesBurst    uint64 `yaml:"bytes_burst"`
+	SYNs          uint64 `yaml:"syns"`
+	SYNsBurst     uint64 `yaml:"syns_burst"`
+	Initials      uint64 `yaml:"initials"`
+	InitialsBurst uint64 `yaml:"initials_burst"`
 }
 
 // Default is what an empty file means.
 func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
-		Listen: transport.Default(), TLS: certs.Default(), Admin: control.Default(),
-		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
+		Listen: transport.Default(), TLS: TLS{Config: certs.Default(), Tickets: tickets.Default()}, Admin: control.Default(),
+		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman, Carry: steer.DefaultCarry()}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), Log: observe.Default(),
 	}
 }
 
@@ -182,17 +213,22 @@ func (c RateClass) Class(name string) maps.RateClass {
 		return maps.Limit{PerSecond: rate, Burst: burst}
 	}
 	const packet = 1500 // a burst below one full-sized packet would refuse that packet for ever
+	a := c.Aggregate
 	return maps.RateClass{
 		Name: name, Owner: maps.OwnerFile, Shadow: c.Shadow, Packets: limit(c.Packets, c.PacketsBurst, 1),
-		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1),
+		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1), Initials: limit(c.Initials, c.InitialsBurst, 1),
+		Aggregate: maps.Limits{
+			Packets: limit(a.Packets, a.PacketsBurst, 1), Bytes: limit(a.Bytes, a.BytesBurst, packet),
+			SYNs: limit(a.SYNs, a.SYNsBurst, 1), Initials: limit(a.Initials, a.InitialsBurst, 1),
+		},
 	}
 }
 
-// Service turns a VIP into the maps' form.
+// Service turns a VIP into the maps' form, but for its sites.
 func (v VIP) Service() maps.VIP {
 	return maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol, Owner: maps.OwnerFile, Tenant: v.Tenant,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, STUN: v.STUN,
 		Gate: maps.Gate(v.Gate),
 	}
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -19,14 +20,15 @@ type Steer struct {
 	SecretFile   string        `yaml:"secret_file"` // the site's, the same on all its edges
 	Probe        steer.Probe   `yaml:"probe"`
 	SecondChance time.Duration `yaml:"second_chance"` // so long after a row moved, its former owner gets the packets of flows that the new one does not know; 0 = never
+	Carry        steer.Carry   `yaml:"carry"`         // bounds what goes to other sites because nobody here knows its flow
 	Deadman      time.Duration `yaml:"deadman"`       // after this silence of the daemon, new flows go to other edges; 0 = never
 }
 
 // Steering is all that the file says about steering.
 func (c *Config) Steering() steer.Config {
 	return steer.Config{
-		Node: steer.Node{Name: c.Node.Name, Address4: c.Node.Address4, Address6: c.Node.Address6},
-		Sets: c.Backends, SecretFile: c.Steer.SecretFile, Probe: c.Steer.Probe,
+		Node: steer.Node{Name: c.Node.Name, Site: c.Node.Site, Region: c.Node.Region, Address4: c.Node.Address4, Address6: c.Node.Address6},
+		Sets: c.Backends, Sites: c.Sites, Regions: c.regions(), Carry: c.Steer.Carry, SecretFile: c.Steer.SecretFile, Probe: c.Steer.Probe,
 		SecondChance: c.Steer.SecondChance, Deadman: c.Steer.Deadman, CIDs: cidFormats(c.QUIC.Plain()),
 	}
 }
@@ -77,6 +79,27 @@ func (c *Config) checkQUIC(d *decoder) {
 			v.QUIC = v.Protocol == bermmaps.ProtocolUDP && v.Backends != "" && len(c.QUIC.CIDs) > 0 && c.listensQUIC(v.Port)
 		} else if v.QUIC && v.Protocol != bermmaps.ProtocolUDP {
 			d.report(at, fmt.Sprintf("is true, but protocol is %s", v.Protocol), "QUIC runs over udp: a service of both takes two entries")
+		}
+		c.checkSTUN(d, i)
+	}
+}
+
+// checkSTUN reports a VIP that cannot steer by ICE username fragment.
+func (c *Config) checkSTUN(d *decoder, i int) {
+	v, at := c.VIPs[i], fmt.Sprintf("vips[%d].stun", i)
+	switch {
+	case !v.STUN:
+	case v.Protocol != bermmaps.ProtocolUDP:
+		d.report(at, fmt.Sprintf("is true, but protocol is %s", v.Protocol), "STUN is steered over udp")
+	case v.QUIC:
+		d.report(at, "is true, and so is quic", "a service speaks one of them: at the port of HTTP/3 WebRTC needs quic: false")
+	case v.Backends == "":
+		d.report(at, "is true, but the VIP has no backends", "name the set among whose edges fragments choose")
+	default:
+		for _, b := range c.Backends[v.Backends] {
+			if b.Server() > math.MaxUint16 {
+				d.report(at, fmt.Sprintf("is true, but backend %q has server ID %d", b.Name, b.Server()), "an ICE username fragment has room for two bytes: write a smaller one")
+			}
 		}
 	}
 }

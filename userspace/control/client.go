@@ -100,6 +100,11 @@ func (c *Client) Plan(ctx context.Context, p PlanRequest) (out Plan, err error) 
 	return out, c.call(ctx, http.MethodPost, "/v1/steer/plan", p, &out)
 }
 
+// Spill changes the share of a service's new flows that begins at another site, at once.
+func (c *Client) Spill(ctx context.Context, s Spill) (out Changes, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/steer/spill", s, &out)
+}
+
 // VIPs lists the services with their counters.
 func (c *Client) VIPs(ctx context.Context) (out []VIP, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/vips", nil, &out)
@@ -203,12 +208,17 @@ func (c *Client) SetShadow(ctx context.Context, change ShadowChange) (out Change
 
 // ExplainSteer tells where a flow's packets go, and why.
 func (c *Client) ExplainSteer(ctx context.Context, f Flow) (out Steering, err error) {
-	q := url.Values{"protocol": {f.Protocol}, "cid": {f.CID}, "long": {strconv.FormatBool(f.Long)}}
+	q := url.Values{"protocol": {f.Protocol}, "cid": {f.CID}, "long": {strconv.FormatBool(f.Long)}, "ufrag": {f.Ufrag}}
 	if f.Source.IsValid() || f.Destination.IsValid() {
 		q.Set("source", f.Source.String())
 		q.Set("destination", f.Destination.String())
 	}
 	return out, c.call(ctx, http.MethodGet, "/v1/steer/explain?"+q.Encode(), nil, &out)
+}
+
+// MintUfrag makes an ICE username fragment that names a backend, "" for the daemon's own host.
+func (c *Client) MintUfrag(ctx context.Context, backend string) (out Ufrag, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/steer/ufrag?"+url.Values{"backend": {backend}}.Encode(), nil, &out)
 }
 
 // Drops asks for the refused packets by reason.

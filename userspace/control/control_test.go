@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +67,10 @@ func (d *testDaemon) Top(_ context.Context, seconds int) (control.Top, error) {
 
 func (d *testDaemon) Anycast(context.Context) (control.Anycast, error) {
 	return control.Anycast{Phase: "announced"}, nil
+}
+
+func (d *testDaemon) Spill(_ context.Context, s control.Spill) (control.Changes, error) {
+	return control.Changes{Changed: []string{s.VIP + " spills to " + s.To}}, nil
 }
 
 func (d *testDaemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
@@ -127,6 +132,9 @@ func TestOrdersThroughTheSocket(t *testing.T) {
 	on := true
 	done, err := c.Order(t.Context(), control.Order{Backend: "edge2", Draining: &on})
 	says(t, done, err, "edge2")
+	if done, err := c.Spill(t.Context(), control.Spill{VIP: "web", To: "b", BasisPoints: 250}); err != nil || len(done.Changed) != 1 || done.Changed[0] != "web spills to b" {
+		t.Errorf("spill: %v, %v", done, err)
+	}
 	plan, err := c.Plan(t.Context(), control.PlanRequest{Remove: []string{"edge3"}})
 	if err != nil || len(plan.Sets) != 1 || plan.Sets[0].Set != "edge3" {
 		t.Errorf("%+v, %v", plan, err)
@@ -162,8 +170,15 @@ func TestTablesThroughTheSocket(t *testing.T) {
 
 	_, err = c.AddVIP(ctx, control.VIP{Name: "web", Address: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: "tcp", Rate: "slow"})
 	refused(t, err, http.StatusNotFound, "slow")
-	done, err = c.SetRate(ctx, control.RateClass{Name: "slow", Packets: 10, PacketsBurst: 20})
+	done, err = c.SetRate(ctx, control.RateClass{Name: "slow", RateLimits: control.RateLimits{Packets: 10, PacketsBurst: 20}})
 	says(t, done, err, "rate class slow added", "10 packets a second (20 at once)")
+	both := control.RateClass{Name: "both", RateLimits: control.RateLimits{Initials: 3, InitialsBurst: 9}, Aggregate: control.RateLimits{SYNs: 50, SYNsBurst: 60}}
+	done, err = c.SetRate(ctx, both)
+	says(t, done, err, "3 Initials a second (9 at once), all of its /24 or IPv6 /48: 50 SYNs a second (60 at once)")
+	both.Owner = "operator"
+	if rates, err := c.Rates(ctx); err != nil || !slices.Contains(rates, both) {
+		t.Errorf("classes %+v, %v; want among them %+v", rates, err, both)
+	}
 	done, err = c.SetGeoPolicy(ctx, control.GeoPolicy{Name: "home", Fallback: "drop", Allow: []string{"DE", "at"}, Shadow: []string{"FR"}})
 	says(t, done, err, "geo policy home added", "allow AT DE, shadow FR, drop every other source")
 	vip := control.VIP{Name: "web", Address: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: "tcp", Rate: "slow", Geo: "home", Shadow: true}
@@ -196,10 +211,10 @@ func TestTablesThroughTheSocket(t *testing.T) {
 		t.Errorf("%+v %v", policies, err)
 	}
 	rates, err := c.Rates(ctx)
-	if err != nil || len(rates) != 1 || rates[0].Packets != 10 || rates[0].PacketsBurst != 20 {
+	if err != nil || len(rates) != 2 || rates[0].Packets != 10 || rates[0].PacketsBurst != 20 {
 		t.Errorf("%+v %v", rates, err)
 	}
-	_, err = c.SetRate(ctx, control.RateClass{Name: "x", Packets: 0, PacketsBurst: 5})
+	_, err = c.SetRate(ctx, control.RateClass{Name: "x", RateLimits: control.RateLimits{Packets: 0, PacketsBurst: 5}})
 	refused(t, err, http.StatusUnprocessableEntity, "without a rate")
 	_, err = c.SetGeoPolicy(ctx, control.GeoPolicy{Name: "x", Fallback: "allow", Drop: []string{"DE", "XYZ"}, Mark: []string{"DE"}})
 	refused(t, err, http.StatusUnprocessableEntity, "already under drop")
@@ -219,7 +234,7 @@ func TestVerdictsAndGeoTest(t *testing.T) {
 	if _, err := c.SetGeoPolicy(ctx, control.GeoPolicy{Name: "p", Fallback: "allow", Drop: []string{"DE"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.SetRate(ctx, control.RateClass{Name: "greedy", Packets: 5, PacketsBurst: 5}); err != nil {
+	if _, err := c.SetRate(ctx, control.RateClass{Name: "greedy", RateLimits: control.RateLimits{Packets: 5, PacketsBurst: 5}}); err != nil {
 		t.Fatal(err)
 	}
 	ids, err := k.Rates.IDs()
@@ -356,7 +371,7 @@ func TestFileAndOperator(t *testing.T) {
 	if !k.Config.ObserveOnly() {
 		t.Error("observe_only is not in force")
 	}
-	done, err := l.SetRate(ctx, control.RateClass{Name: "a", Packets: 99, PacketsBurst: 99})
+	done, err := l.SetRate(ctx, control.RateClass{Name: "a", RateLimits: control.RateLimits{Packets: 99, PacketsBurst: 99}})
 	says(t, done, err, "the file says otherwise, and wins at the next reload")
 	done, err = l.AddVIP(ctx, control.VIP{Name: "mine", Address: netip.MustParseAddr("192.0.2.1"), Port: 90, Protocol: "tcp", Rate: "b"})
 	says(t, done, err, "added")
@@ -385,7 +400,7 @@ func TestFileAndOperator(t *testing.T) {
 	if _, err := k.Rates.GetClass("b"); !errors.Is(err, maps.ErrNotFound) {
 		t.Errorf("class b stays: %v", err)
 	}
-	if _, err := l.SetRate(ctx, control.RateClass{Name: "own", Packets: 1, PacketsBurst: 1}); err != nil {
+	if _, err := l.SetRate(ctx, control.RateClass{Name: "own", RateLimits: control.RateLimits{Packets: 1, PacketsBurst: 1}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := control.ApplyRates(k.Set, control.Wanted{Rates: []maps.RateClass{class("own", 2)}}); !errors.Is(err, maps.ErrOverlap) {

@@ -13,6 +13,9 @@ func (l *Local) ExplainSteer(_ context.Context, f Flow) (Steering, error) {
 	if f.CID != "" && !f.Source.IsValid() && !f.Destination.IsValid() {
 		return l.explainCIDAlone(f)
 	}
+	if f.Ufrag != "" && !f.Source.IsValid() && !f.Destination.IsValid() {
+		return l.explainUfragAlone(f)
+	}
 	proto, err := maps.ParseProtocol(f.Protocol)
 	if err != nil {
 		return Steering{}, err
@@ -25,7 +28,10 @@ func (l *Local) ExplainSteer(_ context.Context, f Flow) (Steering, error) {
 	if err != nil || !ok {
 		return out, err
 	}
-	return out, l.explainRow(vip, f, proto, &out)
+	if err := l.explainRow(vip, f, proto, &out); err != nil {
+		return out, err
+	}
+	return out, l.explainSites(vip, proto, &out)
 }
 
 func (s *Steering) step(format string, args ...any) {
@@ -86,6 +92,9 @@ func (l *Local) explainRow(vip maps.VIP, f Flow, proto maps.Protocol, out *Steer
 		if s.Name == vip.Backends {
 			id = s.ID
 		}
+	}
+	if done, err := l.byUfrag(vip, id, f, proto, out); err != nil || done {
+		return err
 	}
 	if done, err := l.byCID(vip, id, f, out); err != nil || done {
 		return err

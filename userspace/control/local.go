@@ -58,11 +58,11 @@ func (l *Local) VIPs(context.Context) ([]VIP, error) {
 		s := byID[v.ID]
 		out = append(out, VIP{
 			ID: v.ID, Name: v.Name, Address: v.Address, Port: v.Port, Protocol: v.Protocol.String(), Backends: v.Backends,
-			Geo: v.GeoPolicy, Rate: v.RateClass, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, Owner: v.Owner.String(),
+			Geo: v.GeoPolicy, Rate: v.RateClass, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, STUN: v.STUN, Owner: v.Owner.String(),
 			Gate: v.Gate, Shut: l.set.Gates.Shut(v),
 			Counters: VIPCounters{
 				In: Counter(s.In), Dropped: Counter(s.Dropped), Shadowed: Counter(s.Shadowed), Forwarded: Counter(s.Forwarded), Answered: Counter(s.Answered),
-				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost),
+				CID: Counter(s.CID), CIDLost: Counter(s.CIDLost), STUN: Counter(s.STUN), STUNLost: Counter(s.STUNLost),
 			},
 		})
 	}
@@ -77,7 +77,7 @@ func (l *Local) AddVIP(_ context.Context, v VIP) (Changes, error) {
 	}
 	want := maps.VIP{
 		Name: v.Name, Address: v.Address, Port: v.Port, Protocol: proto, Owner: maps.OwnerOperator,
-		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC,
+		Backends: v.Backends, GeoPolicy: v.Geo, RateClass: v.Rate, Shadow: v.Shadow, Strict: v.Strict, QUIC: v.QUIC, STUN: v.STUN,
 		Gate: v.Gate,
 	}
 	old, err := l.set.VIPs.Get(v.Name)
@@ -113,6 +113,9 @@ func policiesOf(v maps.VIP) string {
 	}
 	if v.QUIC {
 		words = append(words, "QUIC goes by connection ID")
+	}
+	if v.STUN {
+		words = append(words, "WebRTC goes by ICE username fragment")
 	}
 	words = append(words, gateOf(v.Gate)...)
 	return strings.Join(words, ", ")
@@ -168,8 +171,7 @@ func (l *Local) Rates(context.Context) ([]RateClass, error) {
 	out := make([]RateClass, 0, len(list))
 	for _, c := range list {
 		out = append(out, RateClass{
-			Name: c.Name, Packets: c.Packets.PerSecond, PacketsBurst: c.Packets.Burst, Bytes: c.Bytes.PerSecond, BytesBurst: c.Bytes.Burst,
-			SYNs: c.SYNs.PerSecond, SYNsBurst: c.SYNs.Burst, Shadow: c.Shadow, Owner: c.Owner.String(),
+			Name: c.Name, RateLimits: fromLimits(c.Limits()), Aggregate: fromLimits(c.Aggregate), Shadow: c.Shadow, Owner: c.Owner.String(),
 		})
 	}
 	return out, nil
@@ -177,11 +179,10 @@ func (l *Local) Rates(context.Context) ([]RateClass, error) {
 
 // SetRate adds or changes a rate class.
 func (l *Local) SetRate(_ context.Context, r RateClass) (Changes, error) {
+	own := r.limits()
 	want := maps.RateClass{
 		Name: r.Name, Owner: maps.OwnerOperator, Shadow: r.Shadow,
-		Packets: maps.Limit{PerSecond: r.Packets, Burst: r.PacketsBurst},
-		Bytes:   maps.Limit{PerSecond: r.Bytes, Burst: r.BytesBurst},
-		SYNs:    maps.Limit{PerSecond: r.SYNs, Burst: r.SYNsBurst},
+		Packets: own.Packets, Bytes: own.Bytes, SYNs: own.SYNs, Initials: own.Initials, Aggregate: r.Aggregate.limits(),
 	}
 	old, err := l.set.Rates.GetClass(r.Name)
 	verb := "changed"
@@ -199,24 +200,42 @@ func (l *Local) SetRate(_ context.Context, r RateClass) (Changes, error) {
 	return changed("rate class %s %s: a source may send %s%s", want.Name, verb, limitsOf(want), fromFile(want.Owner)), nil
 }
 
+func fromLimits(l maps.Limits) RateLimits {
+	return RateLimits{
+		Packets: l.Packets.PerSecond, PacketsBurst: l.Packets.Burst, Bytes: l.Bytes.PerSecond, BytesBurst: l.Bytes.Burst,
+		SYNs: l.SYNs.PerSecond, SYNsBurst: l.SYNs.Burst, Initials: l.Initials.PerSecond, InitialsBurst: l.Initials.Burst,
+	}
+}
+
+func (l RateLimits) limits() maps.Limits {
+	return maps.Limits{
+		Packets:  maps.Limit{PerSecond: l.Packets, Burst: l.PacketsBurst},
+		Bytes:    maps.Limit{PerSecond: l.Bytes, Burst: l.BytesBurst},
+		SYNs:     maps.Limit{PerSecond: l.SYNs, Burst: l.SYNsBurst},
+		Initials: maps.Limit{PerSecond: l.Initials, Burst: l.InitialsBurst},
+	}
+}
+
 // limitsOf describes a class in words.
 func limitsOf(c maps.RateClass) string {
-	var words []string
-	for _, l := range []struct {
-		what  string
-		limit maps.Limit
-	}{{"packets", c.Packets}, {"bytes", c.Bytes}, {"SYNs", c.SYNs}} {
-		if l.limit.PerSecond > 0 {
-			words = append(words, fmt.Sprintf("%d %s a second (%d at once)", l.limit.PerSecond, l.what, l.limit.Burst))
-		}
-	}
-	if len(words) == 0 {
-		words = []string{"without limit"}
+	said := wordsOf(c.Limits())
+	if c.Aggregate != (maps.Limits{}) {
+		said += ", all of its /24 or IPv6 /48: " + wordsOf(c.Aggregate)
 	}
 	if c.Shadow {
-		words = append(words, "in shadow: more is counted, not dropped")
+		said += ", in shadow: more is counted, not dropped"
 	}
-	return strings.Join(words, ", ")
+	return said
+}
+
+func wordsOf(l maps.Limits) string {
+	var words []string
+	for what, limit := range l.All() {
+		if limit.PerSecond > 0 {
+			words = append(words, fmt.Sprintf("%d %s a second (%d at once)", limit.PerSecond, what, limit.Burst))
+		}
+	}
+	return orWord(strings.Join(words, ", "), "without limit")
 }
 
 // Verdicts lists the verdicts in force.

@@ -26,6 +26,7 @@ type Daemon interface {
 	Relays(ctx context.Context) ([]Relay, error)
 	Order(ctx context.Context, o Order) (Changes, error)
 	Plan(ctx context.Context, p PlanRequest) (Plan, error)
+	Spill(ctx context.Context, s Spill) (Changes, error)
 	Anycast(ctx context.Context) (Anycast, error)
 	OrderAnycast(ctx context.Context, o AnycastOrder) (Anycast, error)
 	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
@@ -52,6 +53,7 @@ func Handler(d Daemon) http.Handler {
 	handle("POST /v1/purge", with(d.Purge))
 	handle("POST /v1/steer/order", with(d.Order))
 	handle("POST /v1/steer/plan", with(d.Plan))
+	handle("POST /v1/steer/spill", with(d.Spill))
 	handle("GET /v1/cache", func(r *http.Request) (any, error) { return d.Cache(r.Context()) })
 	handle("GET /v1/fec/relays", func(r *http.Request) (any, error) { return d.Relays(r.Context()) })
 	handle("GET /v1/anycast", func(r *http.Request) (any, error) { return d.Anycast(r.Context()) })
@@ -133,12 +135,15 @@ var tableRoutes = map[string]func(t Tables, r *http.Request) (any, error){
 	"GET /v1/shadow":        func(t Tables, r *http.Request) (any, error) { return t.ShadowRules(r.Context()) },
 	"PUT /v1/shadow":        func(t Tables, r *http.Request) (any, error) { return with(t.SetShadow)(r) },
 	"GET /v1/steer/explain": explainSteer,
-	"GET /v1/drops":         func(t Tables, r *http.Request) (any, error) { return t.Drops(r.Context()) },
+	"POST /v1/steer/ufrag": func(t Tables, r *http.Request) (any, error) {
+		return t.MintUfrag(r.Context(), r.FormValue("backend"))
+	},
+	"GET /v1/drops": func(t Tables, r *http.Request) (any, error) { return t.Drops(r.Context()) },
 }
 
 func explainSteer(t Tables, r *http.Request) (any, error) {
-	f := Flow{Protocol: r.FormValue("protocol"), CID: r.FormValue("cid"), Long: r.FormValue("long") == "true"}
-	if f.CID != "" && r.FormValue("source") == "" && r.FormValue("destination") == "" {
+	f := Flow{Protocol: r.FormValue("protocol"), CID: r.FormValue("cid"), Long: r.FormValue("long") == "true", Ufrag: r.FormValue("ufrag")}
+	if (f.CID != "" || f.Ufrag != "") && r.FormValue("source") == "" && r.FormValue("destination") == "" {
 		return t.ExplainSteer(r.Context(), f)
 	}
 	var err1, err2 error

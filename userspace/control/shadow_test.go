@@ -26,7 +26,7 @@ func TestPromotion(t *testing.T) {
 	}
 	must(c.SetGeoPolicy(ctx, control.GeoPolicy{Name: "home", Fallback: "allow", Shadow: []string{"XX"}}))
 	must(c.SetGeoPolicy(ctx, control.GeoPolicy{Name: "none", Fallback: "shadow"}))
-	must(c.SetRate(ctx, control.RateClass{Name: "slow", Packets: 1, PacketsBurst: 1, Shadow: true}))
+	must(c.SetRate(ctx, control.RateClass{Name: "slow", RateLimits: control.RateLimits{Packets: 1, PacketsBurst: 1}, Shadow: true}))
 	xx, _ := maps.ParseCountry("XX")
 	err := k.Prefixes.Swap(func(p *maps.PrefixTable) error {
 		return p.Add4(203<<24, 203<<24|0xffffff, maps.PrefixRecord{Country: xx})

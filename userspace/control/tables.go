@@ -36,6 +36,7 @@ type Tables interface {
 	SetShadow(ctx context.Context, c ShadowChange) (Changes, error)
 
 	ExplainSteer(ctx context.Context, f Flow) (Steering, error)
+	MintUfrag(ctx context.Context, backend string) (Ufrag, error)
 	Drops(ctx context.Context) (Drops, error)
 }
 

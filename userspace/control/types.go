@@ -35,6 +35,7 @@ type Status struct {
 	Origins   []Origin   `json:"origins"`
 	Cache     Cache      `json:"cache"`
 	Geo       GeoInfo    `json:"geo"`
+	TLS       TLSInfo    `json:"tls"`
 	Requests  uint64     `json:"requests"`  // answered since the start
 	InFlight  int64      `json:"in_flight"` // being answered now
 
@@ -66,6 +67,8 @@ type KernelInfo struct {
 	Deadman     string `json:"deadman"`        // after this silence of the daemon new flows go elsewhere; off
 	Chances     uint64 `json:"chances"`        // packets sent to a row's former owner
 	Handed      uint64 `json:"handed"`         // packets of new flows sent elsewhere while the daemon was silent
+	Carried     uint64 `json:"carried"`        // packets sent to the site where their flow may be, or is
+	Spilled     uint64 `json:"spilled"`        // packets of new flows sent to another site, to begin there
 	Self        string `json:"self,omitempty"` // this edge's backend
 	VIPs        int    `json:"vips"`
 	Packets     uint64 `json:"packets"` // through the kernel half since it was loaded
@@ -94,6 +97,7 @@ type VIP struct {
 	Shadow   bool        `json:"shadow,omitempty"`
 	Strict   bool        `json:"strict,omitempty"` // on the address: drop ports that have no service
 	QUIC     bool        `json:"quic,omitempty"`   // packets go to the backend that their connection ID names
+	STUN     bool        `json:"stun,omitempty"`   // WebRTC goes to the backend that its ICE username fragment names
 	Gate     maps.Gate   `json:"gate"`
 	Shut     maps.Shut   `json:"shut"`            // which gates are shut now; set by Berm
 	Owner    string      `json:"owner,omitempty"` // operator, file or guard; set by Berm
@@ -109,6 +113,8 @@ type VIPCounters struct {
 	Answered  Counter `json:"answered"`
 	CID       Counter `json:"cid"`      // steered by QUIC connection ID
 	CIDLost   Counter `json:"cid_lost"` // by row instead: the ID names no backend, or one that is not ready
+	STUN      Counter `json:"stun"`     // steered by ICE username fragment, in the packet or shown by its flow
+	STUNLost  Counter `json:"stun_lost"`
 }
 
 // Counter counts packets and their IP bytes.
@@ -121,6 +127,7 @@ type Counter struct {
 type Backend struct {
 	ID      uint32     `json:"id"`
 	Set     string     `json:"set"`
+	Site    string     `json:"site,omitempty"` // another one, where it is
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
 	Self    bool       `json:"self,omitempty"`
@@ -136,69 +143,25 @@ type Backend struct {
 	Seen     float64 `json:"seen"`             // seconds since its last sign of life; below 0: never
 }
 
-// RateClass is a set of limits for one source. 0 means unlimited.
+// RateClass is a set of limits for one source, and for its IPv4 /24 or IPv6 /48.
 type RateClass struct {
-	Name         string `json:"name"`
-	Packets      uint64 `json:"packets"`
-	PacketsBurst uint64 `json:"packets_burst"`
-	Bytes        uint64 `json:"bytes"`
-	BytesBurst   uint64 `json:"bytes_burst"`
-	SYNs         uint64 `json:"syns"`
-	SYNsBurst    uint64 `json:"syns_burst"`
-	Shadow       bool   `json:"shadow,omitempty"`
-	Owner        string `json:"owner,omitempty"`
+	Name string `json:"name"`
+	RateLimits
+	Aggregate RateLimits `json:"aggregate"`
+	Shadow    bool       `json:"shadow,omitempty"`
+	Owner     string     `json:"owner,omitempty"`
 }
 
-// CC is what TCP connections begin with, by prefix, else by country.
-type CC struct {
-	Profiles  []CCProfile       `json:"profiles"`
-	Prefixes  []CCRule          `json:"prefixes"`
-	Countries map[string]string `json:"countries"` // profile by country
-	Default   string            `json:"default"`   // of all others; "" is the host's own parameters
-	Host      uint64            `json:"host"`      // connections that began with the host's own parameters
-}
-
-// CCProfile is a set of parameters. What is zero is the host's.
-type CCProfile struct {
-	Name          string  `json:"name"`
-	Controller    string  `json:"controller,omitempty"`
-	InitialWindow uint32  `json:"initial_window,omitempty"` // segments
-	RTOMin        float64 `json:"rto_min,omitempty"`        // seconds
-	Connections   uint64  `json:"connections"`              // that began with it
-	Refused       uint64  `json:"refused"`                  // of those the kernel did not take all of it
-	Owner         string  `json:"owner,omitempty"`
-}
-
-// CCRule gives a prefix's connections a profile; "" is the host's own parameters.
-type CCRule struct {
-	Prefix  netip.Prefix `json:"prefix"`
-	Profile string       `json:"profile"`
-	Owner   string       `json:"owner,omitempty"`
-}
-
-// CCChoice is what an address's next connection begins with, why, and what is known of its path.
-type CCChoice struct {
-	IP      netip.Addr `json:"ip"`
-	Profile CCProfile  `json:"profile"`          // name "": the host's own parameters
-	By      string     `json:"by"`               // prefix, country or default
-	Prefix  string     `json:"prefix,omitempty"` // whose rule it is
-	Owner   string     `json:"owner,omitempty"`  // of that rule
-	Country string     `json:"country"`          // "" when unknown
-	Path    *Path      `json:"path"`             // null: no connection was seen
-}
-
-// Path is what TCP connections of a prefix measured.
-type Path struct {
-	Prefix        netip.Prefix `json:"prefix"`
-	Connections   uint64       `json:"connections"`
-	Delivered     uint64       `json:"delivered"` // segments
-	Lost          uint64       `json:"lost"`
-	Retransmitted uint64       `json:"retransmitted"`
-	Loss          float64      `json:"loss"`    // share of what was sent
-	RTT           float64      `json:"rtt"`     // seconds, moving average
-	MinRTT        float64      `json:"min_rtt"` // seconds
-	RateKbps      uint32       `json:"rate_kbps"`
-	Age           float64      `json:"age"` // seconds since the last word
+// RateLimits are so many a second, and at once. 0 means unlimited.
+type RateLimits struct {
+	Packets       uint64 `json:"packets"`
+	PacketsBurst  uint64 `json:"packets_burst"`
+	Bytes         uint64 `json:"bytes"`
+	BytesBurst    uint64 `json:"bytes_burst"`
+	SYNs          uint64 `json:"syns"`
+	SYNsBurst     uint64 `json:"syns_burst"`
+	Initials      uint64 `json:"initials"`
+	InitialsBurst uint64 `json:"initials_burst"`
 }
 
 // GeoPolicy says what a VIP does with each country.
@@ -311,6 +274,22 @@ type PlanRequest struct {
 	Add    []string            `json:"add,omitempty"`  // backends, to every set
 	Remove []string            `json:"remove,omitempty"`
 	Orders []Order             `json:"orders,omitempty"`
+	Spills []Spill             `json:"spills,omitempty"`
+}
+
+// Spill is the share of a service's new flows that begins at another site.
+type Spill struct {
+	VIP         string `json:"vip"`
+	To          string `json:"to"` // a site
+	BasisPoints int    `json:"basis_points"`
+}
+
+// SpillPlan is what a change of a spill would mean for a service's new flows, in basis points.
+type SpillPlan struct {
+	VIP    string `json:"vip"`
+	Before Spill  `json:"before"`
+	After  Spill  `json:"after"`
+	Moved  int    `json:"moved"` // begin elsewhere than before
 }
 
 // Member is a backend of a set in a candidate file.
@@ -321,7 +300,8 @@ type Member struct {
 
 // Plan is what a change would mean for the rows of each set.
 type Plan struct {
-	Sets []SetPlan `json:"sets"`
+	Sets   []SetPlan   `json:"sets"`
+	Spills []SpillPlan `json:"spills,omitempty"`
 }
 
 // SetPlan is that of one set.
@@ -348,6 +328,8 @@ type Flow struct {
 	// CID is the QUIC connection ID that a packet is for, in hex. Without addresses it alone is explained.
 	CID  string `json:"cid,omitempty"`
 	Long bool   `json:"long,omitempty"` // it stands in a long header, which tells its length
+	// Ufrag is the server's ICE username fragment in a connectivity check. Without addresses it alone is explained.
+	Ufrag string `json:"ufrag,omitempty"`
 }
 
 // Steering explains where a flow's packets go.
@@ -360,10 +342,15 @@ type Steering struct {
 	Owner    string `json:"owner,omitempty"`
 	Previous string `json:"previous,omitempty"` // owned the row before: gets what the owner has no socket for
 	Heir     string `json:"heir,omitempty"`     // where nobody did: gets the packets when the owner cannot
+	// At other sites: who gets what nobody here has a socket for, and with whom the flow begins, if there.
+	Carry string `json:"carry,omitempty"`
+	Spill string `json:"spill,omitempty"`
 	// CID is what the connection ID says; nil where it names nobody.
-	CID      *NamedServer `json:"cid,omitempty"`
-	Delivery string       `json:"delivery"` // foreign, local, forward, drop or fail_open; by row where a connection ID alone does not say
-	Steps    []string     `json:"steps"`    // the reasoning, a sentence each
+	CID *NamedServer `json:"cid,omitempty"`
+	// Ufrag is what the ICE username fragment says; nil where it is none of this site's.
+	Ufrag    *Ufrag   `json:"ufrag,omitempty"`
+	Delivery string   `json:"delivery"` // foreign, local, forward, carry, drop or fail_open; by row where a connection ID alone does not say
+	Steps    []string `json:"steps"`    // the reasoning, a sentence each
 }
 
 // ShadowRule is a rule that is counted and not enforced.

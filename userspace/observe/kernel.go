@@ -91,7 +91,7 @@ func emitVIPs(s *maps.Set, emit Emit) error {
 			services++
 		}
 		for fate, c := range map[string]maps.Counter{
-			"in": v.In, "dropped": v.Dropped, "shadowed": v.Shadowed, "forwarded": v.Forwarded, "answered": v.Answered, "cid": v.CID, "cid_lost": v.CIDLost,
+			"in": v.In, "dropped": v.Dropped, "shadowed": v.Shadowed, "forwarded": v.Forwarded, "answered": v.Answered, "cid": v.CID, "cid_lost": v.CIDLost, "stun": v.STUN, "stun_lost": v.STUNLost,
 		} {
 			emit(VIPPackets, float64(c.Packets), name, v.Address.String(), v.Protocol.String(), fate)
 			emit(VIPBytes, float64(c.Bytes), name, v.Address.String(), v.Protocol.String(), fate)

@@ -27,9 +27,14 @@ func (b Backend) Server() uint64 {
 // validateServers: a server ID names one backend, and fits every format.
 func (c Config) validateServers() (errs []error) {
 	names, servers := map[uint64]string{}, map[string]uint64{}
-	for _, set := range slices.Sorted(maps.Keys(c.Sets)) {
-		for i, b := range c.Sets[set] {
-			at, id := fmt.Sprintf("backends.%s[%d].server_id", set, i), b.Server()
+	all, far := c.all(), c.siteSets()
+	for _, set := range slices.Sorted(maps.Keys(all)) {
+		key := "backends." + set
+		if s, ok := far[set]; ok {
+			key = "sites." + s.site + ".backends." + s.set
+		}
+		for i, b := range all[set] {
+			at, id := fmt.Sprintf("%s[%d].server_id", key, i), b.Server()
 			other, taken := names[id]
 			old, known := servers[b.Name]
 			switch {
@@ -49,13 +54,15 @@ func (c Config) validateServers() (errs []error) {
 	return errs
 }
 
-// nameServers tells the kernel half which backend has which server ID, and how connection IDs say so.
+// nameServers tells the kernel half which backend has which server ID, and how connection IDs say so. ICE
+// username fragments need no more than the IDs.
 func (c *Controller) nameServers(cfg Config, backends map[string]*backend, sets map[string]*set) error {
-	if len(cfg.CIDs) == 0 {
-		return c.maps.CIDs.Replace(nil, nil)
-	}
 	servers := map[string]*bermmaps.Server{}
-	for set, members := range cfg.Sets {
+	far := cfg.siteSets()
+	for set, members := range cfg.all() {
+		if s, ok := far[set]; ok {
+			set = s.set // packets for this site's set may be for that site's edges
+		}
 		for _, m := range members {
 			s := servers[m.Name]
 			if s == nil {

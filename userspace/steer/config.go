@@ -18,6 +18,9 @@ import (
 type Config struct {
 	Node       Node                 `yaml:"node"`
 	Sets       map[string][]Backend `yaml:"backends"`
+	Sites      map[string]Site      `yaml:"sites"` // the others, by name
+	Regions    []string             `yaml:"-"`     // of services
+	Carry      Carry                `yaml:"carry"`
 	SecretFile string               `yaml:"secret_file"` // the site's, the same on all its edges; see ReadSecret
 	Probe      Probe                `yaml:"probe"`
 	// SecondChance is how long after a row has moved its owner asks the one before it about flows
@@ -45,6 +48,8 @@ const (
 // Node is this edge. Its name, if it is a backend's, says which one it is.
 type Node struct {
 	Name     string     `yaml:"name"`
+	Site     string     `yaml:"site"`
+	Region   string     `yaml:"region"`   // of the site
 	Address4 netip.Addr `yaml:"address4"` // tunnels leave from and arrive at it
 	Address6 netip.Addr `yaml:"address6"`
 }
@@ -94,6 +99,7 @@ func (c Config) Validate() error {
 	for _, set := range slices.Sorted(maps.Keys(c.Sets)) {
 		errs = append(errs, c.validateSet(set, addresses)...)
 	}
+	errs = append(errs, c.validateSites(addresses)...)
 	if len(c.CIDs) > 0 {
 		errs = append(errs, c.validateServers()...)
 	}
@@ -111,11 +117,20 @@ func (c Config) validateSet(set string, addresses map[string]netip.Addr) (errs [
 	if err := bermmaps.CheckName(set); err != nil {
 		errs = append(errs, fmt.Errorf("%s: %w", key, err))
 	}
-	if len(c.Sets[set]) == 0 {
+	errs = append(errs, c.validateMembers(key, c.Sets[set], addresses)...)
+	self := slices.ContainsFunc(c.Sets[set], func(b Backend) bool { return b.Name == c.Node.Name })
+	if c.SecretFile == "" && self && len(c.Sets[set]) > 1 {
+		errs = append(errs, fmt.Errorf("steer.secret_file: is needed, because %s has edges besides this one, and all of a site must share a secret (make one with: openssl rand -hex 32)", key))
+	}
+	return errs
+}
+
+func (c Config) validateMembers(key string, members []Backend, addresses map[string]netip.Addr) (errs []error) {
+	if len(members) == 0 {
 		errs = append(errs, fmt.Errorf("%s: has no backend: list at least one, or leave the set out", key))
 	}
 	seen := map[string]bool{}
-	for i, b := range c.Sets[set] {
+	for i, b := range members {
 		at := fmt.Sprintf("%s[%d]", key, i)
 		if err := bermmaps.CheckName(b.Name); err != nil {
 			errs = append(errs, fmt.Errorf("%s.name: %w", at, err))
@@ -133,9 +148,6 @@ func (c Config) validateSet(set string, addresses map[string]netip.Addr) (errs [
 		if b.Weight < 0 || b.Weight > maxWeight {
 			errs = append(errs, fmt.Errorf("%s.weight: %d: want 1 to %d", at, b.Weight, maxWeight))
 		}
-	}
-	if c.SecretFile == "" && seen[c.Node.Name] && len(c.Sets[set]) > 1 {
-		errs = append(errs, fmt.Errorf("steer.secret_file: is needed, because %s has edges besides this one, and all of a site must share a secret (make one with: openssl rand -hex 32)", key))
 	}
 	return errs
 }

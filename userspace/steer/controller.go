@@ -40,6 +40,7 @@ type Controller struct {
 // backend is what the controller knows about one.
 type backend struct {
 	id      uint32
+	site    string // another one, where it is
 	address netip.Addr
 	alive   bool
 	up      bool      // its host is there, so that it may have flows even if its daemon is silent
@@ -54,6 +55,7 @@ type backend struct {
 
 type set struct {
 	id      uint32
+	site    string // another one, whose edges they are
 	members []Backend
 	moved   []time.Time // of each row, the last change of owner
 	burst   []time.Time // when the last burst of them began
@@ -130,15 +132,20 @@ func (c *Controller) write(cfg Config, secret Secret) error {
 		return err
 	}
 	sets := map[string]*set{}
-	for name, members := range cfg.Sets {
+	far := cfg.siteSets()
+	for name, members := range cfg.all() {
 		id, err := c.maps.Sets.Put(bermmaps.BackendSet{Name: name, Owner: bermmaps.OwnerFile})
 		if err != nil {
 			return err
 		}
 		sets[name] = newSet(id, members, c.sets[name])
+		sets[name].site = far[name].site
 	}
 	if err := c.identify(cfg.Node, secret, backends); err != nil {
 		return err
+	}
+	if err := c.maps.Carries.Put(cfg.Carry.limits()); err != nil {
+		return fmt.Errorf("steer.carry: %w", err)
 	}
 	if err := c.nameServers(cfg, backends, sets); err != nil {
 		return err
@@ -168,23 +175,30 @@ func (c *Controller) putBackends(cfg Config) (map[string]*backend, error) {
 		return nil, err
 	}
 	out := map[string]*backend{}
-	for _, members := range cfg.Sets {
+	far := cfg.siteSets()
+	for set, members := range cfg.all() {
+		site, region := far[set].site, cfg.Node.Region
+		if site != "" {
+			region = cfg.Sites[site].Region
+		}
 		for _, m := range members {
 			if out[m.Name] != nil {
 				continue
 			}
 			i := slices.IndexFunc(known, func(b bermmaps.Backend) bool { return b.Name == m.Name && b.Address == m.Address.Unmap() })
-			id, err := c.maps.Backends.Put(bermmaps.Backend{Name: m.Name, Address: m.Address, Owner: bermmaps.OwnerFile})
+			id, err := c.maps.Backends.Put(bermmaps.Backend{
+				Name: m.Name, Address: m.Address, Owner: bermmaps.OwnerFile, Remote: site != "", Region: cfg.region(region),
+			})
 			if err != nil {
 				return nil, err
 			}
-			b := &backend{id: id, address: m.Address, alive: true, up: true, since: time.Now(), known: time.Now()}
+			b := &backend{id: id, site: site, address: m.Address, alive: true, up: true, since: time.Now(), known: time.Now()}
 			if i >= 0 {
 				b.alive, b.hop = owners[uint16(id)] || !c.wasMember(m.Name) || m.Name == cfg.Node.Name, known[i].NextHop
 			}
 			if old := c.backends[m.Name]; old != nil && old.address == m.Address {
 				*b = *old
-				b.id = id
+				b.id, b.site = id, site
 			}
 			out[m.Name] = b
 		}
@@ -251,6 +265,9 @@ func (c *Controller) writeRows() error {
 		}
 		members := c.membersOf(s)
 		fresh := Succeed(old, s.assign(members), c.pastOf(s))
+		if s.site != "" && !slices.ContainsFunc(members, func(m Member) bool { return m.Fit }) {
+			clear(fresh) // what nobody answers for there stays here
+		}
 		peers = peers || c.hasPeers(members)
 		if err := c.maps.Rows.Write(s.id, fresh); err != nil {
 			errs = append(errs, err)

@@ -108,7 +108,11 @@ func (c *Controller) Plan(change Change) ([]SetPlan, error) {
 	var plans []SetPlan
 	for _, set := range slices.Sorted(maps.Keys(candidate)) {
 		var members []Member
-		for _, m := range append(slices.Clone(candidate[set]), change.Add...) {
+		added := change.Add
+		if s := c.sets[set]; s != nil && s.site != "" {
+			added = nil // they come to this site
+		}
+		for _, m := range append(slices.Clone(candidate[set]), added...) {
 			found[m.Name] = true
 			if slices.Contains(change.Remove, m.Name) || slices.ContainsFunc(members, func(x Member) bool { return x.Name == m.Name }) {
 				continue

@@ -27,7 +27,10 @@ func (c *Controller) start(p Probe, key [32]byte) {
 		if name == c.self {
 			continue
 		}
-		addr, alive := b.address, b.alive
+		p, addr, alive := p, b.address, b.alive
+		if b.site != "" {
+			p = p.far()
+		}
 		f := follower{c: c, name: name, id: b.id, up: b.up, says: b.says, hostUp: func(err error) bool { return p.hostUp(ctx, addr, err) }}
 		c.wg.Go(func() {
 			p.watch(ctx, func(ctx context.Context) (Says, error) { return p.ask(ctx, addr, key) }, alive, f.follow)

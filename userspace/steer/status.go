@@ -12,6 +12,7 @@ import (
 // Status is what the controller knows about a backend.
 type Status struct {
 	Set     string           `json:"set"`
+	Site    string           `json:"site,omitempty"` // another one, where it is
 	Name    string           `json:"name"`
 	Address netip.Addr       `json:"address"`
 	Self    bool             `json:"self"`
@@ -47,7 +48,7 @@ func (c *Controller) Status() ([]Status, error) {
 		for _, m := range s.members {
 			b := c.backends[m.Name]
 			out = append(out, Status{
-				Set: name, Name: m.Name, Address: b.address, Self: m.Name == c.self, Alive: b.alive,
+				Set: name, Site: b.site, Name: m.Name, Address: b.address, Self: m.Name == c.self, Alive: b.alive,
 				Since: b.since, Why: b.why, NextHop: b.hop, Trouble: b.told, Rows: count[uint16(b.id)],
 				Moved: moved[uint16(b.id)], HostUp: b.up || m.Name == c.self, Says: c.saysOf(m.Name),
 			})

@@ -30,6 +30,9 @@ type Options struct {
 	// VerifyClients reports whether QUIC clients have to show first that they receive at their
 	// address. It is asked for each new one; nil: never, beyond what the listener itself counts.
 	VerifyClients func() bool
+	// EarlyData reports whether QUIC clients that resume a session may send before the handshake is done (0-RTT). It is
+	// asked for each new connection; nil: never. TLS decides which tickets are good for that.
+	EarlyData func() bool
 	// Failed is told when a listener breaks after it was opened.
 	Failed func(error)
 	// Keeper keeps the sockets open while no process serves them; nil when nobody does. Held are those that it kept

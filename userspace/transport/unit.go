@@ -93,6 +93,16 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		MaxIdleTimeout:       cfg.IdleTimeout,
 		MaxIncomingStreams:   int64(cfg.MaxStreams),
 	}
+	if early := u.s.opts.EarlyData; early != nil {
+		may := qc.Clone()
+		may.Allow0RTT = true
+		qc.GetConfigForClient = func(*quic.ClientInfo) (*quic.Config, error) {
+			if early() {
+				return may, nil
+			}
+			return qc, nil
+		}
+	}
 	u.h3 = &http3.Server{
 		Handler:        http.HandlerFunc(u.serveHTTP),
 		MaxHeaderBytes: cfg.MaxHeader,

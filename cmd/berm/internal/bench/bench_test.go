@@ -39,7 +39,7 @@ func TestCases(t *testing.T) {
 	}
 	for _, name := range []string{
 		"floor_encap", "pass_foreign", "prefix_lookup", "drop_geo", "drop_rate", "drop_verdict", "lb_tcp", "lb_udp", "lb_quic", "lb_quic_encrypted", "lb_syn_new",
-		"second_chance", "syn_cookie",
+		"lb_aggregate", "icmp_quote", "second_chance", "syn_cookie",
 	} {
 		if seen[name] != 4 {
 			t.Errorf("case %s ran %d times, want once for each of two families and numbers of flows", name, seen[name])

@@ -105,6 +105,14 @@ var cases = []benchCase{
 		name: "lb_syn_new", packet: kind{port: portService, proto: maps.ProtocolTCP, flags: tcpSYN},
 		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
 	},
+	{ // as lb_tcp, and its source's /24 or /48 has a limit as well
+		name: "lb_aggregate", packet: kind{port: portShared, proto: maps.ProtocolTCP, flags: tcpACK},
+		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
+	},
+	{ // to the owner of the flow that the error is about
+		name: "icmp_quote", packet: kind{port: portService, proto: maps.ProtocolTCP, flags: tcpACK, quote: true},
+		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitForward},
+	},
 	{ // this edge owns all rows, which have moved, and has no socket
 		name: "second_chance", packet: kind{port: portMoved, proto: maps.ProtocolTCP, flags: tcpACK},
 		program: ingress, ingress: true, action: xdpTX, exit: maps.StageExit{Stage: maps.StageDeliver, Exit: maps.ExitChance},
@@ -199,6 +207,9 @@ func (w *world) set(packet kind, family, flows, sources, first, ifindex int) ([]
 	}
 	if packet.tail {
 		setting.Tail = 1
+	}
+	if packet.quote {
+		setting.Portless = 1
 	}
 	copy(setting.Frame[:], frame)
 	if err := w.harness.BenchCases.Put(uint32(0), &setting); err != nil {

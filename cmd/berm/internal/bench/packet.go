@@ -3,6 +3,7 @@ package bench
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"github.com/bermedge/berm/maps"
 )
@@ -21,6 +22,7 @@ const (
 	portMoved   = 447
 	portQUIC    = 448
 	portCookie  = 449 // delivered here, where SYNs are answered with cookies
+	portShared  = 450 // limits aggregates too
 )
 
 var (
@@ -39,6 +41,7 @@ type kind struct {
 	port    uint16
 	proto   maps.Protocol
 	flags   byte
+	quote   bool            // an ICMP error about a packet that the service sent over TCP
 	cid     *maps.CIDFormat // of a QUIC packet with a short header; nil = none
 	tail    bool            // its answer is shorter; to restore that costs the harness a call, which is not taken off
 }
@@ -48,11 +51,14 @@ const payloadLen = 64
 
 // frame is an Ethernet frame with the packet, its source left zero.
 func (k kind) frame(family int) []byte {
-	segment := k.segment()
+	segment, proto := k.segment(), byte(k.proto)
+	if k.quote {
+		proto, segment = k.icmp(family)
+	}
 	eth := append(hostMAC[:], 2, 0, 0, 0, 0, 2, 0x08, 0x00)
 	if family == 4 {
 		ip := make([]byte, 20)
-		ip[0], ip[6], ip[8], ip[9] = 0x45, 0x40, 64, byte(k.proto)
+		ip[0], ip[6], ip[8], ip[9] = 0x45, 0x40, 64, proto
 		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(segment)))
 		dst := vip4.As4()
 		if k.foreign {
@@ -63,7 +69,7 @@ func (k kind) frame(family int) []byte {
 	}
 	eth[12], eth[13] = 0x86, 0xdd
 	ip := make([]byte, 40)
-	ip[0], ip[6], ip[7] = 0x60, byte(k.proto), 64
+	ip[0], ip[6], ip[7] = 0x60, proto, 64
 	binary.BigEndian.PutUint16(ip[4:], uint16(len(segment)))
 	dst := vip6.As16()
 	if k.foreign {
@@ -71,6 +77,25 @@ func (k kind) frame(family int) []byte {
 	}
 	copy(ip[24:], dst[:])
 	return append(append(eth, ip...), segment...)
+}
+
+// icmp is "fragmentation needed", or "packet too big", about a packet from the service to a client whose
+// address and port are left zero.
+func (k kind) icmp(family int) (proto byte, message []byte) {
+	segment := k.segment()
+	copy(segment, []byte{segment[2], segment[3], 0, 0}) // from the service, to no port
+	if family == 4 {
+		ip := make([]byte, 20)
+		ip[0], ip[6], ip[8], ip[9] = 0x45, 0x40, 64, byte(k.proto)
+		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(segment)))
+		copy(ip[12:], vip4.AsSlice())
+		return 1, slices.Concat([]byte{3, 4, 0, 0, 0, 0, 5, 0}, ip, segment)
+	}
+	ip := make([]byte, 40)
+	ip[0], ip[6], ip[7] = 0x60, byte(k.proto), 64
+	binary.BigEndian.PutUint16(ip[4:], uint16(len(segment)))
+	copy(ip[8:], vip6.AsSlice())
+	return 58, slices.Concat([]byte{2, 0, 0, 0, 0, 0, 5, 0}, ip, segment)
 }
 
 func (k kind) segment() []byte {
@@ -90,8 +115,18 @@ func (k kind) segment() []byte {
 }
 
 // noise says which bits of a frame's words behind the Ethernet header vary with the flow: a connection
-// ID's, but for its first byte. All server IDs are somebody's, so each such ID is a valid one.
+// ID's, but for its first byte, or the client's address that an ICMP error quotes. All server IDs are somebody's, so each such ID is a valid one.
 func (k kind) noise(family int) (words [10]uint64) {
+	if k.quote { // the client's address, as far as the harness reaches
+		at := 20 + 8 + 16
+		if family == 6 {
+			at = 40 + 8 + 24
+		}
+		for i := range 4 {
+			words[(at+i)/8] |= 0xff << ((at + i) % 8 * 8)
+		}
+		return words
+	}
 	if k.cid == nil {
 		return words
 	}

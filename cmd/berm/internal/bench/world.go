@@ -122,14 +122,16 @@ func (w *world) setPolicies() error {
 	}
 	// What one packet costs, in 1/65536 of 64 ns, and what a source may run up, in 64 ns.
 	const second = 1e9 / 64 * 65536
-	var open, tight bpf.XDPBermRateClass
-	open.Name, tight.Name = name("open"), name("tight")
+	var open, tight, shared bpf.XDPBermRateClass
+	open.Name, tight.Name, shared.Name = name("open"), name("tight"), name("shared")
 	open.Flags = uint16(bpf.XDPBermRateFlagsBERM_RATE_USED)
 	tight.Flags = open.Flags
 	open.Packets.Cost, open.Packets.BurstUnits = 1<<14, 1<<30 // 62.5 million a second
 	open.Syns = open.Packets
 	tight.Packets.Cost, tight.Packets.BurstUnits = 250*second, 1 // one in 250 s
-	classes := map[uint32]bpf.XDPBermRateClass{1: open, 2: tight}
+	shared.Packets, shared.Aggregate.Packets = open.Packets, open.Packets
+	shared.Flags = open.Flags | uint16(bpf.XDPBermRateFlagsBERM_RATE_AGGREGATE)
+	classes := map[uint32]bpf.XDPBermRateClass{1: open, 2: tight, 3: shared}
 	for id, c := range classes {
 		if err := w.coll.Maps[bpf.XDPMapBermRateClasses].Put(id, &c); err != nil {
 			return fmt.Errorf("rate class %d: %w", id, err)
@@ -251,6 +253,7 @@ func (w *world) setVIPs() error {
 	add("udp", portService, maps.ProtocolUDP, "open", "open")
 	add("geo", portGeo, maps.ProtocolTCP, "closed", "open")
 	add("rate", portRate, maps.ProtocolTCP, "open", "tight")
+	add("shared", portShared, maps.ProtocolTCP, "open", "shared")
 	add("quic", portQUIC, maps.ProtocolUDP, "open", "open")
 	add("verdict", portVerdict, maps.ProtocolTCP, "open", "open")
 	set = "moved"

@@ -314,20 +314,24 @@ func (w *work) rate(context.Context) (Stage, error) {
 	if r.RateClass != 0 {
 		from = "its prefix's"
 	}
-	var limits []string
-	for _, l := range []struct {
-		what string
-		maps.Limit
-	}{{"packets", c.Packets}, {"bytes", c.Bytes}, {"SYNs", c.SYNs}} {
-		if l.PerSecond > 0 {
-			limits = append(limits, fmt.Sprintf("%d %s a second, %d at once", l.PerSecond, l.what, l.Burst))
-		}
+	says := fmt.Sprintf("class %s (%s): %s for a source", c.Name, from, limits(c.Limits()))
+	if c.Aggregate != (maps.Limits{}) {
+		says += fmt.Sprintf(", %s for all of %s", limits(c.Aggregate), maps.AggregateOf(w.p.Source.Addr()))
 	}
-	says := fmt.Sprintf("class %s (%s): %s for a source", c.Name, from, orWord(strings.Join(limits, "; "), "no limit"))
 	if !slices.Equal(w.fate.Before, w.fate.After) {
 		says += "; this packet would be charged"
 	}
 	return Stage{Entry: fmt.Sprintf("berm_rate_classes[%d]", c.ID), Says: says}, nil
+}
+
+func limits(l maps.Limits) string {
+	var words []string
+	for what, limit := range l.All() {
+		if limit.PerSecond > 0 {
+			words = append(words, fmt.Sprintf("%d %s a second, %d at once", limit.PerSecond, what, limit.Burst))
+		}
+	}
+	return orWord(strings.Join(words, "; "), "no limit")
 }
 
 func (w *work) steer(ctx context.Context) (Stage, error) {
@@ -352,6 +356,10 @@ func (w *work) last() {
 		w.out.Because = fmt.Sprintf("answered in place at stage %s", f.Stage)
 	case f.Exit == maps.ExitChance:
 		w.out.Because = "this host has no socket for it: handed to the row's former owner, " + outer(f.Frame)
+	case f.Exit == maps.ExitCarry:
+		w.out.Because = "its flow may be at another site, or is by its connection ID, or this edge is outside of the service's region: carried to " + outer(f.Frame)
+	case f.Exit == maps.ExitSpill:
+		w.out.Because = "of the share of new flows that begin at another site: sent to " + outer(f.Frame)
 	case f.Exit == maps.ExitDeadman:
 		w.out.Because = "the daemon here is silent: encapsulated and sent to " + outer(f.Frame)
 	case f.Reason != maps.DropNone:

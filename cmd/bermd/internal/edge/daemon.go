@@ -9,6 +9,7 @@ import (
 
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/cache"
+	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/observe"
@@ -78,8 +79,27 @@ func (e *Edge) Status(ctx context.Context) (control.Status, error) {
 		s.Generations = generations(set)
 		return nil
 	})
+	s.TLS = e.tlsInfo()
 	err := e.kernelStatus(ctx, &s)
 	return s, err
+}
+
+func (e *Edge) tlsInfo() (out control.TLSInfo) {
+	for _, h := range e.tickets.Stats().Handshakes() {
+		of := &out.TCP
+		if h.Transport == "quic" {
+			of = &out.QUIC
+		}
+		if h.Session == "resumed" {
+			of.Resumed += h.N
+		} else {
+			of.Full += h.N
+		}
+	}
+	if e.tickets.EarlyData() {
+		out.Early = e.tickets.EarlyResults()
+	}
+	return out
 }
 
 func (e *Edge) kernelStatus(ctx context.Context, s *control.Status) error {
@@ -137,6 +157,10 @@ func total(k *control.KernelInfo, drops control.Drops) {
 			k.Chances += st.Count.Packets
 		case maps.ExitDeadman.String():
 			k.Handed += st.Count.Packets
+		case maps.ExitCarry.String():
+			k.Carried += st.Count.Packets
+		case maps.ExitSpill.String():
+			k.Spilled += st.Count.Packets
 		}
 	}
 	for _, d := range drops.Drops {
@@ -273,6 +297,7 @@ func (e *Edge) health() observe.Health {
 	h.Problems = append(h.Problems, absent(e.cfg.Load().Kernel.Interfaces)...)
 	h.Problems = append(h.Problems, e.kernel.gateProblems()...)
 	h.Problems = append(h.Problems, e.certProblems()...)
+	h.Problems = append(h.Problems, e.tickets.Problems()...)
 	h.Problems = append(h.Problems, e.originProblems()...)
 	return h
 }
@@ -287,14 +312,25 @@ func absent(names []string) (out []string) {
 	return out
 }
 
-// certProblems names certificates that end within a week.
+// certProblems names what cannot be used of tls.dir, and certificates that end soon without a successor.
 func (e *Edge) certProblems() (out []string) {
+	out = append(out, e.certs.Problems()...)
 	for _, c := range e.certs.List() {
-		if left := time.Until(c.NotAfter); left < 7*24*time.Hour {
+		switch left := time.Until(c.NotAfter); {
+		case c.Replaced || left >= certWarn(c):
+		case left <= 0:
+			out = append(out, fmt.Sprintf("the certificate in %s ended %s: clients refuse it", c.Path, c.NotAfter.Format(time.DateTime)))
+		default:
 			out = append(out, fmt.Sprintf("the certificate in %s ends %s", c.Path, c.NotAfter.Format(time.DateTime)))
 		}
 	}
 	return out
+}
+
+// certWarn is how long before its end a certificate is complained of: a week, or the last third of one that lives for
+// days only.
+func certWarn(c certs.Info) time.Duration {
+	return min(7*24*time.Hour, c.NotAfter.Sub(c.NotBefore)/3)
 }
 
 var _ control.Daemon = (*Edge)(nil)

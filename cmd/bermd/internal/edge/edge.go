@@ -28,6 +28,7 @@ import (
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/pipeline"
 	"github.com/bermedge/berm/userspace/steer"
+	"github.com/bermedge/berm/userspace/tickets"
 	"github.com/bermedge/berm/userspace/transport"
 )
 
@@ -59,6 +60,8 @@ type Edge struct {
 	history *observe.History
 
 	certs    *certs.Store
+	tickets  *tickets.Keys
+	early    tickets.EarlyStage
 	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
@@ -126,9 +129,14 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	e.generation = newGeneration(e, key)
 	e.kernel = newKernelLink(e, cfg)
 	boundHeap(cfg.Cache.HeapLimit())
-	if e.certs, err = certs.Open(cfg.TLS, opts.State, certNames(cfg)); err != nil {
+	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
 	}
+	if e.tickets, err = tickets.Open(cfg.TLS.Tickets, opts.State, e.clock); err != nil {
+		return nil, err
+	}
+	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
+	e.early.Apply(cfg.TLS.EarlyData)
 	if e.content, err = newContent(cfg, e.clock); err != nil {
 		return nil, err
 	}
@@ -205,6 +213,7 @@ func (e *Edge) buildPipeline() (err error) {
 	page := control.Page(e)
 	stages := []pipeline.Stage{
 		pipeline.Identify{},
+		&e.early,
 		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
 		&e.content.routes, &e.content.cache, &e.content.origin,
@@ -227,9 +236,10 @@ func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
 // listen opens the public listeners.
 func (e *Edge) listen(cfg *config.Config, key [32]byte) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
-		TLS: e.certs.TLS(), Handler: e.pipeline, Log: e.log.Logger, ResetKey: key, Failed: e.fail,
+		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: key, Failed: e.fail,
 		ConnectionIDs: e.cids.made, Keeper: e.opts.Keeper, Held: e.opts.Held,
-		VerifyClients: e.kernel.clientsMustShow, TokenKey: derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,
+		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData,
+		TokenKey: derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,
 	})
 	if err != nil {
 		e.server = nil
@@ -283,7 +293,7 @@ func (e *Edge) resetKey() (key [32]byte) {
 	_, _ = rand.Read(key[:]) // never fails, and ends the process if it ever does
 	if e.opts.State != "" {
 		if err := os.WriteFile(path, key[:], 0o600); err != nil {
-			e.log.Warn("the state directory cannot be written: a restart changes a self-signed certificate, and QUIC clients notice it only by timeout", "error", err)
+			e.log.Warn("the state directory cannot be written: a restart changes a self-signed certificate and forgets TLS sessions, and QUIC clients notice it only by timeout", "error", err)
 		}
 	}
 	return key
@@ -309,7 +319,8 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.stopWork = stop
 	e.workers.Go(func() { e.kernel.run(work) })
 	e.workers.Go(func() { e.kernel.live(work) })
-	e.workers.Go(func() { e.certs.Watch(work, 5*time.Second, e.certsChanged) })
+	e.workers.Go(func() { e.certs.Watch(work, time.Second, e.certsChanged) })
+	e.workers.Go(func() { e.tickets.Watch(work, time.Second, e.ticketsFailed) })
 	e.workers.Go(func() { e.watchdog(work) })
 	e.workers.Go(func() { e.heart.run(work) })
 	e.workers.Go(func() { e.anycast.Run(work) })
@@ -390,11 +401,13 @@ func (e *Edge) close(ctx context.Context) error {
 
 func (e *Edge) certsChanged(err error) {
 	if err != nil {
-		e.log.Error("certificates not reloaded: the old ones stay", "error", err)
+		e.log.Error("certificates not taken: those before them stay", "error", err)
 		return
 	}
 	e.log.Info("certificates reloaded")
 }
+
+func (e *Edge) ticketsFailed(err error) { e.log.Warn("ticket keys", "error", err) }
 
 func (e *Edge) notify(state string) {
 	if e.opts.Notify != nil {

@@ -35,6 +35,8 @@ type kernelLink struct {
 	why    error  // why there is no set
 	broken error  // why the file is not in force there
 
+	spills map[string]steer.Spill // said by operators, by service; guarded by Edge.reloading
+
 	resolver *steer.Resolver // of the way to clients
 	gate     *gate.Keeper    // of set
 	retry    *maps.Retry     // of set; made anew each second and when services change
@@ -317,7 +319,7 @@ func (k *kernelLink) apply(cfg *config.Config) error {
 // VIPs. An
 // error leaves a mixture, which applying the former configuration undoes.
 func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
-	w := wanted(cfg)
+	w := k.wanted(cfg)
 	if err := control.ApplyRates(set, w); err != nil {
 		return err
 	}
@@ -350,7 +352,7 @@ func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
 func (k *kernelLink) tidy(cfg *config.Config) {
 	_ = k.use(func(set *maps.Set) error { // without a kernel half there is nothing to tidy
 		err := geo.New(set).Prune(cfg.Geo)
-		kept, rerr := control.TidyRates(set, wanted(cfg))
+		kept, rerr := control.TidyRates(set, k.wanted(cfg))
 		profiles, cerr := cfg.CC.Tidy(set.CC)
 		if err := errors.Join(err, rerr, cerr, k.steer.Tidy()); err != nil {
 			k.e.log.Warn("not all that the file no longer names could be removed", "error", err)
@@ -362,14 +364,20 @@ func (k *kernelLink) tidy(cfg *config.Config) {
 	})
 }
 
-// wanted is the file's part of the tables of services and classes.
-func wanted(cfg *config.Config) control.Wanted {
+// wanted is the file's part of the tables of services and classes, with what was said of services since.
+func (k *kernelLink) wanted(cfg *config.Config) control.Wanted {
 	w := control.Wanted{ObserveOnly: cfg.Kernel.ObserveOnly}
 	for name, c := range cfg.Rate.Classes {
 		w.Rates = append(w.Rates, c.Class(name))
 	}
+	steering := cfg.Steering()
 	for _, v := range cfg.VIPs {
-		w.VIPs = append(w.VIPs, v.Service())
+		if said, ok := k.spills[v.Name]; ok {
+			v.Spill = said
+		}
+		service := v.Service()
+		service.Sites = steering.SitesOf(v.Abroad())
+		w.VIPs = append(w.VIPs, service)
 	}
 	return w
 }
@@ -441,10 +449,11 @@ func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
 	for _, s := range known {
 		i := slices.IndexFunc(list, func(b control.Backend) bool { return b.Set == s.Set && b.Name == s.Name })
 		if i < 0 { // without a row: its health, or its weight, has taken all from it
-			list = append(list, control.Backend{Set: s.Set, Name: s.Name, Address: s.Address, Self: s.Self, Ready: s.NextHop.Ready, Seen: -1})
+			list = append(list, control.Backend{Set: s.Set, Site: s.Site, Name: s.Name, Address: s.Address, Self: s.Self, Ready: s.NextHop.Ready, Seen: -1})
 			i = len(list) - 1
 		}
 		b := &list[i]
+		b.Site = s.Site
 		b.Healthy, b.Error = s.Alive, cmp.Or(s.Why, s.Trouble)
 		b.Moved, b.Draining, b.Weight, b.Share = s.Moved, s.Says.Draining, s.Says.Weight, s.Says.Share
 	}

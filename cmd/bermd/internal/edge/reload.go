@@ -58,10 +58,14 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 			err = errors.Join(err, next.drop())
 		}
 	}()
-	if err := e.certs.Apply(cfg.TLS); err != nil {
+	if err := e.certs.Apply(cfg.TLS.Config); err != nil {
 		return nil, err
 	}
-	undo = append(undo, func() { e.restored("certificates", e.certs.Apply(old.TLS)) })
+	undo = append(undo, func() { e.restored("certificates", e.certs.Apply(old.TLS.Config)) })
+	undo = append(undo, func() { e.restored("ticket keys", e.tickets.Apply(old.TLS.Tickets)) })
+	if err := e.tickets.Apply(cfg.TLS.Tickets); err != nil {
+		return nil, err
+	}
 	undo = append(undo, func() { e.restored("kernel half", e.kernel.apply(old)) })
 	if err := e.kernel.apply(cfg); err != nil {
 		return nil, err
@@ -93,6 +97,11 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	}
 	_ = e.kernel.use(e.generation.join) // new listeners; what fails is tried again each second
 	next.use()
+	e.early.Apply(cfg.TLS.EarlyData)
+	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
+	if old.Listen.MaxHeader != cfg.Listen.MaxHeader || old.Listen.MaxStreams != cfg.Listen.MaxStreams {
+		e.tickets.ForgetEarly() // clients remember these, and early data must keep to them
+	}
 	e.log.Apply(cfg.Log)
 	e.access.Sample(cfg.Log.Access)
 	boundHeap(cfg.Cache.HeapLimit())

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/transport"
 )
@@ -79,13 +80,10 @@ func (e *Edge) emitEdge(emit observe.Emit) {
 	emit(observe.Reloads, float64(e.reloads[1].Load()), "refused")
 	e.kernel.drift.emit(emit)
 	emit(observe.Events, float64(e.busy.Total()))
-	for _, c := range e.certs.List() {
-		name := c.Path
-		if len(c.Names) > 0 {
-			name = c.Names[0]
-		}
-		emit(observe.Certificate, unixSeconds(c.NotAfter), name)
+	for name, end := range certEnds(e.certs.List()) {
+		emit(observe.Certificate, unixSeconds(end), name)
 	}
+	emit(observe.CertProblems, float64(len(e.certs.Problems())))
 	for _, c := range e.pipeline.Counts() {
 		emit(observe.Stage, float64(c.N), c.Stage, c.Action.String(), string(c.Reason), strconv.FormatBool(c.Shadow))
 	}
@@ -94,6 +92,21 @@ func (e *Edge) emitEdge(emit observe.Emit) {
 		emit(observe.GeoRecords, float64(g.Records))
 		emit(observe.GeoLoaded, unixSeconds(g.Loaded))
 	}
+}
+
+// certEnds tells when the last certificate of each name ends; certificates without a name go by their path.
+func certEnds(list []certs.Info) map[string]time.Time {
+	ends := map[string]time.Time{}
+	for _, c := range list {
+		name := c.Path
+		if len(c.Names) > 0 {
+			name = c.Names[0]
+		}
+		if c.NotAfter.After(ends[name]) {
+			ends[name] = c.NotAfter
+		}
+	}
+	return ends
 }
 
 func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
@@ -109,6 +122,13 @@ func (e *Edge) emitTransport(emit observe.Emit) {
 	emit(observe.InFlight, float64(st.H3.InFlight.Load()), "h3")
 	emit(observe.TLSFailures, float64(st.TLSFailures.Load()))
 	emit(observe.QUICRetries, float64(st.Retries.Load()))
+	for _, h := range e.tickets.Stats().Handshakes() {
+		emit(observe.TLSHandshakes, float64(h.N), h.Transport, h.Session, h.Group)
+	}
+	for result, n := range e.tickets.EarlyResults() {
+		emit(observe.EarlyTickets, float64(n), result)
+	}
+	emit(observe.EarlyRequests, float64(e.early.Passed.Load()))
 }
 
 func (e *Edge) emitCache(emit observe.Emit) {

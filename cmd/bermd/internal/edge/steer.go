@@ -93,5 +93,13 @@ func (e *Edge) Plan(_ context.Context, p control.PlanRequest) (control.Plan, err
 		}
 		return err
 	})
+	for _, s := range p.Spills {
+		if err != nil {
+			break
+		}
+		var plan control.SpillPlan
+		plan, err = e.planSpill(s)
+		out.Spills = append(out.Spills, plan)
+	}
 	return out, err
 }
