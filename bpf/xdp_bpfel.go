@@ -290,6 +290,22 @@ type XDPBermGateState struct {
 	}
 }
 
+type XDPBermGenerationPort struct {
+	_    structs.HostLayout
+	Addr XDPBermAddr
+	Port uint32
+	Pad  uint32
+}
+
+type XDPBermGenerations struct {
+	_       structs.HostLayout
+	Seed    [2]uint64
+	Newest  uint32
+	Live    uint32
+	Pids    [4]uint32
+	Numbers [4]uint32
+}
+
 type XDPBermGeoPolicy struct {
 	_        structs.HostLayout
 	Name     [16]int8
@@ -645,55 +661,58 @@ type XDPGated struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	XDPMapAggregatedPackets = "aggregated_packets"
-	XDPMapBermBackends      = "berm_backends"
-	XDPMapBermCaptures      = "berm_captures"
-	XDPMapBermCarry         = "berm_carry"
-	XDPMapBermCcCountries   = "berm_cc_countries"
-	XDPMapBermCcProfiles    = "berm_cc_profiles"
-	XDPMapBermCcRules       = "berm_cc_rules"
-	XDPMapBermCcStats       = "berm_cc_stats"
-	XDPMapBermCids          = "berm_cids"
-	XDPMapBermConfig        = "berm_config"
-	XDPMapBermDrops         = "berm_drops"
-	XDPMapBermEvents        = "berm_events"
-	XDPMapBermGateStates    = "berm_gate_states"
-	XDPMapBermGates         = "berm_gates"
-	XDPMapBermGeoPolicies   = "berm_geo_policies"
-	XDPMapBermGeoRules      = "berm_geo_rules"
-	XDPMapBermHeart         = "berm_heart"
-	XDPMapBermNewcomers     = "berm_newcomers"
-	XDPMapBermPackets       = "berm_packets"
-	XDPMapBermPaths         = "berm_paths"
-	XDPMapBermPeers         = "berm_peers"
-	XDPMapBermPrefix4       = "berm_prefix4"
-	XDPMapBermPrefix4Blocks = "berm_prefix4_blocks"
-	XDPMapBermPrefix4Leaves = "berm_prefix4_leaves"
-	XDPMapBermPrefix6Leaves = "berm_prefix6_leaves"
-	XDPMapBermPrefix6Nodes  = "berm_prefix6_nodes"
-	XDPMapBermPrefix6Root   = "berm_prefix6_root"
-	XDPMapBermPrefixRecords = "berm_prefix_records"
-	XDPMapBermRateCells     = "berm_rate_cells"
-	XDPMapBermRateClasses   = "berm_rate_classes"
-	XDPMapBermReply         = "berm_reply"
-	XDPMapBermRows          = "berm_rows"
-	XDPMapBermSample        = "berm_sample"
-	XDPMapBermSets          = "berm_sets"
-	XDPMapBermShadows       = "berm_shadows"
-	XDPMapBermSids          = "berm_sids"
-	XDPMapBermSidsLong      = "berm_sids_long"
-	XDPMapBermStageStats    = "berm_stage_stats"
-	XDPMapBermStun          = "berm_stun"
-	XDPMapBermTenantStats   = "berm_tenant_stats"
-	XDPMapBermVerdictBits   = "berm_verdict_bits"
-	XDPMapBermVerdicts      = "berm_verdicts"
-	XDPMapBermVipSeeds      = "berm_vip_seeds"
-	XDPMapBermVipSlots      = "berm_vip_slots"
-	XDPMapBermVipStats      = "berm_vip_stats"
-	XDPMapBermVips          = "berm_vips"
-	XDPMapCaptureBuffers    = "capture_buffers"
-	XDPMapGatePackets       = "gate_packets"
-	XDPProgXdpBerm          = "xdp_berm"
+	XDPMapAggregatedPackets     = "aggregated_packets"
+	XDPMapBermBackends          = "berm_backends"
+	XDPMapBermCaptures          = "berm_captures"
+	XDPMapBermCarry             = "berm_carry"
+	XDPMapBermCcCountries       = "berm_cc_countries"
+	XDPMapBermCcProfiles        = "berm_cc_profiles"
+	XDPMapBermCcRules           = "berm_cc_rules"
+	XDPMapBermCcStats           = "berm_cc_stats"
+	XDPMapBermCids              = "berm_cids"
+	XDPMapBermConfig            = "berm_config"
+	XDPMapBermDrops             = "berm_drops"
+	XDPMapBermEvents            = "berm_events"
+	XDPMapBermGateStates        = "berm_gate_states"
+	XDPMapBermGates             = "berm_gates"
+	XDPMapBermGenerationPorts   = "berm_generation_ports"
+	XDPMapBermGenerationSockets = "berm_generation_sockets"
+	XDPMapBermGenerations       = "berm_generations"
+	XDPMapBermGeoPolicies       = "berm_geo_policies"
+	XDPMapBermGeoRules          = "berm_geo_rules"
+	XDPMapBermHeart             = "berm_heart"
+	XDPMapBermNewcomers         = "berm_newcomers"
+	XDPMapBermPackets           = "berm_packets"
+	XDPMapBermPaths             = "berm_paths"
+	XDPMapBermPeers             = "berm_peers"
+	XDPMapBermPrefix4           = "berm_prefix4"
+	XDPMapBermPrefix4Blocks     = "berm_prefix4_blocks"
+	XDPMapBermPrefix4Leaves     = "berm_prefix4_leaves"
+	XDPMapBermPrefix6Leaves     = "berm_prefix6_leaves"
+	XDPMapBermPrefix6Nodes      = "berm_prefix6_nodes"
+	XDPMapBermPrefix6Root       = "berm_prefix6_root"
+	XDPMapBermPrefixRecords     = "berm_prefix_records"
+	XDPMapBermRateCells         = "berm_rate_cells"
+	XDPMapBermRateClasses       = "berm_rate_classes"
+	XDPMapBermReply             = "berm_reply"
+	XDPMapBermRows              = "berm_rows"
+	XDPMapBermSample            = "berm_sample"
+	XDPMapBermSets              = "berm_sets"
+	XDPMapBermShadows           = "berm_shadows"
+	XDPMapBermSids              = "berm_sids"
+	XDPMapBermSidsLong          = "berm_sids_long"
+	XDPMapBermStageStats        = "berm_stage_stats"
+	XDPMapBermStun              = "berm_stun"
+	XDPMapBermTenantStats       = "berm_tenant_stats"
+	XDPMapBermVerdictBits       = "berm_verdict_bits"
+	XDPMapBermVerdicts          = "berm_verdicts"
+	XDPMapBermVipSeeds          = "berm_vip_seeds"
+	XDPMapBermVipSlots          = "berm_vip_slots"
+	XDPMapBermVipStats          = "berm_vip_stats"
+	XDPMapBermVips              = "berm_vips"
+	XDPMapCaptureBuffers        = "capture_buffers"
+	XDPMapGatePackets           = "gate_packets"
+	XDPProgXdpBerm              = "xdp_berm"
 )
 
 // LoadXDP returns the embedded CollectionSpec for XDP.
@@ -745,54 +764,57 @@ type XDPProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPMapSpecs struct {
-	AggregatedPackets *ebpf.MapSpec `ebpf:"aggregated_packets"`
-	BermBackends      *ebpf.MapSpec `ebpf:"berm_backends"`
-	BermCaptures      *ebpf.MapSpec `ebpf:"berm_captures"`
-	BermCarry         *ebpf.MapSpec `ebpf:"berm_carry"`
-	BermCcCountries   *ebpf.MapSpec `ebpf:"berm_cc_countries"`
-	BermCcProfiles    *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
-	BermCcRules       *ebpf.MapSpec `ebpf:"berm_cc_rules"`
-	BermCcStats       *ebpf.MapSpec `ebpf:"berm_cc_stats"`
-	BermCids          *ebpf.MapSpec `ebpf:"berm_cids"`
-	BermConfig        *ebpf.MapSpec `ebpf:"berm_config"`
-	BermDrops         *ebpf.MapSpec `ebpf:"berm_drops"`
-	BermEvents        *ebpf.MapSpec `ebpf:"berm_events"`
-	BermGateStates    *ebpf.MapSpec `ebpf:"berm_gate_states"`
-	BermGates         *ebpf.MapSpec `ebpf:"berm_gates"`
-	BermGeoPolicies   *ebpf.MapSpec `ebpf:"berm_geo_policies"`
-	BermGeoRules      *ebpf.MapSpec `ebpf:"berm_geo_rules"`
-	BermHeart         *ebpf.MapSpec `ebpf:"berm_heart"`
-	BermNewcomers     *ebpf.MapSpec `ebpf:"berm_newcomers"`
-	BermPackets       *ebpf.MapSpec `ebpf:"berm_packets"`
-	BermPaths         *ebpf.MapSpec `ebpf:"berm_paths"`
-	BermPeers         *ebpf.MapSpec `ebpf:"berm_peers"`
-	BermPrefix4       *ebpf.MapSpec `ebpf:"berm_prefix4"`
-	BermPrefix4Blocks *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
-	BermPrefix4Leaves *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
-	BermPrefix6Leaves *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
-	BermPrefix6Nodes  *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
-	BermPrefix6Root   *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
-	BermPrefixRecords *ebpf.MapSpec `ebpf:"berm_prefix_records"`
-	BermRateCells     *ebpf.MapSpec `ebpf:"berm_rate_cells"`
-	BermRateClasses   *ebpf.MapSpec `ebpf:"berm_rate_classes"`
-	BermReply         *ebpf.MapSpec `ebpf:"berm_reply"`
-	BermRows          *ebpf.MapSpec `ebpf:"berm_rows"`
-	BermSample        *ebpf.MapSpec `ebpf:"berm_sample"`
-	BermSets          *ebpf.MapSpec `ebpf:"berm_sets"`
-	BermShadows       *ebpf.MapSpec `ebpf:"berm_shadows"`
-	BermSids          *ebpf.MapSpec `ebpf:"berm_sids"`
-	BermSidsLong      *ebpf.MapSpec `ebpf:"berm_sids_long"`
-	BermStageStats    *ebpf.MapSpec `ebpf:"berm_stage_stats"`
-	BermStun          *ebpf.MapSpec `ebpf:"berm_stun"`
-	BermTenantStats   *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
-	BermVerdictBits   *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
-	BermVerdicts      *ebpf.MapSpec `ebpf:"berm_verdicts"`
-	BermVipSeeds      *ebpf.MapSpec `ebpf:"berm_vip_seeds"`
-	BermVipSlots      *ebpf.MapSpec `ebpf:"berm_vip_slots"`
-	BermVipStats      *ebpf.MapSpec `ebpf:"berm_vip_stats"`
-	BermVips          *ebpf.MapSpec `ebpf:"berm_vips"`
-	CaptureBuffers    *ebpf.MapSpec `ebpf:"capture_buffers"`
-	GatePackets       *ebpf.MapSpec `ebpf:"gate_packets"`
+	AggregatedPackets     *ebpf.MapSpec `ebpf:"aggregated_packets"`
+	BermBackends          *ebpf.MapSpec `ebpf:"berm_backends"`
+	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
+	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
+	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
+	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
+	BermConfig            *ebpf.MapSpec `ebpf:"berm_config"`
+	BermDrops             *ebpf.MapSpec `ebpf:"berm_drops"`
+	BermEvents            *ebpf.MapSpec `ebpf:"berm_events"`
+	BermGateStates        *ebpf.MapSpec `ebpf:"berm_gate_states"`
+	BermGates             *ebpf.MapSpec `ebpf:"berm_gates"`
+	BermGenerationPorts   *ebpf.MapSpec `ebpf:"berm_generation_ports"`
+	BermGenerationSockets *ebpf.MapSpec `ebpf:"berm_generation_sockets"`
+	BermGenerations       *ebpf.MapSpec `ebpf:"berm_generations"`
+	BermGeoPolicies       *ebpf.MapSpec `ebpf:"berm_geo_policies"`
+	BermGeoRules          *ebpf.MapSpec `ebpf:"berm_geo_rules"`
+	BermHeart             *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNewcomers         *ebpf.MapSpec `ebpf:"berm_newcomers"`
+	BermPackets           *ebpf.MapSpec `ebpf:"berm_packets"`
+	BermPaths             *ebpf.MapSpec `ebpf:"berm_paths"`
+	BermPeers             *ebpf.MapSpec `ebpf:"berm_peers"`
+	BermPrefix4           *ebpf.MapSpec `ebpf:"berm_prefix4"`
+	BermPrefix4Blocks     *ebpf.MapSpec `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves     *ebpf.MapSpec `ebpf:"berm_prefix4_leaves"`
+	BermPrefix6Leaves     *ebpf.MapSpec `ebpf:"berm_prefix6_leaves"`
+	BermPrefix6Nodes      *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
+	BermPrefix6Root       *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
+	BermPrefixRecords     *ebpf.MapSpec `ebpf:"berm_prefix_records"`
+	BermRateCells         *ebpf.MapSpec `ebpf:"berm_rate_cells"`
+	BermRateClasses       *ebpf.MapSpec `ebpf:"berm_rate_classes"`
+	BermReply             *ebpf.MapSpec `ebpf:"berm_reply"`
+	BermRows              *ebpf.MapSpec `ebpf:"berm_rows"`
+	BermSample            *ebpf.MapSpec `ebpf:"berm_sample"`
+	BermSets              *ebpf.MapSpec `ebpf:"berm_sets"`
+	BermShadows           *ebpf.MapSpec `ebpf:"berm_shadows"`
+	BermSids              *ebpf.MapSpec `ebpf:"berm_sids"`
+	BermSidsLong          *ebpf.MapSpec `ebpf:"berm_sids_long"`
+	BermStageStats        *ebpf.MapSpec `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.MapSpec `ebpf:"berm_stun"`
+	BermTenantStats       *ebpf.MapSpec `ebpf:"berm_tenant_stats"`
+	BermVerdictBits       *ebpf.MapSpec `ebpf:"berm_verdict_bits"`
+	BermVerdicts          *ebpf.MapSpec `ebpf:"berm_verdicts"`
+	BermVipSeeds          *ebpf.MapSpec `ebpf:"berm_vip_seeds"`
+	BermVipSlots          *ebpf.MapSpec `ebpf:"berm_vip_slots"`
+	BermVipStats          *ebpf.MapSpec `ebpf:"berm_vip_stats"`
+	BermVips              *ebpf.MapSpec `ebpf:"berm_vips"`
+	CaptureBuffers        *ebpf.MapSpec `ebpf:"capture_buffers"`
+	GatePackets           *ebpf.MapSpec `ebpf:"gate_packets"`
 }
 
 // XDPVariableSpecs contains global variables before they are loaded into the kernel.
@@ -821,54 +843,57 @@ func (o *XDPObjects) Close() error {
 //
 // It can be passed to LoadXDPObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPMaps struct {
-	AggregatedPackets *ebpf.Map `ebpf:"aggregated_packets"`
-	BermBackends      *ebpf.Map `ebpf:"berm_backends"`
-	BermCaptures      *ebpf.Map `ebpf:"berm_captures"`
-	BermCarry         *ebpf.Map `ebpf:"berm_carry"`
-	BermCcCountries   *ebpf.Map `ebpf:"berm_cc_countries"`
-	BermCcProfiles    *ebpf.Map `ebpf:"berm_cc_profiles"`
-	BermCcRules       *ebpf.Map `ebpf:"berm_cc_rules"`
-	BermCcStats       *ebpf.Map `ebpf:"berm_cc_stats"`
-	BermCids          *ebpf.Map `ebpf:"berm_cids"`
-	BermConfig        *ebpf.Map `ebpf:"berm_config"`
-	BermDrops         *ebpf.Map `ebpf:"berm_drops"`
-	BermEvents        *ebpf.Map `ebpf:"berm_events"`
-	BermGateStates    *ebpf.Map `ebpf:"berm_gate_states"`
-	BermGates         *ebpf.Map `ebpf:"berm_gates"`
-	BermGeoPolicies   *ebpf.Map `ebpf:"berm_geo_policies"`
-	BermGeoRules      *ebpf.Map `ebpf:"berm_geo_rules"`
-	BermHeart         *ebpf.Map `ebpf:"berm_heart"`
-	BermNewcomers     *ebpf.Map `ebpf:"berm_newcomers"`
-	BermPackets       *ebpf.Map `ebpf:"berm_packets"`
-	BermPaths         *ebpf.Map `ebpf:"berm_paths"`
-	BermPeers         *ebpf.Map `ebpf:"berm_peers"`
-	BermPrefix4       *ebpf.Map `ebpf:"berm_prefix4"`
-	BermPrefix4Blocks *ebpf.Map `ebpf:"berm_prefix4_blocks"`
-	BermPrefix4Leaves *ebpf.Map `ebpf:"berm_prefix4_leaves"`
-	BermPrefix6Leaves *ebpf.Map `ebpf:"berm_prefix6_leaves"`
-	BermPrefix6Nodes  *ebpf.Map `ebpf:"berm_prefix6_nodes"`
-	BermPrefix6Root   *ebpf.Map `ebpf:"berm_prefix6_root"`
-	BermPrefixRecords *ebpf.Map `ebpf:"berm_prefix_records"`
-	BermRateCells     *ebpf.Map `ebpf:"berm_rate_cells"`
-	BermRateClasses   *ebpf.Map `ebpf:"berm_rate_classes"`
-	BermReply         *ebpf.Map `ebpf:"berm_reply"`
-	BermRows          *ebpf.Map `ebpf:"berm_rows"`
-	BermSample        *ebpf.Map `ebpf:"berm_sample"`
-	BermSets          *ebpf.Map `ebpf:"berm_sets"`
-	BermShadows       *ebpf.Map `ebpf:"berm_shadows"`
-	BermSids          *ebpf.Map `ebpf:"berm_sids"`
-	BermSidsLong      *ebpf.Map `ebpf:"berm_sids_long"`
-	BermStageStats    *ebpf.Map `ebpf:"berm_stage_stats"`
-	BermStun          *ebpf.Map `ebpf:"berm_stun"`
-	BermTenantStats   *ebpf.Map `ebpf:"berm_tenant_stats"`
-	BermVerdictBits   *ebpf.Map `ebpf:"berm_verdict_bits"`
-	BermVerdicts      *ebpf.Map `ebpf:"berm_verdicts"`
-	BermVipSeeds      *ebpf.Map `ebpf:"berm_vip_seeds"`
-	BermVipSlots      *ebpf.Map `ebpf:"berm_vip_slots"`
-	BermVipStats      *ebpf.Map `ebpf:"berm_vip_stats"`
-	BermVips          *ebpf.Map `ebpf:"berm_vips"`
-	CaptureBuffers    *ebpf.Map `ebpf:"capture_buffers"`
-	GatePackets       *ebpf.Map `ebpf:"gate_packets"`
+	AggregatedPackets     *ebpf.Map `ebpf:"aggregated_packets"`
+	BermBackends          *ebpf.Map `ebpf:"berm_backends"`
+	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
+	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
+	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
+	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
+	BermCids              *ebpf.Map `ebpf:"berm_cids"`
+	BermConfig            *ebpf.Map `ebpf:"berm_config"`
+	BermDrops             *ebpf.Map `ebpf:"berm_drops"`
+	BermEvents            *ebpf.Map `ebpf:"berm_events"`
+	BermGateStates        *ebpf.Map `ebpf:"berm_gate_states"`
+	BermGates             *ebpf.Map `ebpf:"berm_gates"`
+	BermGenerationPorts   *ebpf.Map `ebpf:"berm_generation_ports"`
+	BermGenerationSockets *ebpf.Map `ebpf:"berm_generation_sockets"`
+	BermGenerations       *ebpf.Map `ebpf:"berm_generations"`
+	BermGeoPolicies       *ebpf.Map `ebpf:"berm_geo_policies"`
+	BermGeoRules          *ebpf.Map `ebpf:"berm_geo_rules"`
+	BermHeart             *ebpf.Map `ebpf:"berm_heart"`
+	BermNewcomers         *ebpf.Map `ebpf:"berm_newcomers"`
+	BermPackets           *ebpf.Map `ebpf:"berm_packets"`
+	BermPaths             *ebpf.Map `ebpf:"berm_paths"`
+	BermPeers             *ebpf.Map `ebpf:"berm_peers"`
+	BermPrefix4           *ebpf.Map `ebpf:"berm_prefix4"`
+	BermPrefix4Blocks     *ebpf.Map `ebpf:"berm_prefix4_blocks"`
+	BermPrefix4Leaves     *ebpf.Map `ebpf:"berm_prefix4_leaves"`
+	BermPrefix6Leaves     *ebpf.Map `ebpf:"berm_prefix6_leaves"`
+	BermPrefix6Nodes      *ebpf.Map `ebpf:"berm_prefix6_nodes"`
+	BermPrefix6Root       *ebpf.Map `ebpf:"berm_prefix6_root"`
+	BermPrefixRecords     *ebpf.Map `ebpf:"berm_prefix_records"`
+	BermRateCells         *ebpf.Map `ebpf:"berm_rate_cells"`
+	BermRateClasses       *ebpf.Map `ebpf:"berm_rate_classes"`
+	BermReply             *ebpf.Map `ebpf:"berm_reply"`
+	BermRows              *ebpf.Map `ebpf:"berm_rows"`
+	BermSample            *ebpf.Map `ebpf:"berm_sample"`
+	BermSets              *ebpf.Map `ebpf:"berm_sets"`
+	BermShadows           *ebpf.Map `ebpf:"berm_shadows"`
+	BermSids              *ebpf.Map `ebpf:"berm_sids"`
+	BermSidsLong          *ebpf.Map `ebpf:"berm_sids_long"`
+	BermStageStats        *ebpf.Map `ebpf:"berm_stage_stats"`
+	BermStun              *ebpf.Map `ebpf:"berm_stun"`
+	BermTenantStats       *ebpf.Map `ebpf:"berm_tenant_stats"`
+	BermVerdictBits       *ebpf.Map `ebpf:"berm_verdict_bits"`
+	BermVerdicts          *ebpf.Map `ebpf:"berm_verdicts"`
+	BermVipSeeds          *ebpf.Map `ebpf:"berm_vip_seeds"`
+	BermVipSlots          *ebpf.Map `ebpf:"berm_vip_slots"`
+	BermVipStats          *ebpf.Map `ebpf:"berm_vip_stats"`
+	BermVips              *ebpf.Map `ebpf:"berm_vips"`
+	CaptureBuffers        *ebpf.Map `ebpf:"capture_buffers"`
+	GatePackets           *ebpf.Map `ebpf:"gate_packets"`
 }
 
 func (m *XDPMaps) Close() error {
@@ -887,6 +912,9 @@ func (m *XDPMaps) Close() error {
 		m.BermEvents,
 		m.BermGateStates,
 		m.BermGates,
+		m.BermGenerationPorts,
+		m.BermGenerationSockets,
+		m.BermGenerations,
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,

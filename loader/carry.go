@@ -154,6 +154,7 @@ var shapes = map[string]shape{
 	"berm_events":   anew,
 	"berm_stun":     anew,                       // clients show their fragments again within seconds
 	"berm_captures": anew, "berm_packets": anew, // whoever captures asks again
+	"berm_generations": anew, "berm_generation_ports": anew, "berm_generation_sockets": anew, // daemons put their sockets there again
 }
 
 // carrier copies one map.

@@ -29,7 +29,7 @@ const next = contract + 1
 // copies. Only maps of which the rehearsal writes nothing.
 func reshaped(o *objects) {
 	newer(o)
-	for _, spec := range o.both() {
+	for _, spec := range o.all() {
 		for name, change := range map[string]func(*ebpf.MapSpec){
 			"berm_verdicts": func(m *ebpf.MapSpec) {
 				restruct(m, "reason", "action", "owner", "expires_ns", "hits", "rule", "+weight", "evidence")
@@ -304,7 +304,7 @@ func TestMigrateRefusesToCut(t *testing.T) {
 		before := h.snapshot()
 		h.opts.contract = next
 		h.opts.spec = func(o *objects) {
-			for _, spec := range o.both() {
+			for _, spec := range o.all() {
 				if m := spec.Maps["berm_geo_policies"]; m != nil {
 					change(m)
 				}

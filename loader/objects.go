@@ -14,7 +14,7 @@ import (
 
 // objects are the programs to load, with the maps they declare.
 type objects struct {
-	XDP, SockOps *ebpf.CollectionSpec
+	XDP, SockOps, Reuseport *ebpf.CollectionSpec
 }
 
 func embedded() (*objects, error) {
@@ -26,17 +26,25 @@ func embedded() (*objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read embedded sock_ops program: %w", err)
 	}
-	return &objects{xdp, sockOps}, nil
+	reuseport, err := bpf.LoadReuseport()
+	if err != nil {
+		return nil, fmt.Errorf("read embedded sk_reuseport program: %w", err)
+	}
+	return &objects{xdp, sockOps, reuseport}, nil
 }
 
-func (o *objects) copy() *objects { return &objects{o.XDP.Copy(), o.SockOps.Copy()} }
+func (o *objects) copy() *objects {
+	return &objects{o.XDP.Copy(), o.SockOps.Copy(), o.Reuseport.Copy()}
+}
 
-func (o *objects) both() []*ebpf.CollectionSpec { return []*ebpf.CollectionSpec{o.XDP, o.SockOps} }
+func (o *objects) all() []*ebpf.CollectionSpec {
+	return []*ebpf.CollectionSpec{o.XDP, o.SockOps, o.Reuseport}
+}
 
 // mapSpecs are the shared maps, those that are pinned.
 func (o *objects) mapSpecs() map[string]*ebpf.MapSpec {
 	all := map[string]*ebpf.MapSpec{}
-	for _, spec := range o.both() {
+	for _, spec := range o.all() {
 		for name, m := range spec.Maps {
 			if strings.HasPrefix(name, mapPrefix) {
 				all[name] = m
@@ -48,14 +56,14 @@ func (o *objects) mapSpecs() map[string]*ebpf.MapSpec {
 
 // resize gives the map name room for n entries.
 func (o *objects) resize(name string, n uint32) {
-	for _, spec := range o.both() {
+	for _, spec := range o.all() {
 		if m := spec.Maps[name]; m != nil {
 			m.MaxEntries = n
 		}
 	}
 }
 
-// The two hooks, by which programs are found in specs, collections and pins.
+// The hooks, by which programs are found in specs, collections and pins.
 func programName(spec *ebpf.CollectionSpec, t ebpf.ProgramType) (string, error) {
 	for name, p := range spec.Programs {
 		if p.Type == t {
@@ -68,7 +76,23 @@ func programName(spec *ebpf.CollectionSpec, t ebpf.ProgramType) (string, error) 
 func (o *objects) xdpName() (string, error)     { return programName(o.XDP, ebpf.XDP) }
 func (o *objects) sockOpsName() (string, error) { return programName(o.SockOps, ebpf.SockOps) }
 
-// load loads both programs against the maps in have and makes those that are missing.
+// reuseportName is that of the program that daemons attach to their own sockets: no link holds it.
+func (o *objects) reuseportName() (string, error) { return programName(o.Reuseport, ebpf.SkReuseport) }
+
+// names are those of all programs.
+func (o *objects) names() ([]string, error) {
+	var names []string
+	for _, f := range []func() (string, error){o.xdpName, o.sockOpsName, o.reuseportName} {
+		name, err := f()
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
+// load loads all programs against the maps in have and makes those that are missing.
 // It returns the new maps; the caller owns what it gets.
 func (o *objects) load(have map[string]*ebpf.Map) (made map[string]*ebpf.Map, progs map[string]*ebpf.Program, err error) {
 	made, progs = map[string]*ebpf.Map{}, map[string]*ebpf.Program{}
@@ -78,7 +102,7 @@ func (o *objects) load(have map[string]*ebpf.Map) (made map[string]*ebpf.Map, pr
 			closeAll(progs)
 		}
 	}()
-	for _, spec := range o.both() {
+	for _, spec := range o.all() {
 		with := map[string]*ebpf.Map{}
 		for name := range spec.Maps {
 			if m := cmpOr(made[name], have[name]); m != nil {

@@ -33,11 +33,11 @@ func (r *run) openPins() error {
 	for _, l := range links {
 		r.closeOnEnd(l.link)
 	}
-	for _, want := range []func() (string, error){r.objs.xdpName, r.objs.sockOpsName} {
-		name, err := want()
-		if err != nil {
-			return err
-		}
+	names, err := r.objs.names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
 		p, err := r.at.openProgram(name, links)
 		if err != nil {
 			return err

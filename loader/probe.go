@@ -95,12 +95,13 @@ func needPrograms(*objects) []Need {
 		{"XDP programs", "4.8", "CONFIG_BPF_SYSCALL", missingOnly(features.HaveProgramType(ebpf.XDP))},
 		{"XDP on frames larger than a page", "5.18", "", tryFrags()},
 		{"sock_ops programs", "4.13", "CONFIG_CGROUP_BPF", missingOnly(features.HaveProgramType(ebpf.SockOps))},
+		{"sk_reuseport programs", "4.19", "", missingOnly(features.HaveProgramType(ebpf.SkReuseport))},
 	}
 }
 
 // needMaps asks for the types and flags that the programs' maps have.
 func needMaps(objs *objects) []Need {
-	since := map[ebpf.MapType]string{ebpf.Array: "3.19", ebpf.Hash: "3.19", ebpf.PerCPUArray: "4.6", ebpf.LRUHash: "4.10", ebpf.RingBuf: "5.8"}
+	since := map[ebpf.MapType]string{ebpf.Array: "3.19", ebpf.Hash: "3.19", ebpf.PerCPUArray: "4.6", ebpf.LRUHash: "4.10", ebpf.RingBuf: "5.8", ebpf.ReusePortSockArray: "4.19"}
 	seen := map[ebpf.MapType]bool{}
 	var needs []Need
 	for _, m := range objs.mapSpecs() {
@@ -127,6 +128,7 @@ func needHelpers(objs *objects) []Need {
 		asm.FnJiffies64: "5.5", asm.FnRingbufOutput: "5.8", asm.FnRingbufReserve: "5.8", asm.FnRingbufSubmit: "5.8",
 		asm.FnXdpAdjustHead: "4.10", asm.FnXdpAdjustTail: "4.18", asm.FnKtimeGetNs: "4.1", asm.FnRedirect: "4.4",
 		asm.FnKtimeGetCoarseNs: "5.11", asm.FnLoop: "5.17", asm.FnXdpGetBuffLen: "5.18", asm.FnXdpLoadBytes: "5.18", asm.FnSkcLookupTcp: "5.2",
+		asm.FnSkSelectReuseport: "4.19", asm.FnSkbLoadBytes: "4.5",
 		asm.FnSockOpsCbFlagsSet: "4.16", asm.FnGetSmpProcessorId: "4.1", asm.FnGetPrandomU32: "4.1",
 	}
 	type call struct {
@@ -135,7 +137,7 @@ func needHelpers(objs *objects) []Need {
 	}
 	seen := map[call]bool{}
 	var needs []Need
-	for _, spec := range objs.both() {
+	for _, spec := range objs.all() {
 		for _, p := range spec.Programs {
 			for _, ins := range p.Instructions {
 				c := call{p.Type, asm.BuiltinFunc(ins.Constant)}

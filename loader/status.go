@@ -158,12 +158,11 @@ func (s *State) readMaps(at layout, objs *objects) {
 }
 
 func (s *State) readPrograms(at layout, objs *objects) {
-	for _, want := range []func() (string, error){objs.xdpName, objs.sockOpsName} {
-		name, err := want()
-		if err != nil {
-			s.problem("%v", err)
-			continue
-		}
+	names, err := objs.names()
+	if err != nil {
+		s.problem("%v", err)
+	}
+	for _, name := range names {
 		p, err := ebpf.LoadPinnedProgram(at.program(name), nil)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

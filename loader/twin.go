@@ -53,6 +53,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
 	bpf.XDPMapBermCaptures: empty, bpf.XDPMapBermPackets: empty,
+	bpf.XDPMapBermGenerations: shared, bpf.XDPMapBermGenerationPorts: shared, bpf.XDPMapBermGenerationSockets: shared,
 	bpf.XDPMapBermCcProfiles: shared, bpf.XDPMapBermCcCountries: shared, bpf.XDPMapBermCcRules: shared, bpf.XDPMapBermCcStats: empty,
 }
 

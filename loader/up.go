@@ -139,7 +139,7 @@ func (r *run) complete() bool {
 	if r.upgrading {
 		return false
 	}
-	for _, spec := range r.objs.both() {
+	for _, spec := range r.objs.all() {
 		for name := range spec.Programs {
 			if r.progs[name] == nil {
 				return false

@@ -30,7 +30,7 @@ func TestUpAndDown(t *testing.T) {
 	if rep.AlreadyUp || len(rep.Interfaces) != 2 || rep.Interfaces[0].Mode != "native" || !rep.Interfaces[0].New {
 		t.Errorf("report %+v", rep)
 	}
-	if rep.Cgroup != h.cgroup || len(rep.Programs) != 2 || rep.TickHz < 100 || rep.Memory == 0 {
+	if rep.Cgroup != h.cgroup || len(rep.Programs) != 3 || rep.TickHz < 100 || rep.Memory == 0 {
 		t.Errorf("report %+v", rep)
 	}
 	s := h.mustStatus()
@@ -273,7 +273,7 @@ func TestUpRestoresPins(t *testing.T) {
 	if err := h.openMap("berm_rate_classes").Lookup(uint32(7), &got); err != nil || got.Flags != 1 {
 		t.Errorf("class %+v, %v: the map lost its content", got, err)
 	}
-	if x := h.mustStatus().Interfaces[0].Program; x != again.Programs[1].ID {
+	if x := h.mustStatus().Interfaces[0].Program; x != again.Programs[2].ID {
 		t.Errorf("interface runs %d, programs are %+v", x, again.Programs)
 	}
 }
@@ -357,7 +357,7 @@ func TestGroupReachesPins(t *testing.T) {
 	at := layoutOf(h.opts.Pins)
 	for path, want := range map[string]string{
 		point: "41701 0", h.opts.Pins: "40750 54321", at.dir: "40750 54321", at.links(): "40700 0", at.programs(): "40750 54321",
-		at.mapPin("berm_config"): "100660 54321", at.program(rep.Programs[1].Name): "100660 54321", at.xdpLink("j0"): "100600 0",
+		at.mapPin("berm_config"): "100660 54321", at.program(rep.Programs[2].Name): "100660 54321", at.xdpLink("j0"): "100600 0",
 	} {
 		var st unix.Stat_t
 		if err := unix.Stat(path, &st); err != nil {

@@ -62,8 +62,8 @@ func TestUpgrade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, after := rep.Before[1], rep.Programs[1]
-	if before.ID != up.Programs[1].ID || before.Tag == after.Tag || after.Instructions != before.Instructions+1 {
+	before, after := rep.Before[2], rep.Programs[2]
+	if before.ID != up.Programs[2].ID || before.Tag == after.Tag || after.Instructions != before.Instructions+1 {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
 	if len(rep.Interfaces) != 2 || rep.Interfaces[1].Mode != "native" {

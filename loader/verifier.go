@@ -38,7 +38,7 @@ func Verify() ([]Verified, error) {
 	}
 	objs.shrink()
 	var all []Verified
-	for _, spec := range objs.both() {
+	for _, spec := range objs.all() {
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 			Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
 		})

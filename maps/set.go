@@ -43,7 +43,8 @@ type Set struct {
 	Paths    *Paths
 	CC       *CC
 
-	Newcomers *Newcomers // of rows that have moved to servers
+	Newcomers   *Newcomers // of rows that have moved to servers
+	Generations *Generations
 
 	lock    *lock
 	owned   []*ebpf.Map // closed with the set
@@ -66,6 +67,7 @@ var names = []string{
 	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply, bpf.XDPMapBermCarry,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
+	bpf.XDPMapBermGenerations, bpf.XDPMapBermGenerationPorts, bpf.XDPMapBermGenerationSockets,
 	bpf.XDPMapBermCcProfiles, bpf.XDPMapBermCcCountries, bpf.XDPMapBermCcRules, bpf.XDPMapBermCcStats,
 }
 
@@ -178,6 +180,9 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Events = &Events{m: m[bpf.XDPMapBermEvents]}
 	s.Captures = &Captures{set: s, w: view(bpf.XDPMapBermCaptures), ring: m[bpf.XDPMapBermPackets]}
 	s.Paths = &Paths{m: m[bpf.XDPMapBermPaths]}
+	s.Generations = &Generations{
+		set: s, w: view(bpf.XDPMapBermGenerations), ports: m[bpf.XDPMapBermGenerationPorts], sockets: m[bpf.XDPMapBermGenerationSockets],
+	}
 	s.CC = &CC{
 		set: s, profiles: m[bpf.XDPMapBermCcProfiles], countries: m[bpf.XDPMapBermCcCountries],
 		rules: m[bpf.XDPMapBermCcRules], stats: m[bpf.XDPMapBermCcStats],

@@ -430,9 +430,9 @@ struct berm_backend {
 	__u8 family;	       /* 4: IPIP / 6 in 4; 6: in IPv6 */
 	__u8 owner;	       /* enum berm_owner */
 	char name[BERM_NAME];
-	__be16 port; /* GUE: the server's */
-	__u8 via;    /* enum berm_via */
-	__u8 region; /* number, on this host only; 0 = none */
+	__be16 port;	    /* GUE: the server's */
+	__u8 via;	    /* enum berm_via */
+	__u8 region;	    /* number, on this host only; 0 = none */
 	__u64 heartbeat_ns; /* last sign of life seen by this host */
 };
 _Static_assert(sizeof(struct berm_backend) == 64, "berm_backend is one cache line");
@@ -628,6 +628,30 @@ struct berm_cid {
 };
 _Static_assert(sizeof(struct berm_cid) == 232, "berm_cid is a map value");
 
+/* Processes of bermd that have sockets of QUIC at the same time: the one that serves, and those before
+ * it that end what they began. Each has a slot.
+ */
+#define BERM_GENERATIONS 4 /* a power of two: the connection IDs of a slot are one in so many */
+#define BERM_GENERATION_PORTS 64
+_Static_assert(!(BERM_GENERATIONS & (BERM_GENERATIONS - 1)), "slots are low bits of a hash");
+
+/* The one entry of berm_generations. */
+struct berm_generations {
+	__u64 seed
+		[2]; /* of the hash of a connection ID, whose low bits are the slot that gave it out */
+	__u32 newest; /* slot that new connections go to */
+	__u32 live;   /* bit n: slot n has sockets, or is about to */
+	__u32 pids[BERM_GENERATIONS];
+	__u32 numbers[BERM_GENERATIONS]; /* how many processes had a slot, when this one took it */
+};
+_Static_assert(sizeof(struct berm_generations) == 56, "berm_generations is a map value");
+
+/* An address that sockets of all generations are bound to. */
+struct berm_generation_port {
+	struct berm_addr addr; /* unspecified: any */
+	__u32 port;
+	__u32 pad;
+};
 /* Whose a flow is that has shown an edge's ICE username fragment: cells of 32 bits of the flow hash, 16 of
  * backend id and 16 of when that was last, in units of 2^30 ns. 0 is free.
  */

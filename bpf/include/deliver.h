@@ -35,7 +35,8 @@ static __always_inline bool put_ipv4(const struct packet *pkt, struct cursor *cu
 				     __be32 dst, __u16 tag)
 {
 	return write_ipv4(cur, frame_of(pkt), sizeof(struct iphdr),
-			  is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP, tag, outer_ttl(pkt), src, dst);
+			  is(pkt, PACKET_V6) ? IPPROTO_IPV6 : IPPROTO_IPIP, tag, outer_ttl(pkt),
+			  src, dst);
 }
 
 static __always_inline bool put_ipv6(const struct packet *pkt, struct cursor *cur,

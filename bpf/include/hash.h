@@ -152,6 +152,16 @@ static __always_inline __u64 flow_hash(const __u64 key[2], bool six, const struc
 	return sip_end(&s, ports, 37);
 }
 
+/* Of a QUIC connection ID as numbers, zero behind its last byte. Its first byte tells its length. */
+static __always_inline __u64 cid_hash(const __u64 key[2], __u64 a, __u64 b, __u64 c)
+{
+	struct sip s = sip_init(key);
+
+	sip_word(&s, a);
+	sip_word(&s, b);
+	return sip_end(&s, c >> 32, 20);
+}
+
 /* What shows that an ICE username fragment is ours: 48 bits of the keyed hash of its first 48. No flow
  * has six bytes, so that one says nothing about the other.
  */

@@ -112,6 +112,21 @@ struct {
 	__uint(max_entries, 1 << 20);
 } berm_packets SEC(".maps");
 
+/* daemon: its generations' sockets of QUIC; entry port * BERM_GENERATIONS + slot */
+ARRAY(berm_generations, struct berm_generations, 1, BPF_F_MMAPABLE);
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, BERM_GENERATION_PORTS);
+	__type(key, struct berm_generation_port);
+	__type(value, __u32);
+} berm_generation_ports SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY);
+	__uint(max_entries, BERM_GENERATION_PORTS *BERM_GENERATIONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} berm_generation_sockets SEC(".maps");
+
 /* sock_ops (TCP), daemon (QUIC) */
 LRU(berm_paths, struct berm_path_key, struct berm_path, BERM_PATHS);
 

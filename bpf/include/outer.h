@@ -71,8 +71,7 @@ static __always_inline bool put_ethernet(struct cursor *cur, const struct frame 
  * ID carries the tag; nothing fragments the packet, so it is free for it.
  */
 static __always_inline bool write_ipv4(struct cursor *cur, const struct frame *frame, __u32 size,
-				       __u32 proto, __u16 tag, __u32 ttl, __be32 src,
-				       __be32 dst)
+				       __u32 proto, __u16 tag, __u32 ttl, __be32 src, __be32 dst)
 {
 	struct iphdr *ip = TAKE(cur, struct iphdr);
 	__u32 words[3] = {

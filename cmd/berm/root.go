@@ -48,10 +48,11 @@ type root struct {
 	Purge   purgeCmd   `cmd:"" group:"change" help:"Make the cache forget objects."`
 	Anycast anycastCmd `cmd:"" group:"change" help:"What routers are told of this edge."`
 
-	Kernel kernelCmd `cmd:"" group:"run" help:"Load, upgrade and remove the kernel half."`
-	TLS    tlsCmd    `cmd:"" name:"tls" group:"run" help:"Audit what TLS offers; make keys of ECH."`
-	Conf   confCmd   `cmd:"" name:"config" group:"run" help:"Check the configuration file."`
-	Reload reloadCmd `cmd:"" group:"run" help:"Make bermd read its configuration again."`
+	Kernel  kernelCmd  `cmd:"" group:"run" help:"Load, upgrade and remove the kernel half."`
+	TLS     tlsCmd     `cmd:"" name:"tls" group:"run" help:"Audit what TLS offers; make keys of ECH."`
+	Conf    confCmd    `cmd:"" name:"config" group:"run" help:"Check the configuration file."`
+	Reload  reloadCmd  `cmd:"" group:"run" help:"Make bermd read its configuration again."`
+	Upgrade upgradeCmd `cmd:"" group:"run" help:"Make bermd hand over to the program that is installed now."`
 
 	Replay     replayCmd     `cmd:"" group:"more" help:"Compare what a new configuration would do with recorded packets."`
 	Bench      benchCmd      `cmd:"" group:"more" help:"Measure the kernel half on this machine."`

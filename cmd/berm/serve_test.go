@@ -39,6 +39,8 @@ func (d *daemon) Status(ctx context.Context) (control.Status, error) {
 		},
 		Origins: []control.Origin{{Origin: "demo", URL: "http://127.0.0.1:9000", Error: "connection refused", Failures: 3}},
 		Cache:   control.Cache{Objects: 1, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .5},
+
+		Generations: []control.Generation{{Number: 8, PID: 43, Serves: true}, {Number: 7, PID: 42}},
 	}
 	if d.set == nil {
 		s.Problems = []string{"the kernel half is not up"}
@@ -50,6 +52,10 @@ func (d *daemon) Status(ctx context.Context) (control.Status, error) {
 	})
 	s.Kernel = control.KernelInfo{Attached: true, VIPs: len(s.VIPs)}
 	return s, err
+}
+
+func (d *daemon) Upgrade(context.Context) (control.Changes, error) {
+	return control.Changes{Changed: []string{"process 43 serves now"}}, nil
 }
 
 func (d *daemon) Reload(context.Context) (control.Changes, error) {

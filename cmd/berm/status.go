@@ -110,6 +110,15 @@ func (a *app) status(s control.Status) {
 		a.out.Field("problem", "%s", a.out.Paint(out.Warn, p))
 	}
 	a.out.Field("daemon", "bermd %s, pid %d, up %s, %s requests, %d in flight", s.Version, s.PID, out.Duration(time.Since(s.Started)), count(s.Requests), s.InFlight)
+	if len(s.Generations) > 1 {
+		for _, g := range s.Generations {
+			does := "ends what it began"
+			if g.Serves {
+				does = "serves"
+			}
+			a.out.Field("generation", "%d, pid %d: %s", g.Number, g.PID, does)
+		}
+	}
 	a.out.Field("config", "%s, loaded %s ago", or(s.Config.Path, "built-in defaults"), out.Duration(time.Since(s.Config.Loaded)))
 	if s.Config.Error != "" {
 		a.out.Field("", "%s", a.out.Paint(out.Warn, "the last reload was refused: "+s.Config.Error))

@@ -41,9 +41,21 @@ func (r *run) serve(opts edge.Options, started func(*edge.Edge)) error {
 	defer stop()
 	opts.State, opts.Version, opts.Log = r.State, version, observe.NewLog(observe.Default(), os.Stderr)
 	opts.Notify = func(state string) { _, _ = daemon.SdNotify(false, state) } // without systemd nobody listens
+	succeeds := beSuccessor()
 	opts.Held = activation.Files(true)
+	if succeeds {
+		before, held, err := predecessor(opts.Held)
+		if err != nil {
+			return err
+		}
+		defer before.Close() //nolint:errcheck // all was said
+		opts.Predecessor, opts.Held = before, held
+	}
 	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
 		opts.Keeper = systemd{socket}
+		if program, err := os.Executable(); err == nil && !r.AllInOne {
+			opts.Start = startSuccessor(program)
+		}
 	}
 	e, err := edge.Start(ctx, opts)
 	if err != nil {

@@ -26,6 +26,7 @@ func upUpgrade(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error
 func (u *Upgrade) Steps() []Step {
 	return []Step{
 		{Name: "programs replaced", Run: u.checkPrograms, Loud: true},
+		{Name: "daemons hand over", Run: u.checkHandovers, Loud: true},
 		{Name: "daemons started again", Run: u.checkRestarts, Loud: true},
 	}
 }
@@ -44,7 +45,7 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	l, rounds, err := u.underLoad(ctx, true, programRounds, func(ctx context.Context, e *Edge) error {
+	l, rounds, err := u.underLoad(ctx, quicStands, programRounds, func(ctx context.Context, e *Edge) error {
 		if out, err := e.berm(ctx, "kernel", "upgrade"); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -72,7 +73,7 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 // new ones wait where nobody serves yet.
 func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
 	starts := map[string]int{}
-	l, rounds, err := u.underLoad(ctx, false, restartRounds, func(ctx context.Context, e *Edge) error {
+	l, rounds, err := u.underLoad(ctx, quicEnds, restartRounds, func(ctx context.Context, e *Edge) error {
 		s, err := e.restart(ctx)
 		starts[e.Name] = s.Starts
 		return err
@@ -89,9 +90,16 @@ func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
 
 // met is what clients of each kind met.
 type met struct {
-	quic                       bool // asked for
-	standing, fresh, whole, h3 loadSum
+	quic                                         int // which of its clients were asked for
+	standing, fresh, whole, h3, h3Fresh, h3Whole loadSum
 }
+
+// What becomes of connections of QUIC, and so which clients of it take part.
+const (
+	quicEnds   = iota // with the process: none
+	quicStands        // nothing: standing ones
+	quicMoves         // their process ends what they asked for: new ones, and downloads
+)
 
 // kinds lists what clients did, and how often they must have for the result to mean something.
 func (l *met) kinds() []kind {
@@ -100,8 +108,12 @@ func (l *met) kinds() []kind {
 		{"requests on new connections", "requests (h2, TLS)", 100, &l.fresh},
 		{"downloads of two seconds", "downloads (curl, h1, TLS)", 5, &l.whole},
 	}
-	if l.quic {
+	switch l.quic {
+	case quicStands:
 		kinds = append(kinds, kind{"requests on standing connections of QUIC", "requests (h3)", 100, &l.h3})
+	case quicMoves:
+		kinds = append(kinds, kind{"requests on new connections of QUIC", "requests (h3)", 20, &l.h3Fresh},
+			kind{"downloads of four seconds over QUIC", "downloads (ngtcp2, h3)", 4, &l.h3Whole})
 	}
 	return kinds
 }
@@ -124,16 +136,19 @@ func (l *met) check(r *Recorder, what string) {
 }
 
 // underLoad does something to each edge in turn, for so many rounds at least, and until clients of each kind have met
-// it often enough; those of QUIC where their connections are to survive it. It returns how many rounds it took.
-func (u *Upgrade) underLoad(ctx context.Context, quic bool, least int, do func(context.Context, *Edge) error) (l *met, rounds int, err error) {
+// it often enough. It returns how many rounds it took.
+func (u *Upgrade) underLoad(ctx context.Context, quic, least int, do func(context.Context, *Edge) error) (l *met, rounds int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l = &met{quic: quic}
 	var done atomic.Bool
 	var wg sync.WaitGroup
 	clients := map[*loadSum]func(context.Context, *loadSum) error{&l.standing: u.wrkRound, &l.fresh: u.reconnectRound, &l.whole: u.downloadRound}
-	if quic {
+	switch quic {
+	case quicStands:
 		clients[&l.h3] = u.quicRound
+	case quicMoves:
+		clients[&l.h3Fresh], clients[&l.h3Whole] = u.quicFreshRound, u.quicDownloadRound
 	}
 	for sum, round := range clients {
 		wg.Go(func() {
@@ -156,7 +171,7 @@ func (u *Upgrade) underLoad(ctx context.Context, quic bool, least int, do func(c
 	}
 	done.Store(true)
 	wg.Wait()
-	return l, rounds, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.h3.err)
+	return l, rounds, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.h3.err, l.h3Fresh.err, l.h3Whole.err)
 }
 
 // downloadRound has curl download at a bounded rate, each over a connection of its own.

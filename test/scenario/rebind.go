@@ -144,9 +144,9 @@ func (q QUICRebind) download(ctx context.Context, host string, port int, limit t
 	return d, err
 }
 
-func (q QUICRebind) originPaced(ctx context.Context) (uint64, error) {
+func (m *Main) originPaced(ctx context.Context) (uint64, error) {
 	var c originCounts
-	err := readCounts(ctx, q.originCounts, &c)
+	err := readCounts(ctx, m.originCounts, &c)
 	return c.Paced, err
 }
 

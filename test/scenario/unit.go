@@ -20,6 +20,7 @@ import (
 type unitState struct {
 	Starts int `json:"starts"`
 	PID    int `json:"pid"`
+	Others int `json:"others"` // processes that served before, and still run
 }
 
 // actUnit runs a program as its unit would: the first argument is where to ask (POST: start it again), the second
@@ -43,7 +44,7 @@ func actUnit(ctx context.Context, args []string) (err error) {
 	if err := u.Start(ctx); err != nil {
 		return err
 	}
-	state := unitState{Starts: 1, PID: u.PID()}
+	starts := 1
 	return serveActor(ctx, args[0], func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPost { // one at a time: the scenario waits for the answer
 			ctx, cancel := context.WithTimeout(r.Context(), 30*time.Second)
@@ -52,8 +53,10 @@ func actUnit(ctx context.Context, args []string) (err error) {
 				http.Error(w, err.Error(), http.StatusInternalServerError)
 				return
 			}
-			state = unitState{state.Starts + 1, u.PID()}
+			starts++
 		}
+		pid, others := u.Main()
+		state := unitState{starts, pid, others}
 		_ = json.NewEncoder(w).Encode(state) // who asked is gone
 	})
 }

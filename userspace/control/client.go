@@ -65,6 +65,11 @@ func (c *Client) Reload(ctx context.Context) (out Changes, err error) {
 	return out, c.call(ctx, http.MethodPost, "/v1/reload", struct{}{}, &out)
 }
 
+// Upgrade makes the daemon hand over to the program that is installed now; one that fails to start changes nothing.
+func (c *Client) Upgrade(ctx context.Context) (out Changes, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/upgrade", struct{}{}, &out)
+}
+
 // Purge makes the cache forget an object with all its variants.
 func (c *Client) Purge(ctx context.Context, p Purge) (out Changes, err error) {
 	return out, c.call(ctx, http.MethodPost, "/v1/purge", p, &out)

@@ -32,6 +32,10 @@ type testDaemon struct {
 }
 
 func (d *testDaemon) Status(context.Context) (control.Status, error) { return d.status, nil }
+func (d *testDaemon) Upgrade(context.Context) (control.Changes, error) {
+	return control.Changes{Changed: []string{"process 43 serves now"}}, nil
+}
+
 func (d *testDaemon) Reload(context.Context) (control.Changes, error) {
 	return control.Changes{}, &control.Error{Message: "berm.yaml:1:1: unknown key", Hint: "the old one stays"}
 }

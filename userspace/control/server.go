@@ -19,6 +19,7 @@ import (
 type Daemon interface {
 	Status(ctx context.Context) (Status, error)
 	Reload(ctx context.Context) (Changes, error)
+	Upgrade(ctx context.Context) (Changes, error)
 	Purge(ctx context.Context, p Purge) (Changes, error)
 	Cache(ctx context.Context) (Cache, error)
 	Top(ctx context.Context, seconds int) (Top, error)
@@ -48,6 +49,7 @@ func Handler(d Daemon) http.Handler {
 	}
 	handle("GET /v1/status", func(r *http.Request) (any, error) { return d.Status(r.Context()) })
 	handle("POST /v1/reload", func(r *http.Request) (any, error) { return d.Reload(r.Context()) })
+	handle("POST /v1/upgrade", func(r *http.Request) (any, error) { return d.Upgrade(r.Context()) })
 	handle("POST /v1/purge", with(d.Purge))
 	handle("POST /v1/steer/order", with(d.Order))
 	handle("POST /v1/steer/plan", with(d.Plan))

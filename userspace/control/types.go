@@ -38,6 +38,16 @@ type Status struct {
 	TLS       TLSInfo    `json:"tls"`
 	Requests  uint64     `json:"requests"`  // answered since the start
 	InFlight  int64      `json:"in_flight"` // being answered now
+
+	Generations []Generation `json:"generations"` // the newest first
+}
+
+// Generation is a process of the daemon that has connections: the one that serves, or one before it that ends what it
+// began.
+type Generation struct {
+	Number uint32 `json:"number"` // counts the processes
+	PID    int    `json:"pid"`
+	Serves bool   `json:"serves"` // new connections go to it
 }
 
 // ConfigInfo says which file runs, and why a newer one does not.

@@ -97,6 +97,42 @@ func mustGenerate(t *testing.T, g *Generator) []byte {
 	return cid.Bytes()
 }
 
+// IDs are made until one fits, and name the server all the same.
+func TestGeneratorFits(t *testing.T) {
+	for name, f := range map[string]Format{
+		"plain": {ServerIDLen: 2, NonceLen: 6}, "encrypted": {ID: 1, ServerIDLen: 2, NonceLen: 14, Key: make([]byte, 16)},
+	} {
+		g := NewGenerator(f.Len())
+		refused := 0
+		g.Fits = func(cid []byte) bool {
+			if cid[len(cid)-1]&3 == 2 {
+				return true
+			}
+			refused++
+			return false
+		}
+		for named, use := range map[bool]func() error{
+			false: func() error { return g.Use(nil, nil) }, true: func() error { return g.Use([]Format{f}, new(uint64(77))) },
+		} {
+			if err := use(); err != nil {
+				t.Fatal(err)
+			}
+			for range 100 {
+				id, err := g.GenerateConnectionID()
+				if err != nil || id.Len() != f.Len() || id.Bytes()[f.Len()-1]&3 != 2 {
+					t.Fatalf("%s: %x, %v", name, id.Bytes(), err)
+				}
+				if n, err := Number(f, id.Bytes()); named && (err != nil || n != 77) {
+					t.Errorf("%s: %x is of server %d, %v", name, id.Bytes(), n, err)
+				}
+			}
+		}
+		if refused < 200 {
+			t.Errorf("%s: %d were refused, and three of four should be", name, refused)
+		}
+	}
+}
+
 func TestGenerator(t *testing.T) {
 	plain := Format{ID: 0, ServerIDLen: 2, NonceLen: 6}
 	hidden := Format{ID: 3, ServerIDLen: 2, NonceLen: 6, Key: mustHex(t, keyHex)}

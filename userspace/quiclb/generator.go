@@ -15,6 +15,10 @@ var ErrLength = errors.New("connection IDs of another length")
 // Generator gives quic-go connection IDs that name this server, in Retry packets too. What it gives
 // can change at any time; its length cannot.
 type Generator struct {
+	// Fits says whether an ID may be given out; nil: any may. It is set before the first is made, and
+	// should refuse few: IDs are made until one fits.
+	Fits func(cid []byte) bool
+
 	length int
 	now    atomic.Pointer[source]
 }
@@ -85,16 +89,25 @@ func Number(f Format, cid []byte) (uint64, error) {
 
 // GenerateConnectionID returns an ID that was most likely never given before.
 func (g *Generator) GenerateConnectionID() (quic.ConnectionID, error) {
+	for {
+		cid := g.make()
+		if g.Fits == nil || g.Fits(cid) {
+			return quic.ConnectionIDFromBytes(cid), nil
+		}
+	}
+}
+
+func (g *Generator) make() []byte {
 	s := g.now.Load()
 	if s.codec == nil {
 		cid := make([]byte, g.length)
 		_, _ = rand.Read(cid) // never fails
 		cid[0] = unroutable<<idShift | byte(g.length-1)&lengthMask
-		return quic.ConnectionIDFromBytes(cid), nil
+		return cid
 	}
 	nonce := make([]byte, s.codec.format.NonceLen)
 	_, _ = rand.Read(nonce) // never fails
-	return quic.ConnectionIDFromBytes(s.codec.Encode(s.server, nonce)), nil
+	return s.codec.Encode(s.server, nonce)
 }
 
 // ConnectionIDLen returns the IDs' length in bytes.

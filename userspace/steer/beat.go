@@ -38,6 +38,7 @@ func (c *Controller) Beat() error {
 	c.maps.Heart.Beat()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	first := c.beaten.IsZero()
 	pause := time.Since(c.beaten)
 	c.beaten = time.Now()
 	fired := c.maps.Heart.Fired()
@@ -47,7 +48,11 @@ func (c *Controller) Beat() error {
 	if err := c.wake(); err != nil {
 		return err
 	}
-	if fired {
+	switch {
+	case fired && first: // how long before, this process does not know
+		c.log.Info("new flows went to other edges until this daemon served")
+		c.maps.Heart.Clear()
+	case fired:
 		c.log.Warn("this daemon was silent: new flows went to other edges meanwhile", "pause", pause.Round(time.Millisecond))
 		c.maps.Heart.Clear()
 	}

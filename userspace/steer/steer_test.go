@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -741,6 +742,53 @@ func TestBeat(t *testing.T) {
 	}
 	if got := k.Heart.Limit(); got != 0 {
 		t.Errorf("without peers: %s", got)
+	}
+}
+
+// What a daemon says of new flows that went elsewhere is true also of the time before it was there.
+func TestBeatSays(t *testing.T) {
+	k := mapstest.New(t)
+	var said bytes.Buffer
+	c, err := New(k.Set, slog.New(slog.NewTextHandler(&said, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	cfg := site(t, freePort(t))
+	cfg.Probe.Interval, cfg.Probe.Failures = time.Hour, 100 // nobody is found dead
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	beat := func(fired bool) string {
+		t.Helper()
+		if fired {
+			heart, err := k.Maps["berm_heart"].LookupBytes(uint32(0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			heart[16] = 1 // what the kernel half sets
+			if err := k.Maps["berm_heart"].Put(uint32(0), heart); err != nil {
+				t.Fatal(err)
+			}
+		}
+		said.Reset()
+		if err := c.Beat(); err != nil {
+			t.Fatal(err)
+		}
+		if k.Heart.Fired() {
+			t.Error("it is not forgotten")
+		}
+		return said.String()
+	}
+	if got := beat(true); !strings.Contains(got, "until this daemon served") || strings.Contains(got, "pause") {
+		t.Errorf("at the start: %q", got)
+	}
+	if got := beat(false); got != "" {
+		t.Errorf("afterwards: %q", got)
+	}
+	c.beaten = time.Now().Add(-3 * time.Second)
+	if got := beat(true); !strings.Contains(got, "was silent") || !strings.Contains(got, "pause=3") {
+		t.Errorf("after 3 s: %q", got)
 	}
 }
 

@@ -48,7 +48,7 @@ func (s *Server) heldTCP(k unitKey) (net.Listener, error) {
 func (s *Server) heldUDP(k unitKey, address string) (*net.UDPConn, error) {
 	f := s.take(k.heldName("udp"))
 	if f == nil {
-		return ListenUDP(address)
+		return listenUDP(address, reusePort)
 	}
 	defer f.Close() // net has a copy
 	c, err := net.FilePacketConn(f)
@@ -58,6 +58,9 @@ func (s *Server) heldUDP(k unitKey, address string) (*net.UDPConn, error) {
 	u, ok := c.(*net.UDPConn)
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("socket of %s left by the process before: it is not of UDP", k.address), c.Close())
+	}
+	if raw, err := u.SyscallConn(); err != nil || control(raw, reusePort) != nil { // of a version that did without
+		s.opts.Log.Info("no other process can serve h3 beside this one", "address", k.address)
 	}
 	return u, nil
 }

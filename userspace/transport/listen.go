@@ -37,16 +37,38 @@ func listenTCP(address string) (net.Listener, error) {
 const udpBuffer = 7 << 20
 
 // ListenUDP opens a UDP port; errors say what can be done about it.
-func ListenUDP(address string) (*net.UDPConn, error) {
+func ListenUDP(address string) (*net.UDPConn, error) { return listenUDP(address, nil) }
+
+// listenUDP prepares the socket with set before it is bound.
+func listenUDP(address string, set func(fd int) error) (*net.UDPConn, error) {
 	family, port, err := split(address)
 	if err != nil {
 		return nil, err
 	}
-	c, err := (&net.ListenConfig{}).ListenPacket(context.Background(), "udp"+family, address)
+	var lc net.ListenConfig
+	if set != nil {
+		lc.Control = func(_, _ string, raw syscall.RawConn) error { return control(raw, set) }
+	}
+	c, err := lc.ListenPacket(context.Background(), "udp"+family, address)
 	if err != nil {
 		return nil, explain("udp", address, port, err)
 	}
 	return c.(*net.UDPConn), nil
+}
+
+func control(raw syscall.RawConn, f func(fd int) error) error {
+	var ferr error
+	err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) })
+	return errors.Join(err, ferr)
+}
+
+// reusePort lets another process of this user bind the same address. TCP's listener, which is opened first, keeps
+// strangers out.
+func reusePort(fd int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		return fmt.Errorf("share the address with the process that comes next: %w", err)
+	}
+	return nil
 }
 
 // explain says what an operator can do about a port that cannot be opened.

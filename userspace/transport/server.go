@@ -39,6 +39,11 @@ type Options struct {
 	// of the process before, by their names; they belong to Listen.
 	Keeper Keeper
 	Held   []*os.File
+	// TokenKey lets a client that was asked to show its address show it to the process that comes next. It is
+	// kept over restarts; zero: each process has its own.
+	TokenKey [32]byte
+	// Wait opens the listeners and serves nobody before Serve.
+	Wait bool
 }
 
 // Server is all listeners of an edge.
@@ -52,6 +57,7 @@ type Server struct {
 	units   map[unitKey]*unit
 	mss     [2]uint16           // largest segments of IPv4 and IPv6 clients; 0 = no bound
 	held    map[string]*os.File // until Listen returns
+	waiting bool                // for Serve
 	retired sync.WaitGroup      // listeners that still drain
 }
 
@@ -77,7 +83,7 @@ type ProtocolStats struct {
 
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
 func Listen(cfg Config, opts Options) (*Server, error) {
-	s := &Server{opts: opts, units: map[unitKey]*unit{}, retryAbove: retryAbove, held: byName(opts.Held)}
+	s := &Server{opts: opts, units: map[unitKey]*unit{}, retryAbove: retryAbove, held: byName(opts.Held), waiting: opts.Wait}
 	err := s.Apply(cfg)
 	if err == nil {
 		s.dropHeld()
@@ -119,9 +125,11 @@ func (s *Server) Apply(cfg Config) error {
 	changed := s.cfg.limits() != cfg.limits() && len(s.units) > 0 && len(opened) < len(want)
 	for _, u := range opened {
 		s.units[u.key] = u
-		s.hold(u)
 		u.boundSegments(s.mss)
-		u.serve()
+		if !s.waiting {
+			s.hold(u)
+			u.serve()
+		}
 	}
 	for k, u := range s.units {
 		if !slices.Contains(want, k) {
@@ -169,7 +177,7 @@ func (s *Server) retire(u *unit, drain time.Duration) {
 		defer s.retired.Done()
 		ctx, cancel := context.WithTimeout(context.Background(), drain)
 		defer cancel()
-		if err := u.drain(ctx); err != nil {
+		if err := u.drain(ctx, false); err != nil {
 			s.opts.Log.Warn("listener closed before its requests were done", "address", u.key.address, "error", err)
 		}
 	}()
@@ -181,12 +189,18 @@ func (s *Server) retire(u *unit, drain time.Duration) {
 func (s *Server) Drain(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.drain(ctx, false)
+}
+
+// drain is Drain with mu held. After the sockets went to another process, clients whose handshake is under way still
+// have it with this one.
+func (s *Server) drain(ctx context.Context, handed bool) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Drain)
 	defer cancel()
 	var wg sync.WaitGroup
 	errs := make(chan error, len(s.units))
 	for _, u := range s.units {
-		wg.Go(func() { errs <- u.drain(ctx) })
+		wg.Go(func() { errs <- u.drain(ctx, handed) })
 	}
 	wg.Wait()
 	s.retired.Wait()

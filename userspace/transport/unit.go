@@ -80,6 +80,10 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 	u.sizeBuffer()
 	u.altSvc = []string{fmt.Sprintf(`h3=":%d"; ma=86400`, port)}
 	u.quic = &quic.Transport{Conn: u.udp, VerifySourceAddress: u.verifySource, ConnectionIDGenerator: u.s.opts.ConnectionIDs}
+	if u.s.opts.TokenKey != [32]byte{} {
+		key := quic.TokenGeneratorKey(u.s.opts.TokenKey)
+		u.quic.TokenGeneratorKey = &key
+	}
 	if u.s.opts.ResetKey != [32]byte{} {
 		key := quic.StatelessResetKey(u.s.opts.ResetKey)
 		u.quic.StatelessResetKey = &key
@@ -228,9 +232,25 @@ func (u *unit) leave(ctx context.Context) {
 	}
 }
 
+// lastHandshake is how long a QUIC handshake may take that began before another process got the socket's new
+// connections: closing the listener refuses those that are under way.
+const lastHandshake = 2 * time.Second
+
+// awaitHandshakes returns when QUIC handshakes under way have ended, or are given up.
+func awaitHandshakes(ctx context.Context) {
+	wait := lastHandshake
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/4)
+	}
+	select {
+	case <-time.After(wait): // quic-go tells nobody of them
+	case <-ctx.Done():
+	}
+}
+
 // drain ends the unit: gracefully until ctx ends, and then at once. The error says that requests
 // were cut.
-func (u *unit) drain(ctx context.Context) error {
+func (u *unit) drain(ctx context.Context, handed bool) error {
 	var wg sync.WaitGroup
 	var errTCP, errQUIC error
 	wg.Go(func() {
@@ -241,6 +261,9 @@ func (u *unit) drain(ctx context.Context) error {
 	})
 	if u.h3 != nil {
 		wg.Go(func() {
+			if handed {
+				awaitHandshakes(ctx)
+			}
 			// The listener goes first: http3's Shutdown closes only those it made itself.
 			_ = u.quicIn.Close()
 			if errQUIC = u.h3.Shutdown(ctx); errQUIC != nil {

@@ -58,13 +58,52 @@ for ((i = 0; i < 100; i++)); do
 done
 berm vip list --json | jq -e '.[] | select(.name == "www")'
 
-# Upgrading swaps the programs in place and restarts the daemon.
+# Another process takes over: the unit stays up, and systemd watches the new one.
+main() { systemctl show -p MainPID --value bermd; }
+since() { systemctl show -p ActiveEnterTimestampMonotonic --value bermd; }
+serves() { curl -fsk -o /dev/null https://127.0.0.1/.berm/; }
+settled() { # the process before has ended
+	for ((i = 0; i < 200; i++)); do
+		[[ $(systemctl -q is-active bermd && pgrep -cx bermd) == 1 ]] && return
+		sleep 0.1
+	done
+	return 1
+}
+until berm status; do sleep 0.1; done
+pid=$(main) began=$(since)
+su -s /bin/sh berm -c 'berm upgrade'
+[[ $(main) != "$pid" && $(since) == "$began" ]]
+serves
+settled
+berm status
+# One that cannot start changes nothing, and says why.
+pid=$(main)
+echo 'nonsense: 1' >>/etc/berm/berm.yaml
+fails berm upgrade 2>/tmp/said
+grep -q nonsense /tmp/said
+sed -i '$d' /etc/berm/berm.yaml
+mv /usr/bin/bermd /usr/bin/bermd.good
+printf '#!/bin/sh\nexit 1\n' >/usr/bin/bermd
+chmod +x /usr/bin/bermd
+fails berm upgrade
+mv /usr/bin/bermd.good /usr/bin/bermd
+[[ $(main) == "$pid" && $(since) == "$began" ]]
+serves
+# It is looked after as the first one was.
+kill -KILL "$pid"
+until serves && berm status; do sleep 0.1; done
+[[ $(main) != "$pid" && $(since) != "$began" ]]
+
+# Upgrading swaps the programs in place, and a daemon of the new version takes over.
+pid=$(main) began=$(since)
 program() { berm kernel status --json | jq -c '[.. | .id? // empty]'; }
 before=$(program)
 dpkg -i /srv/berm/newer.deb
 [[ $(program) != "$before" ]]
 systemctl -q is-active berm-kernel
 systemctl -q is-active bermd
+[[ $(main) != "$pid" && $(since) == "$began" ]]
+[[ $(readlink "/proc/$(main)/exe") == /usr/bin/bermd ]] # and not what was deleted
 
 # Stopping the daemon leaves the kernel half; removing the package leaves nothing.
 systemctl stop bermd

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/quic-go/quic-go"
-
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/quiclb"
@@ -14,25 +12,25 @@ import (
 
 // cids makes QUIC connection IDs that name this edge, if the file wants such.
 type cids struct {
-	made *quiclb.Generator // nil: the file wanted none when the listeners were opened
+	made *quiclb.Generator
 }
 
-// newCIDs makes IDs of the length that the file's first format has.
-func newCIDs(cfg *config.Config) (*cids, error) {
+// plainCID is the length of IDs where the file wants none that name an edge, in bytes.
+const plainCID = 8
+
+// newCIDs makes IDs of the length that the file's first format has. Only those that fit are given out.
+func newCIDs(cfg *config.Config, fits func(cid []byte) bool) (*cids, error) {
 	formats, err := cfg.QUIC.Formats()
-	if err != nil || len(formats) == 0 {
-		return &cids{}, err
+	if err != nil {
+		return nil, err
 	}
-	c := &cids{made: quiclb.NewGenerator(formats[0].Len())}
+	length := plainCID
+	if len(formats) > 0 {
+		length = formats[0].Len()
+	}
+	c := &cids{made: quiclb.NewGenerator(length)}
+	c.made.Fits = fits
 	return c, c.made.Use(formats, cfg.ServerID())
-}
-
-// generator is nil, and not an interface of nil, where the file wants no such IDs.
-func (c *cids) generator() quic.ConnectionIDGenerator {
-	if c.made == nil {
-		return nil
-	}
-	return c.made
 }
 
 // apply makes new IDs as cfg says. The error is transport.ErrRestart where only listeners opened anew
@@ -42,19 +40,11 @@ func (c *cids) apply(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	restart := fmt.Errorf("quic.cid: the first format %w, since its connection IDs have another length", transport.ErrRestart)
-	if c.made == nil {
-		if len(formats) == 0 {
-			return nil
-		}
-		return restart
+	err = c.made.Use(formats, cfg.ServerID())
+	if errors.Is(err, quiclb.ErrLength) {
+		return fmt.Errorf("quic.cid: the first format %w, since its connection IDs have another length", transport.ErrRestart)
 	}
-	switch err := c.made.Use(formats, cfg.ServerID()); {
-	case errors.Is(err, quiclb.ErrLength):
-		return restart
-	default:
-		return err
-	}
+	return err
 }
 
 // readCID reads connection IDs for explaining them.

@@ -61,8 +61,8 @@ func newContent(cfg *config.Config, clk clock.Clock) (*content, error) {
 	return c, nil
 }
 
-// generation is content that is built and not yet used. What did not change is nil.
-type generation struct {
+// edition is content that is built and not yet used. What did not change is nil.
+type edition struct {
 	c      *content
 	routes *pipeline.Routes
 	client *origin.Client
@@ -70,8 +70,8 @@ type generation struct {
 }
 
 // build makes what differs between two configurations.
-func (c *content) build(old, cfg *config.Config) (g *generation, err error) {
-	g = &generation{c: c}
+func (c *content) build(old, cfg *config.Config) (g *edition, err error) {
+	g = &edition{c: c}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.drop())
@@ -91,8 +91,8 @@ func (c *content) build(old, cfg *config.Config) (g *generation, err error) {
 	return g, err
 }
 
-// drop forgets a generation that is not used after all.
-func (g *generation) drop() error {
+// drop forgets an edition that is not used after all.
+func (g *edition) drop() error {
 	var errs []error
 	if g.client != nil {
 		errs = append(errs, g.client.Close())
@@ -103,8 +103,8 @@ func (g *generation) drop() error {
 	return errors.Join(errs...)
 }
 
-// use switches to a generation: origins before the routes that name them.
-func (g *generation) use() {
+// use switches to an edition: origins before the routes that name them.
+func (g *edition) use() {
 	c := g.c
 	if g.client != nil {
 		old := c.client.now.Swap(g.client)

@@ -74,6 +74,11 @@ func (e *Edge) Status(ctx context.Context) (control.Status, error) {
 	for _, a := range e.server.Addresses() {
 		s.Listeners = append(s.Listeners, control.Listener{Protocols: a.Protocols, Address: a.Address, Network: a.Network})
 	}
+	s.Generations = []control.Generation{}
+	_ = e.kernel.use(func(set *maps.Set) error { // without it there is this process alone
+		s.Generations = generations(set)
+		return nil
+	})
 	s.TLS = e.tlsInfo()
 	err := e.kernelStatus(ctx, &s)
 	return s, err

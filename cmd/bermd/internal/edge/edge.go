@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -41,6 +42,9 @@ type Options struct {
 	Notify  func(state string) // systemd's sd_notify, or nothing
 	Keeper  transport.Keeper   // who keeps the public sockets over a restart; nil for nobody
 	Held    []*os.File         // those that it kept
+
+	Start       func(files []*os.File) (Successor, error) // another process, to take over; nil: nobody would watch it
+	Predecessor io.ReadWriter                             // to take over from; nil: from nobody
 }
 
 // Edge is a running daemon.
@@ -63,18 +67,27 @@ type Edge struct {
 	pipeline *pipeline.Pipeline
 	server   *transport.Server
 	kernel   *kernelLink
-	probes   *probes
-	relays   *fec.Relays
-	anycast  *anycast.Announcer
-	heart    heart
-	admin    *http.Server
-	socket   net.Listener
+
+	generation *generation
+	probes     *probes
+	relays     *fec.Relays
+	anycast    *anycast.Announcer
+	heart      heart
+	admin      *http.Server
+	socket     net.Listener
 
 	token string // of the self-check, which only this process knows
 	ready atomic.Bool
 	sound atomic.Bool // the last self-check passed
 	fatal chan error
 	tasks sync.WaitGroup
+
+	workers   sync.WaitGroup // what only one process does
+	stopWork  context.CancelFunc
+	upgrade   sync.Mutex    // held by Upgrade
+	upgrading sync.RWMutex  // held while another process takes over, and when none may any more
+	handed    chan struct{} // closed once one has
+	stopping  chan struct{} // closed when this one ends
 
 	reloading sync.Mutex // held while the configuration changes
 	cfg       atomic.Pointer[config.Config]
@@ -88,12 +101,15 @@ type Edge struct {
 func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	cfg, err := opts.Load()
 	if err != nil {
+		if opts.Predecessor != nil {
+			explain(opts.Predecessor, err)
+		}
 		return nil, err
 	}
 	opts.Log.Apply(cfg.Log)
 	e := &Edge{
 		opts: opts, log: opts.Log, started: time.Now(), metrics: observe.NewMetrics(), history: &observe.History{},
-		token: rand.Text(), fatal: make(chan error, 8),
+		token: rand.Text(), fatal: make(chan error, 8), handed: make(chan struct{}), stopping: make(chan struct{}),
 	}
 	e.heart.e = e
 	e.anycast = e.newAnycast()
@@ -102,9 +118,16 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	e.access.Sample(cfg.Log.Access)
 	defer func() {
 		if err != nil {
+			if opts.Predecessor != nil {
+				explain(opts.Predecessor, err)
+			}
 			err = errors.Join(err, e.close(ctx))
+			e.kernel.close()
 		}
 	}()
+	key := e.resetKey()
+	e.generation = newGeneration(e, key)
+	e.kernel = newKernelLink(e, cfg)
 	boundHeap(cfg.Cache.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
@@ -120,20 +143,62 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	if err = e.buildPipeline(); err != nil {
 		return nil, err
 	}
-	if e.cids, err = newCIDs(cfg); err != nil {
+	if e.cids, err = newCIDs(cfg, e.generation.fits); err != nil {
 		return nil, err
 	}
 	e.accept(cfg)
-	e.kernel = newKernelLink(e, cfg)
-	if err = e.listen(cfg); err != nil {
+	if opts.Predecessor != nil {
+		err = e.succeed(cfg, key)
+	} else {
+		err = e.begin(cfg, key)
+	}
+	if err != nil {
 		return nil, err
 	}
-	e.kernel.connect(cfg)
 	if err = e.applyAnycast(ctx, cfg); err != nil {
 		return nil, err
 	}
 	e.registerMetrics()
 	return e, nil
+}
+
+// begin opens everything.
+func (e *Edge) begin(cfg *config.Config, key [32]byte) error {
+	if err := e.listen(cfg, key); err != nil {
+		return err
+	}
+	if err := e.listenInside(cfg); err != nil {
+		return err
+	}
+	e.kernel.connect(cfg)
+	return nil
+}
+
+// succeed opens what two processes may have, becomes the one that serves, and opens the rest.
+func (e *Edge) succeed(cfg *config.Config, key [32]byte) error {
+	e.generation.waits = true
+	if err := e.kernel.open(cfg); err != nil {
+		return err
+	}
+	if err := e.generation.claim(e.kernel.set); err != nil { // before there are sockets
+		return err
+	}
+	if err := e.listen(cfg, key); err != nil {
+		return err
+	}
+	if err := e.generation.join(e.kernel.set); err != nil {
+		return err
+	}
+	if err := e.takeOver(e.opts.Predecessor); err != nil {
+		return err
+	}
+	stop := e.kernel.liveMeanwhile()
+	defer stop()
+	if err := e.listenInside(cfg); err != nil {
+		return err
+	}
+	e.kernel.adopt(cfg)
+	return nil
 }
 
 // accept makes cfg the configuration in force.
@@ -168,17 +233,22 @@ func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
 	return false
 }
 
-// listen opens the public listeners, the admin socket and the metrics' listener.
-func (e *Edge) listen(cfg *config.Config) (err error) {
+// listen opens the public listeners.
+func (e *Edge) listen(cfg *config.Config, key [32]byte) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
-		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: e.resetKey(), Failed: e.fail,
-		ConnectionIDs: e.cids.generator(), Keeper: e.opts.Keeper, Held: e.opts.Held,
+		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: key, Failed: e.fail,
+		ConnectionIDs: e.cids.made, Keeper: e.opts.Keeper, Held: e.opts.Held,
 		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData,
+		TokenKey: derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,
 	})
 	if err != nil {
 		e.server = nil
-		return err
 	}
+	return err
+}
+
+// listenInside opens the admin socket, the metrics' listener, and the sockets of relays and probes.
+func (e *Edge) listenInside(cfg *config.Config) (err error) {
 	var note string
 	if e.socket, note, err = control.Listen(cfg.Admin.Socket, cfg.Kernel.Group); err != nil {
 		return err
@@ -201,7 +271,7 @@ func (e *Edge) listen(cfg *config.Config) (err error) {
 }
 
 func (e *Edge) ended(what string, err error) {
-	if err != nil && !errors.Is(err, http.ErrServerClosed) {
+	if err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		e.fail(fmt.Errorf("%s: %w", what, err))
 	}
 }
@@ -245,13 +315,15 @@ func certNames(cfg *config.Config) []string {
 // Run serves until ctx ends or a part breaks, and then drains.
 func (e *Edge) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
-	e.tasks.Go(func() { e.kernel.run(work) })
-	e.tasks.Go(func() { e.kernel.live(work) })
-	e.tasks.Go(func() { e.certs.Watch(work, time.Second, e.certsChanged) })
-	e.tasks.Go(func() { e.tickets.Watch(work, time.Second, e.ticketsFailed) })
-	e.tasks.Go(func() { e.watchdog(work) })
-	e.tasks.Go(func() { e.heart.run(work) })
-	e.tasks.Go(func() { e.anycast.Run(work) })
+	defer stop()
+	e.stopWork = stop
+	e.workers.Go(func() { e.kernel.run(work) })
+	e.workers.Go(func() { e.kernel.live(work) })
+	e.workers.Go(func() { e.certs.Watch(work, time.Second, e.certsChanged) })
+	e.workers.Go(func() { e.tickets.Watch(work, time.Second, e.ticketsFailed) })
+	e.workers.Go(func() { e.watchdog(work) })
+	e.workers.Go(func() { e.heart.run(work) })
+	e.workers.Go(func() { e.anycast.Run(work) })
 	e.ready.Store(true)
 	e.notify("READY=1\nSTATUS=" + e.summary())
 	var broken error
@@ -260,6 +332,15 @@ func (e *Edge) Run(ctx context.Context) error {
 		e.log.Info("draining", "at_most", e.cfg.Load().Listen.Drain)
 	case broken = <-e.fatal:
 		e.log.Error("stopping: a part broke", "error", broken)
+	case <-e.handed:
+	}
+	close(e.stopping)
+	e.upgrading.Lock() // for good
+	select {
+	case <-e.handed:
+		e.log.Info("another process serves: this one ends what it began", "at_most", e.cfg.Load().Listen.Drain)
+		return errors.Join(broken, e.leave(context.WithoutCancel(ctx)))
+	default:
 	}
 	e.notify("STOPPING=1")
 	e.stopAnycast(context.WithoutCancel(ctx)) // while requests are still served: routers first
@@ -274,9 +355,21 @@ func (e *Edge) Run(ctx context.Context) error {
 		e.kernel.handOver()
 	}
 	stop()
+	e.workers.Wait()
 	e.tasks.Wait()
 	e.kernel.close()
 	return errors.Join(broken, err)
+}
+
+// leave ends a process beside which another one serves.
+func (e *Edge) leave(ctx context.Context) error {
+	if err := e.server.DrainBeside(ctx); err != nil {
+		e.log.Warn("some requests were cut: raise listen.drain if they need longer", "error", err)
+	}
+	err := errors.Join(e.admin.Close(), e.content.close())
+	e.tasks.Wait()
+	e.kernel.close()
+	return err
 }
 
 // close ends what was started, in order: clients first, then what serves them.
@@ -301,7 +394,7 @@ func (e *Edge) close(ctx context.Context) error {
 		errs = append(errs, e.relays.Close())
 	}
 	if e.probes != nil {
-		errs = append(errs, e.probes.apply(nil))
+		errs = append(errs, e.probes.close())
 	}
 	return errors.Join(errs...)
 }

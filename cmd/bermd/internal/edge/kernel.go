@@ -124,6 +124,30 @@ func (k *kernelLink) live(ctx context.Context) {
 	}
 }
 
+// liveMeanwhile beats until the function that it returns is called: this process serves, and has yet to
+// bring tables up to date.
+func (k *kernelLink) liveMeanwhile() func() {
+	done := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(heartbeat)
+		defer tick.Stop()
+		for {
+			_ = k.use(func(set *maps.Set) error { // opened by whoever calls this
+				set.Heart.Beat()
+				return nil
+			})
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
+}
+
 // follow connects, or lets go of a kernel half that was taken down or replaced.
 func (k *kernelLink) follow() {
 	k.e.reloading.Lock() // the configuration stays what it is meanwhile
@@ -144,10 +168,17 @@ func (k *kernelLink) follow() {
 			k.e.log.Info("the file is now in force in the kernel half")
 		}
 	}
+	_ = k.use(func(set *maps.Set) error { // without a kernel half there is nothing to follow
+		k.e.generation.follow(set)
+		return nil
+	})
 }
 
-func pinInode(pins string) uint64 {
-	fi, err := os.Stat(maps.PinDir(pins))
+func pinInode(pins string) uint64 { return inodeOf(maps.PinDir(pins)) }
+
+// inodeOf is 0 for what is not there.
+func inodeOf(path string) uint64 {
+	fi, err := os.Stat(path)
 	if err != nil {
 		return 0
 	}
@@ -160,6 +191,13 @@ func pinInode(pins string) uint64 {
 
 // connect opens the maps and puts cfg in force there.
 func (k *kernelLink) connect(cfg *config.Config) {
+	if k.open(cfg) == nil {
+		k.adopt(cfg)
+	}
+}
+
+// open opens the maps, and writes nothing.
+func (k *kernelLink) open(cfg *config.Config) error {
 	inode := pinInode(cfg.Kernel.Pins)
 	set, err := maps.Open(maps.PinDir(cfg.Kernel.Pins))
 	var ctl *steer.Controller
@@ -182,9 +220,18 @@ func (k *kernelLink) connect(cfg *config.Config) {
 		if first {
 			k.e.log.Warn("running without the kernel half: nothing is filtered, limited or steered until it is up", "error", err)
 		}
-		return
+		return err
 	}
 	k.e.log.Info("the kernel half's maps are open", "pins", maps.PinDir(k.pins))
+	return nil
+}
+
+// adopt puts cfg in force in maps that are open.
+func (k *kernelLink) adopt(cfg *config.Config) {
+	set := k.set
+	if err := k.e.generation.join(set); err != nil {
+		k.e.log.Warn("connections of QUIC would end with this process", "error", err)
+	}
 	if err := k.apply(cfg); err != nil {
 		k.e.log.Error("the file is not in force in the kernel half: what was there before stays", "error", err)
 	} else {
@@ -234,6 +281,7 @@ func (k *kernelLink) close() {
 		k.events.Wait()
 		k.stopEvents = nil
 	}
+	k.e.generation.leave()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.set == nil {

@@ -18,6 +18,8 @@ import (
 type probes struct {
 	e *Edge
 
+	running sync.WaitGroup // those that answer: each closes its socket at its end
+
 	mu   sync.Mutex
 	open map[netip.AddrPort]*responder
 	key  *[32]byte
@@ -72,11 +74,18 @@ func (p *probes) serve(at netip.AddrPort, c net.PacketConn) {
 	}
 	r.Say(p.says)
 	p.open[at] = r
-	p.e.tasks.Go(func() {
+	p.running.Go(func() {
 		if err := r.Serve(ctx); err != nil {
 			p.e.fail(fmt.Errorf("answer other edges' probes at %s: %w", at, err))
 		}
 	})
+}
+
+// close answers nobody any more, and returns when all sockets are closed.
+func (p *probes) close() error {
+	err := p.apply(nil)
+	p.running.Wait()
+	return err
 }
 
 // setKey says with what probes are authenticated: before the kernel half is there none is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"reflect"
 	"time"
 
@@ -17,6 +18,10 @@ import (
 // Reload reads the file again and switches to it. A file that is wrong, or that cannot be put in
 // force, is refused: what ran before goes on, and the error says why.
 func (e *Edge) Reload(ctx context.Context) (control.Changes, error) {
+	if !e.upgrading.TryRLock() {
+		return control.Changes{}, &control.Error{Status: http.StatusConflict, Message: "another process is taking over, or this one ends", Hint: "the one that serves then has read the file"}
+	}
+	defer e.upgrading.RUnlock()
 	e.reloading.Lock()
 	defer e.reloading.Unlock()
 	e.notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", monotonicMicros()))
@@ -90,6 +95,7 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	if restart != nil && !errors.Is(restart, transport.ErrRestart) {
 		return nil, restart
 	}
+	_ = e.kernel.use(e.generation.join) // new listeners; what fails is tried again each second
 	next.use()
 	e.early.Apply(cfg.TLS.EarlyData)
 	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
