@@ -382,39 +382,6 @@ func (k *kernelLink) wanted(cfg *config.Config) control.Wanted {
 	return w
 }
 
-// compiled notes what the prefix table in force was made of.
-func (k *kernelLink) compiled(databases []string, rep geo.Report) {
-	info := control.GeoInfo{Databases: append([]string{}, databases...), Prefixes: rep.Overrides, Records: rep.Size.Records, Loaded: time.Now(), Took: rep.Took.Seconds()}
-	for _, f := range rep.Files {
-		info.Prefixes += f.Networks4 + f.Networks6
-	}
-	k.geo.Store(&info)
-}
-
-// geoInfo tells what the prefix table in force was made of.
-func (k *kernelLink) geoInfo() control.GeoInfo {
-	if info := k.geo.Load(); info != nil {
-		return *info
-	}
-	return control.GeoInfo{Databases: []string{}}
-}
-
-// compileGeo compiles databases with the file's overrides, and leaves policies alone.
-func (k *kernelLink) compileGeo(set *maps.Set) control.GeoCompiler {
-	return func(ctx context.Context, databases []string) ([]string, error) {
-		cfg := k.e.cfg.Load().Geo
-		if len(databases) > 0 {
-			cfg.Databases = databases
-		}
-		rep, err := geo.New(set).Load(ctx, cfg)
-		if err != nil {
-			return nil, err
-		}
-		k.compiled(cfg.Databases, rep)
-		return control.GeoSentences(rep.Overrides, k.geoInfo(), len(databases) > 0), nil
-	}
-}
-
 // handOver gives this edge's rows to its peers.
 func (k *kernelLink) handOver() {
 	err := k.use(func(*maps.Set) error { return k.steer.SetDraining(true) })
