@@ -142,7 +142,7 @@ func TestReload(t *testing.T) {
 	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 5*time.Second, "the old routes by SIGHUP", func() (bool, error) {
+	within(t, 20*time.Second, "the old routes by SIGHUP", func() (bool, error) {
 		resp, err := get(url)
 		return err == nil && strings.Contains(resp.Header.Get("Cache-Status"), "hit"), nil // the cache kept its content
 	})
@@ -172,7 +172,7 @@ func TestDrainsOnTerm(t *testing.T) {
 		b, err := io.ReadAll(resp.Body)
 		got <- answer{string(b), err}
 	}()
-	within(t, 5*time.Second, "the request in flight", func() (bool, error) {
+	within(t, 20*time.Second, "the request in flight", func() (bool, error) {
 		s, err := p.client.Status(t.Context())
 		return s.InFlight > 0, err
 	})
@@ -292,7 +292,7 @@ func TestKernelHalfComesAndGoes(t *testing.T) {
 			return s.Kernel.Attached == want && (!want || len(s.VIPs) == 1), err
 		}
 	}
-	within(t, 5*time.Second, "the kernel half to be picked up", attached(true))
+	within(t, 20*time.Second, "the kernel half to be picked up", attached(true))
 	done, err := p.client.AddVIP(t.Context(), control.VIP{Name: "mine", Address: netip.MustParseAddr("192.0.2.2"), Port: 80, Protocol: "tcp"})
 	if err != nil || len(done.Changed) != 1 {
 		t.Fatal(done, err)
@@ -319,7 +319,7 @@ func TestKernelHalfComesAndGoes(t *testing.T) {
 	if err := os.Rename(hidden, away); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 5*time.Second, "the kernel half to be let go", attached(false))
+	within(t, 20*time.Second, "the kernel half to be let go", attached(false))
 	if resp, err := get(p.url(t, "h1") + "/"); err != nil || resp.StatusCode != http.StatusNotFound {
 		t.Errorf("serving without it: %+v %v", resp, err)
 	}
@@ -371,7 +371,7 @@ func TestNoticesDrift(t *testing.T) {
 		}
 		return strings.Join(s.Problems, "\n")
 	}
-	within(t, 5*time.Second, "the VIP", func() (bool, error) {
+	within(t, 20*time.Second, "the VIP", func() (bool, error) {
 		list, err := p.client.VIPs(t.Context())
 		return len(list) == 1, err
 	})
@@ -390,7 +390,7 @@ func TestNoticesDrift(t *testing.T) {
 	if err := k.Config.SetObserveOnly(true); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 5*time.Second, "the drift to be told", func() (bool, error) {
+	within(t, 20*time.Second, "the drift to be told", func() (bool, error) {
 		return strings.Contains(problems(), "1 change to the kernel half's tables behind the daemon, the last: berm_config[0]: flags is 1, was 0"), nil
 	})
 	if s := problems(); strings.Contains(s, "berm_vip") || strings.Contains(s, "berm_verdicts") {
