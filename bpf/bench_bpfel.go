@@ -55,6 +55,7 @@ const (
 	BenchMapBermGeoPolicies       = "berm_geo_policies"
 	BenchMapBermGeoRules          = "berm_geo_rules"
 	BenchMapBermHeart             = "berm_heart"
+	BenchMapBermNetworks          = "berm_networks"
 	BenchMapBermNewcomers         = "berm_newcomers"
 	BenchMapBermPackets           = "berm_packets"
 	BenchMapBermPaths             = "berm_paths"
@@ -172,6 +173,7 @@ type BenchMapSpecs struct {
 	BermGeoPolicies       *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.MapSpec `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths             *ebpf.MapSpec `ebpf:"berm_paths"`
@@ -251,6 +253,7 @@ type BenchMaps struct {
 	BermGeoPolicies       *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.Map `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.Map `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths             *ebpf.Map `ebpf:"berm_paths"`
@@ -306,6 +309,7 @@ func (m *BenchMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNetworks,
 		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,

@@ -21,7 +21,7 @@ func TestEmptiedMaps(t *testing.T) {
 	k := newKernel(t)
 	for name, m := range map[string]*ebpf.Map{
 		"config": k.BermConfig, "vip_seeds": k.BermVipSeeds, "vip_slots": k.BermVipSlots, "vips": k.BermVips, "geo_rules": k.BermGeoRules,
-		"rate_classes": k.BermRateClasses, "prefix4": k.BermPrefix4, "prefix6_root": k.BermPrefix6Root, "prefix_records": k.BermPrefixRecords,
+		"rate_classes": k.BermRateClasses, "prefix4": k.BermPrefix4, "prefix6_root": k.BermPrefix6Root, "prefix_records": k.BermPrefixRecords, "networks": k.BermNetworks,
 		"verdict_bits": k.BermVerdictBits, "rows": k.BermRows, "backends": k.BermBackends, "peers": k.BermPeers, "sample": k.BermSample,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -54,7 +54,17 @@ func prefixHash(seed [2]uint64, a netip.Addr, bits int) uint64 {
 	for _, octet := range b[:bits/8] {
 		n = n<<8 | uint64(octet)
 	}
+	return hashNumber(seed, n)
+}
+
+func hashNumber(seed [2]uint64, n uint64) uint64 {
 	return mix((mix((n^seed[0])*hashB) ^ seed[1]) * hashA)
+}
+
+func networkHash(seed [2]uint64, asn uint32) uint64 { return hashNumber(seed, 1<<40|uint64(asn)) }
+
+func networkShareHash(seed [2]uint64, asn uint32, aggregate uint64) uint64 {
+	return hashNumber(seed, 2<<40|uint64(asn)<<8|aggregate>>56)
 }
 
 func flowHash(key [2]uint64, src, dst netip.AddrPort, proto byte) uint64 {
@@ -109,6 +119,7 @@ type hashes struct {
 	Row, Tag          uint32
 	Chance, Hop       uint32
 	Aggregate, Share  uint64
+	Network, Part     uint64
 }
 
 func TestHashes(t *testing.T) {
@@ -143,6 +154,8 @@ func TestHashes(t *testing.T) {
 			bits = [2]int{48, 56}
 		}
 		want.Aggregate, want.Share = prefixHash(baseConfig.Seed, src, bits[0]), prefixHash(baseConfig.Seed, src, bits[1])
+		asn := binary.LittleEndian.Uint32(in.Src[12:])
+		want.Network, want.Part = networkHash(baseConfig.Seed, asn), networkShareHash(baseConfig.Seed, asn, want.Aggregate)
 		want.Flow = flowHash(baseConfig.Secret, netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport), in.Proto)
 		want.Row = uint32(want.Flow & 0xffffffff * 65537 >> 32)
 		want.Tag = uint32(flowTag(want.Flow, baseConfig.TagSecrets[0]))

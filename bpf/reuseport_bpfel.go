@@ -35,6 +35,7 @@ const (
 	ReuseportMapBermGeoPolicies       = "berm_geo_policies"
 	ReuseportMapBermGeoRules          = "berm_geo_rules"
 	ReuseportMapBermHeart             = "berm_heart"
+	ReuseportMapBermNetworks          = "berm_networks"
 	ReuseportMapBermNewcomers         = "berm_newcomers"
 	ReuseportMapBermPackets           = "berm_packets"
 	ReuseportMapBermPaths             = "berm_paths"
@@ -135,6 +136,7 @@ type ReuseportMapSpecs struct {
 	BermGeoPolicies       *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.MapSpec `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths             *ebpf.MapSpec `ebpf:"berm_paths"`
@@ -211,6 +213,7 @@ type ReuseportMaps struct {
 	BermGeoPolicies       *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.Map `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.Map `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths             *ebpf.Map `ebpf:"berm_paths"`
@@ -263,6 +266,7 @@ func (m *ReuseportMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNetworks,
 		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,

@@ -35,6 +35,7 @@ const (
 	SockOpsMapBermGeoPolicies       = "berm_geo_policies"
 	SockOpsMapBermGeoRules          = "berm_geo_rules"
 	SockOpsMapBermHeart             = "berm_heart"
+	SockOpsMapBermNetworks          = "berm_networks"
 	SockOpsMapBermNewcomers         = "berm_newcomers"
 	SockOpsMapBermPackets           = "berm_packets"
 	SockOpsMapBermPaths             = "berm_paths"
@@ -136,6 +137,7 @@ type SockOpsMapSpecs struct {
 	BermGeoPolicies       *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.MapSpec `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths             *ebpf.MapSpec `ebpf:"berm_paths"`
@@ -213,6 +215,7 @@ type SockOpsMaps struct {
 	BermGeoPolicies       *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.Map `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.Map `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths             *ebpf.Map `ebpf:"berm_paths"`
@@ -266,6 +269,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNetworks,
 		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,

@@ -25,12 +25,15 @@ int xdp_berm_at(struct xdp_md *ctx)
 
 volatile __u64 test_step_ns;
 volatile __u64 test_sources; /* - 1 */
+volatile bool test_networks; /* sources are of as many aggregates */
 __u64 test_given;
 volatile __u32 test_last_cpu;
 __u64 test_turns; /* packets before which another CPU had one */
 __u64 test_passed[TEST_SOURCES];
 
-/* Writes the number of a source into the last byte of the IPv4 address, or of the IPv6 /64. */
+/* Writes the number of a source into the last byte of the IPv4 address, or of the IPv6 /64; or into that
+ * of the /24 or /48.
+ */
 static __always_inline bool put_source(struct xdp_md *ctx, __u8 source)
 {
 	struct cursor cur = cur_from(ctx);
@@ -44,14 +47,14 @@ static __always_inline bool put_source(struct xdp_md *ctx, __u8 source)
 	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		if (!(six = TAKE(&cur, struct ipv6hdr)))
 			return false;
-		six->saddr.s6_addr[7] = source;
+		six->saddr.s6_addr[test_networks ? 5 : 7] = source;
 		return true;
 	}
 	if (!(four = TAKE(&cur, struct iphdr)))
 		return false;
 	half = (__u16 *)&four->saddr + 1;
 	old = *half;
-	*half = (old & 0xff) | source << 8;
+	*half = test_networks ? (old & 0xff00) | source : (old & 0xff) | source << 8;
 	four->check = ~csum_fold((__u16)~four->check + (__u16)~old + *half); /* RFC 1624 */
 	return true;
 }
@@ -95,6 +98,8 @@ struct test_hashes {
 	__u32 hop; /* the same from site to site, the second time */
 	__u64 aggregate;
 	__u64 share;
+	__u64 network;
+	__u64 network_share;
 };
 
 SEC("xdp")
@@ -119,6 +124,8 @@ int test_hash(struct xdp_md *ctx)
 	io->source = source_hash(cfg->seed, source);
 	io->aggregate = aggregate_hash(cfg->seed, source, io->six);
 	io->share = share_hash(cfg->seed, source, io->six);
+	io->network = network_hash(cfg->seed, io->src.words[3]);
+	io->network_share = network_share_hash(cfg->seed, io->src.words[3], io->aggregate);
 	io->flow = flow_hash(cfg->secret, io->six, &src, &dst, ports);
 	io->row = flow_row(io->flow);
 	io->tag = flow_tag(io->flow, cfg->tag_secrets[0], false, 0);

@@ -21,13 +21,13 @@ type XDPAggregated struct {
 		Client XDPBermAddr
 		Ports  uint64
 	}
-	Facts  uint64
-	Number uint64
-	Units  uint64
-	Class  uint32
-	Len    uint32
-	Kinds  uint32
-	Pad    uint32
+	Facts   uint64
+	Number  uint64
+	Units   uint64
+	Class   uint32
+	Len     uint32
+	Kinds   uint32
+	Network uint32
 }
 
 type XDPBermAction uint32
@@ -215,7 +215,8 @@ const (
 	XDPBermDropBERM_DROP_RATE_AGGREGATE XDPBermDrop = 23
 	XDPBermDropBERM_DROP_CARRY          XDPBermDrop = 24
 	XDPBermDropBERM_DROP_REGION         XDPBermDrop = 25
-	XDPBermDropBERM_DROP_MAX            XDPBermDrop = 26
+	XDPBermDropBERM_DROP_RATE_NETWORK   XDPBermDrop = 26
+	XDPBermDropBERM_DROP_MAX            XDPBermDrop = 27
 )
 
 type XDPBermEvent struct {
@@ -403,8 +404,7 @@ type XDPBermPrefixRecord struct {
 	Country   uint16
 	Acl       uint8
 	RateClass uint8
-	AsnClass  uint8
-	Region    uint8
+	Network   uint16
 	Rule      uint16
 }
 
@@ -425,6 +425,13 @@ type XDPBermRateClass struct {
 		Syns     XDPBermLimit
 		Initials XDPBermLimit
 	}
+	Network struct {
+		_        structs.HostLayout
+		Packets  XDPBermLimit
+		Bytes    XDPBermLimit
+		Syns     XDPBermLimit
+		Initials XDPBermLimit
+	}
 }
 
 type XDPBermRateFlags uint32
@@ -435,6 +442,7 @@ const (
 	XDPBermRateFlagsBERM_RATE_FINE_CLOCK XDPBermRateFlags = 4
 	XDPBermRateFlagsBERM_RATE_INITIALS   XDPBermRateFlags = 8
 	XDPBermRateFlagsBERM_RATE_AGGREGATE  XDPBermRateFlags = 16
+	XDPBermRateFlagsBERM_RATE_NETWORK    XDPBermRateFlags = 32
 )
 
 type XDPBermRateSet struct {
@@ -681,6 +689,7 @@ const (
 	XDPMapBermGeoPolicies       = "berm_geo_policies"
 	XDPMapBermGeoRules          = "berm_geo_rules"
 	XDPMapBermHeart             = "berm_heart"
+	XDPMapBermNetworks          = "berm_networks"
 	XDPMapBermNewcomers         = "berm_newcomers"
 	XDPMapBermPackets           = "berm_packets"
 	XDPMapBermPaths             = "berm_paths"
@@ -784,6 +793,7 @@ type XDPMapSpecs struct {
 	BermGeoPolicies       *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.MapSpec `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths             *ebpf.MapSpec `ebpf:"berm_paths"`
@@ -863,6 +873,7 @@ type XDPMaps struct {
 	BermGeoPolicies       *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.Map `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.Map `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths             *ebpf.Map `ebpf:"berm_paths"`
@@ -918,6 +929,7 @@ func (m *XDPMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNetworks,
 		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,

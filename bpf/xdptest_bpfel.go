@@ -36,6 +36,7 @@ const (
 	XDPTestMapBermGeoPolicies       = "berm_geo_policies"
 	XDPTestMapBermGeoRules          = "berm_geo_rules"
 	XDPTestMapBermHeart             = "berm_heart"
+	XDPTestMapBermNetworks          = "berm_networks"
 	XDPTestMapBermNewcomers         = "berm_newcomers"
 	XDPTestMapBermPackets           = "berm_packets"
 	XDPTestMapBermPaths             = "berm_paths"
@@ -76,6 +77,7 @@ const (
 	XDPTestVarTestGiven             = "test_given"
 	XDPTestVarTestJiffies           = "test_jiffies"
 	XDPTestVarTestLastCpu           = "test_last_cpu"
+	XDPTestVarTestNetworks          = "test_networks"
 	XDPTestVarTestNowNs             = "test_now_ns"
 	XDPTestVarTestPassed            = "test_passed"
 	XDPTestVarTestSources           = "test_sources"
@@ -156,6 +158,7 @@ type XDPTestMapSpecs struct {
 	BermGeoPolicies       *ebpf.MapSpec `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.MapSpec `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.MapSpec `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.MapSpec `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.MapSpec `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.MapSpec `ebpf:"berm_packets"`
 	BermPaths             *ebpf.MapSpec `ebpf:"berm_paths"`
@@ -193,15 +196,16 @@ type XDPTestMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XDPTestVariableSpecs struct {
-	TestCookie  *ebpf.VariableSpec `ebpf:"test_cookie"`
-	TestGiven   *ebpf.VariableSpec `ebpf:"test_given"`
-	TestJiffies *ebpf.VariableSpec `ebpf:"test_jiffies"`
-	TestLastCpu *ebpf.VariableSpec `ebpf:"test_last_cpu"`
-	TestNowNs   *ebpf.VariableSpec `ebpf:"test_now_ns"`
-	TestPassed  *ebpf.VariableSpec `ebpf:"test_passed"`
-	TestSources *ebpf.VariableSpec `ebpf:"test_sources"`
-	TestStepNs  *ebpf.VariableSpec `ebpf:"test_step_ns"`
-	TestTurns   *ebpf.VariableSpec `ebpf:"test_turns"`
+	TestCookie   *ebpf.VariableSpec `ebpf:"test_cookie"`
+	TestGiven    *ebpf.VariableSpec `ebpf:"test_given"`
+	TestJiffies  *ebpf.VariableSpec `ebpf:"test_jiffies"`
+	TestLastCpu  *ebpf.VariableSpec `ebpf:"test_last_cpu"`
+	TestNetworks *ebpf.VariableSpec `ebpf:"test_networks"`
+	TestNowNs    *ebpf.VariableSpec `ebpf:"test_now_ns"`
+	TestPassed   *ebpf.VariableSpec `ebpf:"test_passed"`
+	TestSources  *ebpf.VariableSpec `ebpf:"test_sources"`
+	TestStepNs   *ebpf.VariableSpec `ebpf:"test_step_ns"`
+	TestTurns    *ebpf.VariableSpec `ebpf:"test_turns"`
 }
 
 // XDPTestObjects contains all objects after they have been loaded into the kernel.
@@ -244,6 +248,7 @@ type XDPTestMaps struct {
 	BermGeoPolicies       *ebpf.Map `ebpf:"berm_geo_policies"`
 	BermGeoRules          *ebpf.Map `ebpf:"berm_geo_rules"`
 	BermHeart             *ebpf.Map `ebpf:"berm_heart"`
+	BermNetworks          *ebpf.Map `ebpf:"berm_networks"`
 	BermNewcomers         *ebpf.Map `ebpf:"berm_newcomers"`
 	BermPackets           *ebpf.Map `ebpf:"berm_packets"`
 	BermPaths             *ebpf.Map `ebpf:"berm_paths"`
@@ -299,6 +304,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermGeoPolicies,
 		m.BermGeoRules,
 		m.BermHeart,
+		m.BermNetworks,
 		m.BermNewcomers,
 		m.BermPackets,
 		m.BermPaths,
@@ -337,15 +343,16 @@ func (m *XDPTestMaps) Close() error {
 //
 // It can be passed to LoadXDPTestObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XDPTestVariables struct {
-	TestCookie  *ebpf.Variable `ebpf:"test_cookie"`
-	TestGiven   *ebpf.Variable `ebpf:"test_given"`
-	TestJiffies *ebpf.Variable `ebpf:"test_jiffies"`
-	TestLastCpu *ebpf.Variable `ebpf:"test_last_cpu"`
-	TestNowNs   *ebpf.Variable `ebpf:"test_now_ns"`
-	TestPassed  *ebpf.Variable `ebpf:"test_passed"`
-	TestSources *ebpf.Variable `ebpf:"test_sources"`
-	TestStepNs  *ebpf.Variable `ebpf:"test_step_ns"`
-	TestTurns   *ebpf.Variable `ebpf:"test_turns"`
+	TestCookie   *ebpf.Variable `ebpf:"test_cookie"`
+	TestGiven    *ebpf.Variable `ebpf:"test_given"`
+	TestJiffies  *ebpf.Variable `ebpf:"test_jiffies"`
+	TestLastCpu  *ebpf.Variable `ebpf:"test_last_cpu"`
+	TestNetworks *ebpf.Variable `ebpf:"test_networks"`
+	TestNowNs    *ebpf.Variable `ebpf:"test_now_ns"`
+	TestPassed   *ebpf.Variable `ebpf:"test_passed"`
+	TestSources  *ebpf.Variable `ebpf:"test_sources"`
+	TestStepNs   *ebpf.Variable `ebpf:"test_step_ns"`
+	TestTurns    *ebpf.Variable `ebpf:"test_turns"`
 }
 
 // XDPTestPrograms contains all programs after they have been loaded into the kernel.

@@ -147,7 +147,7 @@ var shapes = map[string]shape{
 	"berm_config": flat, "berm_vips": flat, "berm_geo_policies": flat, "berm_rate_classes": flat, "berm_sets": flat, "berm_backends": flat,
 	"berm_verdict_bits": whole, "berm_rate_cells": whole, "berm_rows": whole, "berm_newcomers": whole, "berm_geo_rules": whole,
 	"berm_vip_seeds": halves, "berm_vip_slots": halves, "berm_prefix4": halves, "berm_prefix4_leaves": halves, "berm_prefix4_blocks": halves, "berm_prefix6_root": halves,
-	"berm_prefix6_nodes": halves, "berm_prefix6_leaves": halves, "berm_prefix_records": halves,
+	"berm_prefix6_nodes": halves, "berm_prefix6_leaves": halves, "berm_prefix_records": halves, "berm_networks": halves,
 	"berm_gates": flat, "berm_gate_states": flat, "berm_cids": flat, "berm_carry": flat,
 	"berm_drops": flat, "berm_shadows": flat, "berm_vip_stats": flat, "berm_tenant_stats": flat, "berm_sample": flat,
 	"berm_cc_profiles": flat, "berm_cc_countries": flat, "berm_cc_stats": flat,

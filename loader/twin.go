@@ -43,7 +43,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermVipSeeds: shared, bpf.XDPMapBermVipSlots: shared, bpf.XDPMapBermVips: shared,
 	bpf.XDPMapBermGeoRules: shared, bpf.XDPMapBermGeoPolicies: shared, bpf.XDPMapBermRateClasses: shared,
 	bpf.XDPMapBermPrefix4: shared, bpf.XDPMapBermPrefix4Leaves: shared, bpf.XDPMapBermPrefix4Blocks: shared, bpf.XDPMapBermPrefix6Root: shared,
-	bpf.XDPMapBermPrefix6Nodes: shared, bpf.XDPMapBermPrefix6Leaves: shared, bpf.XDPMapBermPrefixRecords: shared,
+	bpf.XDPMapBermPrefix6Nodes: shared, bpf.XDPMapBermPrefix6Leaves: shared, bpf.XDPMapBermPrefixRecords: shared, bpf.XDPMapBermNetworks: shared,
 	bpf.XDPMapBermRateCells: copied, bpf.XDPMapBermVerdictBits: shared, bpf.XDPMapBermVerdicts: copied,
 	bpf.XDPMapBermRows: shared, bpf.XDPMapBermSets: shared, bpf.XDPMapBermBackends: shared, bpf.XDPMapBermPeers: shared,
 	bpf.XDPMapBermCids: shared, bpf.XDPMapBermSids: shared, bpf.XDPMapBermSidsLong: shared,
@@ -57,8 +57,8 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermCcProfiles: shared, bpf.XDPMapBermCcCountries: shared, bpf.XDPMapBermCcRules: shared, bpf.XDPMapBermCcStats: empty,
 }
 
-// twinSets are the twin's sets of rate cells: enough that those of a source, of its aggregate and of its
-// share there lie apart but for three times in 4096, when the source's own count.
+// twinSets are the twin's sets of rate cells: enough that those of a source, of its aggregate and network and of
+// its shares there lie apart but for ten times in 4096, when the source's own count.
 const twinSets = 4096
 
 // Fate is what became of a packet, as the program's own counters tell.
@@ -270,7 +270,11 @@ func (t *Twin) prepare(source netip.Addr) error {
 	cfg.RateMask &= twinSets - 1
 	cfg.Flags |= uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED)
 	cfg.Flags &^= uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_CAPTURE)
-	for _, hash := range rateHashes(cfg.Seed, source) {
+	hashes, err := t.rateHashes(cfg.Seed, source)
+	if err != nil {
+		return err
+	}
+	for _, hash := range hashes {
 		var set bpf.XDPBermRateSet
 		if err := t.pins[bpf.XDPMapBermRateCells].Lookup(hash&live, &set); err != nil {
 			return fmt.Errorf("rate cells of %s: %w", source, err)
@@ -368,16 +372,26 @@ func (t *Twin) hits(source netip.Addr) map[bpf.XDPBermVerdictKey]uint64 {
 }
 
 // rateHashes place a source's cells, its own last.
-func rateHashes(seed [2]uint64, source netip.Addr) [3]uint32 {
-	return [3]uint32{
-		uint32(maps.AggregateHash(seed, source)), uint32(maps.ShareHash(seed, source)), uint32(maps.SourceHash(seed, source)),
+func (t *Twin) rateHashes(seed [2]uint64, source netip.Addr) (out []uint32, err error) {
+	record, err := t.live.Prefixes.Lookup(source)
+	if err != nil {
+		return nil, err
 	}
+	if record.ASN != 0 {
+		out = []uint32{uint32(maps.NetworkHash(seed, record.ASN)), uint32(maps.NetworkShareHash(seed, record.ASN, source))}
+	}
+	return append(out,
+		uint32(maps.AggregateHash(seed, source)), uint32(maps.ShareHash(seed, source)), uint32(maps.SourceHash(seed, source))), nil
 }
 
 // cells are those that a packet of the source may charge, in the twin.
 func (t *Twin) cells(source netip.Addr) (cells []uint64, err error) {
 	cfg := t.set.Config.Get()
-	for _, hash := range rateHashes(cfg.Seed, source) {
+	hashes, err := t.rateHashes(cfg.Seed, source)
+	if err != nil {
+		return nil, err
+	}
+	for _, hash := range hashes {
 		var set bpf.XDPBermRateSet
 		if err := t.own[bpf.XDPMapBermRateCells].Lookup(hash&cfg.RateMask, &set); err != nil {
 			return nil, fmt.Errorf("rate cells: %w", err)

@@ -30,8 +30,8 @@ const maxDrift = 8
 // lock, which compares before they write and remembers after: so nobody's change hides behind
 // theirs. Verdicts, of which there may be thousands a second, are remembered one by one.
 //
-// The cells of the prefix table (64 MiB and more) are not remembered, only its records and which
-// copy is live.
+// The cells of the prefix table (64 MiB and more) are not remembered, only its records, the networks
+// that they name, and which copy is live.
 type ledger struct {
 	tables   []remembered
 	verdicts *rememberedVerdicts
@@ -56,7 +56,11 @@ func (s *Set) WatchDrift() error {
 		if err != nil {
 			return fmt.Errorf("watch %s: %w", bpf.XDPMapBermPrefixRecords, err)
 		}
-		s.windows = append(s.windows, records)
+		networks, err := mapWindow(s.Prefixes.networks)
+		if err != nil {
+			return errors.Join(fmt.Errorf("watch %s: %w", bpf.XDPMapBermNetworks, err), records.close())
+		}
+		s.windows = append(s.windows, records, networks)
 		l := &ledger{verdicts: &rememberedVerdicts{v: s.Verdicts, known: map[bpf.XDPBermVerdictKey]bpf.XDPBermVerdict{}}}
 		l.tables = []remembered{
 			&entries[bpf.XDPBermConfig]{name: bpf.XDPMapBermConfig, read: s.Config.decided},
@@ -65,6 +69,7 @@ func (s *Set) WatchDrift() error {
 			cells(bpf.XDPMapBermGeoRules, s.Geo.rules), array[bpf.XDPBermGeoPolicy](bpf.XDPMapBermGeoPolicies, s.Geo.m),
 			array[bpf.XDPBermRateClass](bpf.XDPMapBermRateClasses, s.Rates.m),
 			cells(bpf.XDPMapBermPrefixRecords, records),
+			cells(bpf.XDPMapBermNetworks, networks),
 			array[bpf.XDPBermSet](bpf.XDPMapBermSets, s.Sets.m),
 			&entries[uint64]{name: bpf.XDPMapBermRows, read: s.rowsInUse},
 			array[bpf.XDPBermBackend](bpf.XDPMapBermBackends, s.Backends.m),

@@ -80,6 +80,7 @@ func TestDriftOfOthers(t *testing.T) {
 		{"geo policy", func() { put(bpf.XDPMapBermGeoPolicies, uint32(9), &bpf.XDPBermGeoPolicy{Used: 1}) }, "berm_geo_policies[9]: used is 1, was 0"},
 		{"rate class", func() { put(bpf.XDPMapBermRateClasses, uint32(1), &bpf.XDPBermRateClass{}) }, "berm_rate_classes[1]: packets is "},
 		{"record", func() { put(bpf.XDPMapBermPrefixRecords, uint32(3), &bpf.XDPBermPrefixRecord{Acl: 2}) }, "berm_prefix_records[3]: 0x20000, was 0x0"},
+		{"network", func() { put(bpf.XDPMapBermNetworks, uint32(3), uint64(64496)) }, "berm_networks[3]: 0xfbf0, was 0x0"},
 		{"set", func() { put(bpf.XDPMapBermSets, uint32(9), &bpf.XDPBermSet{Owner: 1}) }, "berm_sets[9]: owner is 1, was 0"},
 		{"rows", func() {
 			for i := range uint32(20) {

@@ -40,6 +40,7 @@ const (
 
 	DropRateInitial   = Drop(bpf.XDPBermDropBERM_DROP_RATE_INITIAL)
 	DropRateAggregate = Drop(bpf.XDPBermDropBERM_DROP_RATE_AGGREGATE)
+	DropRateNetwork   = Drop(bpf.XDPBermDropBERM_DROP_RATE_NETWORK)
 
 	dropMax = Drop(bpf.XDPBermDropBERM_DROP_MAX)
 )
@@ -73,6 +74,7 @@ var dropNames = [...][2]string{
 	DropRateAggregate: {"rate_aggregate", "the sources of its IPv4 /24 or IPv6 /48 are together above their class, and it is above its share"},
 	DropCarry:         {"carry", "no flow of this site, and more than may be carried to other sites"},
 	DropRegion:        {"region", "the service is another region's alone"},
+	DropRateNetwork:   {"rate_network", "the sources of its network (ASN) are together above their class, and its part of that is above its share"},
 }
 
 // String is the reason's name.

@@ -46,6 +46,18 @@ func ShareHash(seed [2]uint64, source netip.Addr) uint64 {
 	return hashSource(seed, n)
 }
 
+const hashNetwork = 1 << 40
+
+// NetworkHash places a network there, by the number of its autonomous system.
+func NetworkHash(seed [2]uint64, asn uint32) uint64 {
+	return hashSource(seed, hashNetwork|uint64(asn))
+}
+
+// NetworkShareHash places the part of a network there that a source is of: the /24s or /48s that a hash puts together.
+func NetworkShareHash(seed [2]uint64, asn uint32, source netip.Addr) uint64 {
+	return hashSource(seed, hashNetwork<<1|uint64(asn)<<8|AggregateHash(seed, source)>>56)
+}
+
 func sourceNumber(source netip.Addr) (n uint64, six bool) {
 	n, lo := halves(source)
 	if source.Unmap().Is4() {

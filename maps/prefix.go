@@ -14,8 +14,8 @@ import (
 // Prefixes is the table that gives a source's record. It exists twice: Swap fills the copy not in
 // use and makes it live with one store, so that a packet sees all of one or all of the other.
 type Prefixes struct {
-	set                                                 *Set
-	four, leaves4, blocks, root, nodes, leaves, records *ebpf.Map
+	set                                                           *Set
+	four, leaves4, blocks, root, nodes, leaves, records, networks *ebpf.Map
 }
 
 // Swap builds a new table through fill and makes it live. On an error the old one stays.
@@ -34,7 +34,7 @@ func (p *Prefixes) Install(t *PrefixTable) error {
 	}
 	return p.set.lock.hold(func() (err error) {
 		quiesce()
-		ws, closeAll, err := mapWindows(p.four, p.leaves4, p.blocks, p.root, p.nodes, p.leaves, p.records)
+		ws, closeAll, err := mapWindows(p.four, p.leaves4, p.blocks, p.root, p.nodes, p.leaves, p.records, p.networks)
 		if err != nil {
 			return fmt.Errorf("prefix table: %w", err)
 		}
@@ -45,10 +45,14 @@ func (p *Prefixes) Install(t *PrefixTable) error {
 		for i, r := range t.records {
 			records[i] = bpf.XDPBermPrefixRecord{
 				Country: uint16(r.Country), Acl: uint8(r.ACL), RateClass: r.RateClass,
-				AsnClass: r.ASNClass, Region: r.Region, Rule: r.Rule,
+				Network: t.asns[r.ASN], Rule: r.Rule,
 			}
 		}
-		for i, content := range [][]byte{bytesOf(t.cells4), bytesOf(t.leaves4), bytesOf(t.blocks), bytesOf(t.root), bytesOf(t.nodes), bytesOf(t.leaves), bytesOf(records)} {
+		networks := make([]uint64, prefixNetworks)
+		for i, asn := range t.networks {
+			networks[i] = uint64(asn)
+		}
+		for i, content := range [][]byte{bytesOf(t.cells4), bytesOf(t.leaves4), bytesOf(t.blocks), bytesOf(t.root), bytesOf(t.nodes), bytesOf(t.leaves), bytesOf(records), bytesOf(networks)} {
 			half := ws[i].b[len(ws[i].b)/2*int(to):][:len(ws[i].b)/2]
 			if copy(half, content) < len(content) {
 				return fmt.Errorf("prefix table: %d bytes do not fit a copy of %d: %w", len(content), len(half), ErrFull)
@@ -67,20 +71,22 @@ func (p *Prefixes) Records() ([]PrefixRecord, error) {
 	}
 	half := len(entries) / 2
 	active := int(p.set.Config.Get().PrefixActive & 1)
+	networks, err := all[uint64](p.networks)
+	if err != nil {
+		return nil, err
+	}
+	networks = networks[active*prefixNetworks:]
 	var list []PrefixRecord
 	for _, e := range entries[active*half:][:half] {
 		if e != (bpf.XDPBermPrefixRecord{}) {
-			list = append(list, decodeRecord(e))
+			list = append(list, decodeRecord(e, networks[e.Network%prefixNetworks]))
 		}
 	}
 	return list, nil
 }
 
-func decodeRecord(e bpf.XDPBermPrefixRecord) PrefixRecord {
-	return PrefixRecord{
-		Country: Country(e.Country), ACL: Action(e.Acl), RateClass: e.RateClass,
-		ASNClass: e.AsnClass, Region: e.Region, Rule: e.Rule,
-	}
+func decodeRecord(e bpf.XDPBermPrefixRecord, asn uint64) PrefixRecord {
+	return PrefixRecord{Country: Country(e.Country), ACL: Action(e.Acl), RateClass: e.RateClass, ASN: uint32(asn), Rule: e.Rule}
 }
 
 // Lookup returns the live record of a source, found as the kernel half finds it.
@@ -99,7 +105,11 @@ func (p *Prefixes) Lookup(a netip.Addr) (PrefixRecord, error) {
 	if err := p.records.Lookup(active*prefixRecords+uint32(leaf), &e); err != nil {
 		return PrefixRecord{}, fmt.Errorf("prefix record %d of %s: %w", leaf, a, err)
 	}
-	return decodeRecord(e), nil
+	var asn uint64
+	if err := p.networks.Lookup(active*prefixNetworks+uint32(e.Network), &asn); err != nil {
+		return PrefixRecord{}, fmt.Errorf("network %d of %s: %w", e.Network, a, err)
+	}
+	return decodeRecord(e, asn), nil
 }
 
 // packedLeaf reads leaf n of a copy whose cells hold four.

@@ -14,10 +14,15 @@ type PrefixRecord struct {
 	Country   Country `json:"country"`
 	ACL       Action  `json:"acl"`
 	RateClass uint8   `json:"rate_class"` // number of the class; 0 = the VIP's
-	ASNClass  uint8   `json:"asn_class"`  // 0 unknown, 1 eyeball, 2 hosting, 3 anonymiser
-	Region    uint8   `json:"region"`
-	Rule      uint16  `json:"rule"` // number of the override that decided, from 1; 0 = a database
+	ASN       uint32  `json:"asn"`        // number of the autonomous system; 0 = unknown
+	Rule      uint16  `json:"rule"`       // number of the override that decided, from 1; 0 = a database
 }
+
+// What a table has room for.
+const (
+	PrefixRecords  = prefixRecords - 1  // different ones that say something
+	PrefixNetworks = prefixNetworks - 1 // autonomous systems
+)
 
 const (
 	prefix4Cells   = 1 << 19    // BERM_PREFIX4_CELLS
@@ -29,6 +34,7 @@ const (
 	prefix6Leaves  = 4 << 20    // BERM_PREFIX6_LEAVES cells of four
 	prefix6NodeBit = 0x80000000 // BERM_PREFIX6_NODE
 	prefixRecords  = 32768      // BERM_RECORDS
+	prefixNetworks = 16384      // BERM_NETWORKS
 	blockSize      = 256        // leaves of a block
 )
 
@@ -36,8 +42,10 @@ const (
 // McKeown 1998) with runs of equal /24s stored once, Poptrie for IPv6 (Asai, Ohara 2015). It is
 // filled in ascending order of addresses; equal blocks, nodes and leaves are stored once.
 type PrefixTable struct {
-	records []PrefixRecord
-	ids     map[PrefixRecord]uint16
+	records  []PrefixRecord
+	ids      map[PrefixRecord]uint16
+	networks []uint32 // numbers of autonomous systems, by what records call them
+	asns     map[uint32]uint16
 
 	slash24   []uint16 // leaves by the first 24 bits, until they are packed
 	cells4    []uint64
@@ -67,11 +75,13 @@ type segment6 struct {
 // NewPrefixTable makes a table that knows nothing about any address.
 func NewPrefixTable() *PrefixTable {
 	return &PrefixTable{
-		records: []PrefixRecord{{}},
-		ids:     map[PrefixRecord]uint16{{}: 0},
-		slash24: make([]uint16, 1<<24),
-		cells4:  make([]uint64, prefix4Cells),
-		root:    make([]uint64, prefix6Root),
+		records:  []PrefixRecord{{}},
+		ids:      map[PrefixRecord]uint16{{}: 0},
+		networks: []uint32{0},
+		asns:     map[uint32]uint16{0: 0},
+		slash24:  make([]uint16, 1<<24),
+		cells4:   make([]uint64, prefix4Cells),
+		root:     make([]uint64, prefix6Root),
 	}
 }
 
@@ -82,6 +92,13 @@ func (t *PrefixTable) intern(r PrefixRecord) (uint16, error) {
 	}
 	if len(t.records) == prefixRecords {
 		return 0, fmt.Errorf("prefix table: more than %d different records: %w (fewer overrides with settings of their own are needed)", prefixRecords, ErrFull)
+	}
+	if _, ok := t.asns[r.ASN]; !ok {
+		if len(t.networks) == prefixNetworks {
+			return 0, fmt.Errorf("prefix table: more than %d different networks: %w (leave the smallest out)", PrefixNetworks, ErrFull)
+		}
+		t.asns[r.ASN] = uint16(len(t.networks))
+		t.networks = append(t.networks, r.ASN)
 	}
 	id := uint16(len(t.records))
 	t.records = append(t.records, r)
@@ -246,16 +263,17 @@ func leaf4(cell uint64, a uint32) uint32 {
 
 // PrefixSize says how full a table is.
 type PrefixSize struct {
-	Records int `json:"records"`
-	Leaves4 int `json:"leaves4"`
-	Blocks4 int `json:"blocks4"`
-	Nodes6  int `json:"nodes6"`
-	Leaves6 int `json:"leaves6"`
+	Records  int `json:"records"`
+	Networks int `json:"networks"` // autonomous systems that records name
+	Leaves4  int `json:"leaves4"`
+	Blocks4  int `json:"blocks4"`
+	Nodes6   int `json:"nodes6"`
+	Leaves6  int `json:"leaves6"`
 }
 
 // Size says how full the table is.
 func (t *PrefixTable) Size() PrefixSize {
-	return PrefixSize{len(t.records), len(t.leaves4), len(t.blocks) / blockSize, len(t.nodes), len(t.leaves)}
+	return PrefixSize{len(t.records), len(t.networks) - 1, len(t.leaves4), len(t.blocks) / blockSize, len(t.nodes), len(t.leaves)}
 }
 
 // bytesOf views elements without padding as bytes.

@@ -44,7 +44,7 @@ func randomSpans(r *rand.Rand, n, bits int) []span {
 		if r.IntN(4) == 0 {
 			continue // a hole
 		}
-		out = append(out, span{sorted[i], sorted[i+1] - 1, maps.PrefixRecord{Country: maps.Country(r.IntN(5)), ACL: maps.Action(r.IntN(2))}})
+		out = append(out, span{sorted[i], sorted[i+1] - 1, maps.PrefixRecord{Country: maps.Country(r.IntN(5)), ACL: maps.Action(r.IntN(2)), ASN: uint32(r.IntN(2)) * 4_200_000_000}})
 	}
 	return out
 }
@@ -242,6 +242,14 @@ func TestPrefixTableFull(t *testing.T) {
 		"different records": func(table *maps.PrefixTable) error {
 			for i := range uint32(40000) {
 				if err := table.Add4(i<<8, i<<8|255, maps.PrefixRecord{Rule: uint16(i + 1)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"different networks": func(table *maps.PrefixTable) error {
+			for i := range uint32(17000) {
+				if err := table.Add4(i<<8, i<<8|255, maps.PrefixRecord{ASN: i + 1}); err != nil {
 					return err
 				}
 			}

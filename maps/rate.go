@@ -39,13 +39,16 @@ type RateClass struct {
 	// Aggregate is for all sources of an IPv4 /24, or an IPv6 /48, together. Where one of its limits is
 	// exceeded, each address, or /56, may still send its share, 1/256 of the limit.
 	Aggregate Limits `json:"aggregate"`
-	Shadow    bool   `json:"shadow,omitempty"`
+	// Network is for all sources of a network (ASN) together, where the prefix table knows it. Where one of its
+	// limits is exceeded, each of 256 parts, into which a hash puts its /24s and /48s, may still send its share.
+	Network Limits `json:"network"`
+	Shadow  bool   `json:"shadow,omitempty"`
 	// FineClock says that the kernel half reads the precise clock for this class, since a
 	// burst is below two ticks of the cheap one. Decided here, from the limits.
 	FineClock bool `json:"fine_clock,omitempty"`
 }
 
-// AggregateShares is how many parts an aggregate has that each keep a share of its limits.
+// AggregateShares is how many parts an aggregate, or a network, has that each keep a share of its limits.
 const AggregateShares = 256
 
 // Limits are one limit for each thing that is counted.
@@ -122,29 +125,34 @@ func (c RateClass) Validate() error {
 func (c RateClass) encode(tickUnits uint64) (r bpf.XDPBermRateClass, err error) {
 	r.Name, r.Owner, r.Flags = toName(c.Name), uint8(c.Owner), uint16(bpf.XDPBermRateFlagsBERM_RATE_USED)
 	errs := []error{CheckName(c.Name)}
-	const initials, aggregate = bpf.XDPBermRateFlagsBERM_RATE_INITIALS, bpf.XDPBermRateFlagsBERM_RATE_AGGREGATE
+	const initials, aggregate, network = bpf.XDPBermRateFlagsBERM_RATE_INITIALS, bpf.XDPBermRateFlagsBERM_RATE_AGGREGATE, bpf.XDPBermRateFlagsBERM_RATE_NETWORK
 	for _, l := range []struct {
 		what  string
 		limit Limit
 		least uint64 // of a burst
 		to    *bpf.XDPBermLimit
 		flags bpf.XDPBermRateFlags // of a class that has it
-		own   uint64               // of an aggregate's limit: the source's
+		own   uint64               // of an aggregate's, or a network's: what a part of it may send
+		of    string               // that part
 	}{
-		{"packets", c.Packets, 1, &r.Packets, 0, 0},
-		{"bytes", c.Bytes, minByteBurst, &r.Bytes, 0, 0},
-		{"syns", c.SYNs, 1, &r.Syns, 0, 0},
-		{"initials", c.Initials, 1, &r.Initials, initials, 0},
-		{"aggregate.packets", c.Aggregate.Packets, 1, &r.Aggregate.Packets, aggregate, c.Packets.PerSecond},
-		{"aggregate.bytes", c.Aggregate.Bytes, minByteBurst, &r.Aggregate.Bytes, aggregate, c.Bytes.PerSecond},
-		{"aggregate.syns", c.Aggregate.SYNs, 1, &r.Aggregate.Syns, aggregate, c.SYNs.PerSecond},
-		{"aggregate.initials", c.Aggregate.Initials, 1, &r.Aggregate.Initials, aggregate | initials, c.Initials.PerSecond},
+		{"packets", c.Packets, 1, &r.Packets, 0, 0, ""},
+		{"bytes", c.Bytes, minByteBurst, &r.Bytes, 0, 0, ""},
+		{"syns", c.SYNs, 1, &r.Syns, 0, 0, ""},
+		{"initials", c.Initials, 1, &r.Initials, initials, 0, ""},
+		{"aggregate.packets", c.Aggregate.Packets, 1, &r.Aggregate.Packets, aggregate, c.Packets.PerSecond, "one source"},
+		{"aggregate.bytes", c.Aggregate.Bytes, minByteBurst, &r.Aggregate.Bytes, aggregate, c.Bytes.PerSecond, "one source"},
+		{"aggregate.syns", c.Aggregate.SYNs, 1, &r.Aggregate.Syns, aggregate, c.SYNs.PerSecond, "one source"},
+		{"aggregate.initials", c.Aggregate.Initials, 1, &r.Aggregate.Initials, aggregate | initials, c.Initials.PerSecond, "one source"},
+		{"network.packets", c.Network.Packets, 1, &r.Network.Packets, network, max(c.Packets.PerSecond, c.Aggregate.Packets.PerSecond), "a part of it"},
+		{"network.bytes", c.Network.Bytes, minByteBurst, &r.Network.Bytes, network, max(c.Bytes.PerSecond, c.Aggregate.Bytes.PerSecond), "a part of it"},
+		{"network.syns", c.Network.SYNs, 1, &r.Network.Syns, network, max(c.SYNs.PerSecond, c.Aggregate.SYNs.PerSecond), "a part of it"},
+		{"network.initials", c.Network.Initials, 1, &r.Network.Initials, network | initials, max(c.Initials.PerSecond, c.Aggregate.Initials.PerSecond), "a part of it"},
 	} {
 		var err error
 		if l.to.Cost, l.to.BurstUnits, err = l.limit.encode(l.what, l.least); err != nil {
 			errs = append(errs, err)
 		} else if l.limit.PerSecond != 0 && l.limit.PerSecond < l.own {
-			errs = append(errs, fmt.Errorf("%s: %d per second is below the %d of one source, which none could reach", l.what, l.limit.PerSecond, l.own))
+			errs = append(errs, fmt.Errorf("%s: %d per second is below the %d of %s, which none could reach", l.what, l.limit.PerSecond, l.own, l.of))
 		}
 		if l.to.Cost == 0 {
 			continue
@@ -195,11 +203,12 @@ func (r *Rates) ListClasses() ([]RateClass, error) {
 
 func decodeClass(id uint32, e *bpf.XDPBermRateClass) RateClass {
 	of := func(l bpf.XDPBermLimit) Limit { return decodeLimit(l.Cost, l.BurstUnits) }
-	a := e.Aggregate
+	a, n := e.Aggregate, e.Network
 	return RateClass{
 		ID: id, Name: fromName(e.Name), Owner: Owner(e.Owner),
 		Packets: of(e.Packets), Bytes: of(e.Bytes), SYNs: of(e.Syns), Initials: of(e.Initials),
 		Aggregate: Limits{Packets: of(a.Packets), Bytes: of(a.Bytes), SYNs: of(a.Syns), Initials: of(a.Initials)},
+		Network:   Limits{Packets: of(n.Packets), Bytes: of(n.Bytes), SYNs: of(n.Syns), Initials: of(n.Initials)},
 		Shadow:    e.Flags&uint16(bpf.XDPBermRateFlagsBERM_RATE_SHADOW) != 0,
 		FineClock: e.Flags&uint16(bpf.XDPBermRateFlagsBERM_RATE_FINE_CLOCK) != 0,
 	}

@@ -25,6 +25,10 @@ func TestRateClassRoundTrip(t *testing.T) {
 			Initials: maps.Limit{PerSecond: 50, Burst: 70},
 		}},
 		{Name: "aggregate-fine", FineClock: true, Aggregate: maps.Limits{Packets: maps.Limit{PerSecond: 1e6, Burst: 7999}}},
+		{Name: "network", Aggregate: maps.Limits{SYNs: maps.Limit{PerSecond: 30, Burst: 100}}, Network: maps.Limits{
+			Packets: maps.Limit{PerSecond: 9000, Burst: 9999}, Bytes: maps.Limit{PerSecond: 1e6, Burst: 1e6}, SYNs: maps.Limit{PerSecond: 30, Burst: 100},
+			Initials: maps.Limit{PerSecond: 50, Burst: 70},
+		}},
 	} {
 		id, err := k.Rates.PutClass(c)
 		if err != nil {
@@ -36,7 +40,7 @@ func TestRateClassRoundTrip(t *testing.T) {
 		}
 	}
 	list, err := k.Rates.ListClasses()
-	if err != nil || len(list) != 8 {
+	if err != nil || len(list) != 9 {
 		t.Errorf("%d classes, %v", len(list), err)
 	}
 }
@@ -53,6 +57,10 @@ func TestRateClassErrors(t *testing.T) {
 		"aggregate.bytes: a burst of 1": {Name: "x", Aggregate: maps.Limits{Bytes: maps.Limit{PerSecond: 1e6, Burst: 1}}},
 		"aggregate.syns: 5 per second is below the 6 of one source": {
 			Name: "x", SYNs: maps.Limit{PerSecond: 6, Burst: 6}, Aggregate: maps.Limits{SYNs: maps.Limit{PerSecond: 5, Burst: 5}},
+		},
+		"network.bytes: a burst of 1": {Name: "x", Network: maps.Limits{Bytes: maps.Limit{PerSecond: 1e6, Burst: 1}}},
+		"network.syns: 5 per second is below the 6 of a part of it": {
+			Name: "x", Aggregate: maps.Limits{SYNs: maps.Limit{PerSecond: 6, Burst: 6}}, Network: maps.Limits{SYNs: maps.Limit{PerSecond: 5, Burst: 5}},
 		},
 	} {
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), says) {
@@ -77,10 +85,16 @@ func TestRateClassInKernel(t *testing.T) {
 		// and one more: a source's share begins with a packet
 		"aggregate":         {maps.RateClass{Name: "c", Aggregate: maps.Limits{Packets: maps.Limit{PerSecond: 1, Burst: 20}}}, mapstest.ACK, 21, maps.DropRateAggregate},
 		"aggregate of SYNs": {maps.RateClass{Name: "c", Aggregate: maps.Limits{SYNs: maps.Limit{PerSecond: 1, Burst: 20}}}, mapstest.ACK, 100, maps.DropRateAggregate},
+		"network":           {maps.RateClass{Name: "c", Network: maps.Limits{Packets: maps.Limit{PerSecond: 1, Burst: 20}}}, mapstest.ACK, 21, maps.DropRateNetwork},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := mapstest.New(t)
 			if _, err := k.Rates.PutClass(tt.class); err != nil {
+				t.Fatal(err)
+			}
+			if err := k.Prefixes.Swap(func(table *maps.PrefixTable) error {
+				return table.Add(netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.255"), maps.PrefixRecord{ASN: 64496})
+			}); err != nil {
 				t.Fatal(err)
 			}
 			web := service("web", "192.0.2.10", 443)

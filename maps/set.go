@@ -59,7 +59,7 @@ var names = []string{
 	bpf.XDPMapBermConfig, bpf.XDPMapBermVipSeeds, bpf.XDPMapBermVipSlots, bpf.XDPMapBermVips,
 	bpf.XDPMapBermGeoRules, bpf.XDPMapBermGeoPolicies, bpf.XDPMapBermRateClasses,
 	bpf.XDPMapBermPrefix4, bpf.XDPMapBermPrefix4Leaves, bpf.XDPMapBermPrefix4Blocks, bpf.XDPMapBermPrefix6Root,
-	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords,
+	bpf.XDPMapBermPrefix6Nodes, bpf.XDPMapBermPrefix6Leaves, bpf.XDPMapBermPrefixRecords, bpf.XDPMapBermNetworks,
 	bpf.XDPMapBermRateCells, bpf.XDPMapBermVerdictBits, bpf.XDPMapBermVerdicts,
 	bpf.XDPMapBermRows, bpf.XDPMapBermNewcomers, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong, bpf.XDPMapBermStun,
@@ -159,7 +159,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Prefixes = &Prefixes{
 		set: s, four: m[bpf.XDPMapBermPrefix4], leaves4: m[bpf.XDPMapBermPrefix4Leaves], blocks: m[bpf.XDPMapBermPrefix4Blocks],
 		root: m[bpf.XDPMapBermPrefix6Root], nodes: m[bpf.XDPMapBermPrefix6Nodes],
-		leaves: m[bpf.XDPMapBermPrefix6Leaves], records: m[bpf.XDPMapBermPrefixRecords],
+		leaves: m[bpf.XDPMapBermPrefix6Leaves], records: m[bpf.XDPMapBermPrefixRecords], networks: m[bpf.XDPMapBermNetworks],
 	}
 	s.Rates = &Rates{set: s, m: m[bpf.XDPMapBermRateClasses], cells: m[bpf.XDPMapBermRateCells]}
 	s.Verdicts = &Verdicts{set: s, bits: view(bpf.XDPMapBermVerdictBits), m: m[bpf.XDPMapBermVerdicts]}

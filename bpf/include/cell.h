@@ -26,7 +26,9 @@ enum rate_dimension {
 	RATE_SYNS = 0xa0761d,
 	RATE_INITIALS = 0x78bd64,
 	RATE_CARRY = 0x165667, /* see site.h */
-	/* Added to one of those: what the aggregate has sent, and what of its share a part of it has. */
+	/* Added to one of those: what the aggregate, or the network, has sent, and what of its share a part
+	 * of it has.
+	 */
 	RATE_AGGREGATE = 0x8ebc6a,
 	RATE_SHARE = 0x589965,
 };

@@ -16,6 +16,7 @@
 #define BERM_VIP_BUCKETS 4096	      /* displacement of each bucket, two copies */
 #define BERM_VIP_SLOTS 16384	      /* VIP id by slot, two copies */
 #define BERM_RECORDS 32768	      /* prefix records, two copies */
+#define BERM_NETWORKS 16384	      /* autonomous systems that records name, 0 included */
 #define BERM_PREFIX4_CELLS (1 << 19)  /* the first 19 bits of an address, 4 MiB a copy */
 #define BERM_PREFIX4_LEAVES (1 << 20) /* 8 B cells of 4 runs of equal /24s, two copies */
 #define BERM_PREFIX4_BLOCKS 32767     /* /24s that are split further; 512 B each, two copies */
@@ -75,6 +76,7 @@ enum berm_drop {
 	BERM_DROP_RATE_AGGREGATE = 23, /* its /24 or /48 is over, and it over its share of that */
 	BERM_DROP_CARRY = 24,  /* of no flow of this site, and more than may be carried to others */
 	BERM_DROP_REGION = 25, /* of a service that another region's edges do not serve */
+	BERM_DROP_RATE_NETWORK = 26, /* its network is over, and it over its share of that */
 	BERM_DROP_MAX,
 };
 
@@ -213,9 +215,8 @@ struct berm_prefix_record {
 	__u16 country;	 /* below BERM_COUNTRIES */
 	__u8 acl;	 /* enum berm_action */
 	__u8 rate_class; /* 0 = the VIP's */
-	__u8 asn_class;	 /* 0 unknown, 1 eyeball, 2 hosting, 3 anonymiser: set by the operator */
-	__u8 region;
-	__u16 rule; /* number of the override that decided, for explaining; 0 = database */
+	__u16 network;	 /* index of its autonomous system in berm_networks; 0 = unknown */
+	__u16 rule;	 /* number of the override that decided, for explaining; 0 = database */
 };
 _Static_assert(sizeof(struct berm_prefix_record) == 8, "one inlined load");
 
@@ -273,10 +274,12 @@ enum berm_rate_flags {
 	BERM_RATE_FINE_CLOCK = 1 << 2, /* a burst is below two ticks: read ktime (34 ns) */
 	BERM_RATE_INITIALS = 1 << 3,   /* initials, or the aggregate's, are limited */
 	BERM_RATE_AGGREGATE = 1 << 4,  /* a limit of the aggregate is */
+	BERM_RATE_NETWORK = 1 << 5,    /* a limit of the network is */
 };
 
-/* Limits of all sources of an IPv4 /24, or an IPv6 /48, together. Where one is exceeded, each of its
- * BERM_AGGREGATE_SHARES parts (an address; a /56) may go on at its share of the limit.
+/* Limits of all sources of an IPv4 /24, or an IPv6 /48, together; or of those of a network (ASN). Where one
+ * is exceeded, each of its BERM_AGGREGATE_SHARES parts (an address; a /56; of a network the /24s and /48s
+ * that a hash puts together) may go on at its share of the limit.
  */
 #define BERM_AGGREGATE_SHARES 256
 struct berm_aggregate {
@@ -296,8 +299,9 @@ struct berm_rate_class {
 	char name[BERM_NAME];
 	struct berm_limit initials; /* of QUIC, to VIPs that speak it */
 	struct berm_aggregate aggregate;
+	struct berm_aggregate network;
 };
-_Static_assert(sizeof(struct berm_rate_class) == 152, "berm_rate_class is a map value");
+_Static_assert(sizeof(struct berm_rate_class) == 216, "berm_rate_class is a map value");
 
 /* A cell: tag 24 bit << 40 | theoretical arrival time 40 bit in units of 64 ns (wraps after
  * 19.5 h). A cell whose time has passed, or lies further ahead than the largest burst, is free.

@@ -79,6 +79,22 @@ static __always_inline __u64 share_hash(const __u64 seed[2], __u64 source, bool 
 	return source_hash(seed, source >> (six ? 8 : 0));
 }
 
+/* What limits call a network, by the number of its autonomous system: above IPv4's numbers, and below those
+ * of all IPv6 that is in use.
+ */
+#define HASH_NETWORK (1ULL << 40)
+
+static __always_inline __u64 network_hash(const __u64 seed[2], __u32 asn)
+{
+	return source_hash(seed, HASH_NETWORK | asn);
+}
+
+/* And the part of it that has a share: which one a /24 or /48 is of, nobody can know who has not the seed. */
+static __always_inline __u64 network_share_hash(const __u64 seed[2], __u32 asn, __u64 aggregate)
+{
+	return source_hash(seed, HASH_NETWORK << 1 | (__u64)asn << 8 | aggregate >> 56);
+}
+
 #define ROTL(x, b) ((x) << (b) | (x) >> (64 - (b)))
 
 struct sip {

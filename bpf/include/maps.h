@@ -53,6 +53,7 @@ ARRAY(berm_prefix6_root, __u64, 2 * BERM_PREFIX6_ROOT, BPF_F_MMAPABLE);
 ARRAY(berm_prefix6_nodes, struct berm_prefix6_node, 2 * BERM_PREFIX6_NODES, BPF_F_MMAPABLE);
 ARRAY(berm_prefix6_leaves, __u64, 2 * BERM_PREFIX6_LEAVES, BPF_F_MMAPABLE);
 ARRAY(berm_prefix_records, struct berm_prefix_record, 2 * BERM_RECORDS, BPF_F_MMAPABLE);
+ARRAY(berm_networks, __u64, 2 * BERM_NETWORKS, BPF_F_MMAPABLE); /* numbers of autonomous systems */
 
 /* XDP */
 ARRAY(berm_rate_cells, struct berm_rate_set, BERM_RATE_SETS, BPF_F_MMAPABLE);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* rate: what one source may send, in packets, bytes, SYNs and QUIC Initials, and what its aggregate may.
+/* rate: what one source may send, in packets, bytes, SYNs and QUIC Initials, and what its aggregate and
+ * its network may.
  * A source's cells live in one set, which is one cache line. Each class is a budget of its own.
  * Fails open.
  */
@@ -20,8 +21,8 @@ struct {
 	__type(value, struct aggregated);
 } aggregated_packets SEC(".maps");
 
-static __always_inline int rate_aggregate(struct packet *pkt, __u32 class, __u64 time, bool initial,
-					  bool shadow)
+static __always_inline int rate_aggregate(struct packet *pkt, __u32 flags, __u32 class, __u64 time,
+					  bool initial, bool shadow)
 {
 	struct aggregated *in;
 	__u32 key = 0;
@@ -35,11 +36,17 @@ static __always_inline int rate_aggregate(struct packet *pkt, __u32 class, __u64
 	in->units = time;
 	in->class = class;
 	in->len = pkt->len;
+	in->network = pkt->record.network;
 	in->kinds = 1 << AGGREGATE_PACKETS | 1 << AGGREGATE_BYTES |
 		    fact(pkt, PACKET_SYN) << AGGREGATE_SYNS | initial << AGGREGATE_INITIALS;
-	if (aggregate_take(in) || aggregate_spares(pkt->ctx, in))
+	if (flags & BERM_RATE_AGGREGATE && !aggregate_take(in)) {
+		if (aggregate_spares(pkt->ctx, in))
+			return STAGE_NEXT;
+		STAGE(refuse(pkt, BERM_DROP_RATE_AGGREGATE, shadow));
+	}
+	if (!(flags & BERM_RATE_NETWORK) || network_take(in) || aggregate_spares(pkt->ctx, in))
 		return STAGE_NEXT;
-	return refuse(pkt, BERM_DROP_RATE_AGGREGATE, shadow);
+	return refuse(pkt, BERM_DROP_RATE_NETWORK, shadow);
 }
 
 /* What few classes have. */
@@ -54,8 +61,8 @@ static __always_inline int rate_more(struct packet *pkt, struct berm_rate_set *s
 	    rate_take_anywhere(set, &limits->initials, rate_tag(pkt->source, class, RATE_INITIALS),
 			       time, 1) == RATE_REFUSED)
 		STAGE(refuse(pkt, BERM_DROP_RATE_INITIAL, shadow));
-	if (limits->flags & BERM_RATE_AGGREGATE)
-		return rate_aggregate(pkt, class, time, initial, shadow);
+	if (limits->flags & (BERM_RATE_AGGREGATE | BERM_RATE_NETWORK))
+		return rate_aggregate(pkt, limits->flags, class, time, initial, shadow);
 	return STAGE_NEXT;
 }
 
@@ -88,7 +95,8 @@ static __always_inline int rate_check(struct packet *pkt, const struct now *now)
 	if (is(pkt, PACKET_SYN) && limits->syns.cost &&
 	    !rate_take(set, &limits->syns, rate_tag(pkt->source, class, RATE_SYNS), time, 1))
 		STAGE(refuse(pkt, BERM_DROP_RATE_SYN, shadow));
-	if (UNLIKELY(limits->flags & (BERM_RATE_INITIALS | BERM_RATE_AGGREGATE)))
+	if (UNLIKELY(limits->flags &
+		     (BERM_RATE_INITIALS | BERM_RATE_AGGREGATE | BERM_RATE_NETWORK)))
 		return rate_more(pkt, set, limits, class, time, shadow);
 	return STAGE_NEXT;
 }

@@ -33,7 +33,7 @@ type geoLoad struct {
 
 // Help is what berm geo load --help adds.
 func (geoLoad) Help() string {
-	return `The new table is filled beside the live one and takes effect at one packet boundary. A file that is corrupt, empty or of the wrong kind changes nothing. A later file wins over an earlier one; the overrides of the configuration win over all. CSV lines are PREFIX,COUNTRY.
+	return `The new table is filled beside the live one and takes effect at one packet boundary. A file that is corrupt, empty or of the wrong kind changes nothing. A later file wins over an earlier one; the overrides of the configuration win over all, and its networks lie beside whatever is given here. CSV lines are PREFIX,COUNTRY.
 
 Examples:
 
@@ -162,7 +162,7 @@ type geoTest struct {
 
 // Help is what berm geo test --help adds.
 func (geoTest) Help() string {
-	return `It asks the same tables that packets meet: country, operator's rules, policies of the VIPs, verdicts.
+	return `It asks the same tables that packets meet: country, network, operator's rules, policies of the VIPs, verdicts.
 
 Examples:
 
@@ -182,6 +182,9 @@ func (c *geoTest) Run(a *app) error {
 	return a.out.Value(g, func() {
 		a.out.Field("address", "%s", g.IP)
 		a.out.Field("country", "%s", or(g.Country, "unknown"))
+		if g.ASN != 0 {
+			a.out.Field("network", "AS%d", g.ASN)
+		}
 		if g.Rule != 0 {
 			a.out.Field("rule", "override %d of the configuration decided", g.Rule)
 		}

@@ -21,7 +21,7 @@ func (a *app) compiler(set *maps.Set) control.GeoCompiler {
 		if len(databases) > 0 {
 			g.Databases = databases
 		}
-		if len(g.Databases) == 0 && len(g.Overrides) == 0 {
+		if len(g.Databases)+len(g.Networks)+len(g.Overrides) == 0 {
 			return nil, badInput("geo load: the configuration names no database: name a file, or list files under geo.databases in %s", a.settings().config)
 		}
 		r, err := geo.New(set).Load(ctx, g)
@@ -44,6 +44,9 @@ func loaded(r geo.Report) []string {
 	}
 	if r.Overrides > 0 {
 		s = append(s, sprintf("applied %s of the configuration", plural(r.Overrides, "override")))
+	}
+	if r.Networks > 0 {
+		s = append(s, control.NetworksSentence(r.Networks, r.Size.Networks))
 	}
 	return append(s, sprintf("the prefix table is in force: %s, after %s", plural(r.Size.Records, "record"), r.Took.Round(time.Millisecond)))
 }

@@ -15,7 +15,7 @@ type rateCmd struct {
 
 // Help is what berm rate --help adds.
 func (rateCmd) Help() string {
-	return `A class limits each source (an IPv4 address, an IPv6 /64) by itself, and, by the flags --aggregate, all sources of an IPv4 /24 or IPv6 /48 together. VIPs and prefixes name the class that holds.
+	return `A class limits each source (an IPv4 address, an IPv6 /64) by itself; by the flags --aggregate all sources of an IPv4 /24 or IPv6 /48 together; and by the flags --network all of a network (ASN) that the prefix table knows (geo.networks in the configuration). VIPs and prefixes name the class that holds.
 
 Examples:
 
@@ -27,6 +27,7 @@ type rateSet struct {
 	Name      string     `arg:"" complete:"rate" help:"Name of the class, up to 15 bytes."`
 	Source    rateLimits `embed:"" set:"whom=a source"`
 	Aggregate rateLimits `embed:"" prefix:"aggregate-" set:"whom=all sources of an IPv4 /24 or IPv6 /48"`
+	Network   rateLimits `embed:"" prefix:"network-" set:"whom=all sources of a network (ASN)"`
 	Shadow    *bool      `negatable:"" help:"Count what would be refused, and refuse nothing; --no-shadow enforces."`
 }
 
@@ -45,13 +46,14 @@ type rateLimits struct {
 func (rateSet) Help() string {
 	return `What is not named stays as it is; a class that does not exist is made without limits. A rate without a burst gets a burst of one second. Numbers take k, M and G (decimal). Limits hold for each edge: the flows of one source spread over the edges of a site.
 
-Where a limit of an aggregate is exceeded, each of its 256 parts (IPv4 addresses, IPv6 /56) still gets a share of one in 256, so that who sends little is not refused for what others send, or for what somebody sends in their names. TCP connections that this edge has are spared.
+Where a limit of an aggregate is exceeded, each of its 256 parts (IPv4 addresses, IPv6 /56) still gets a share of one in 256, so that who sends little is not refused for what others send, or for what somebody sends in their names. The parts of a network are its /24s and /48s, put together by a hash. TCP connections that this edge has are spared.
 
 Examples:
 
   berm rate set default --packets 1000 --packets-burst 2000
   berm rate set strict --syns 20 --bytes 10M --initials 40
   berm rate set strict --aggregate-packets 100k --aggregate-syns 500
+  berm rate set strict --network-packets 1M --network-syns 5000
   berm rate set strict --shadow`
 }
 
@@ -72,6 +74,9 @@ func (c *rateSet) Run(a *app) error {
 		return err
 	}
 	if err := c.Aggregate.apply("aggregate-", &r.Aggregate); err != nil {
+		return err
+	}
+	if err := c.Network.apply("network-", &r.Network); err != nil {
 		return err
 	}
 	if c.Shadow != nil {
@@ -140,6 +145,9 @@ func (c *rateList) Run(a *app) error {
 			rows = append(rows, append(limitRow(r.Name, "source", r.RateLimits), mode, out.Cell{Text: r.Owner}))
 			if r.Aggregate != (control.RateLimits{}) {
 				rows = append(rows, append(limitRow("", "/24, /48", r.Aggregate), out.Row("", "")...))
+			}
+			if r.Network != (control.RateLimits{}) {
+				rows = append(rows, append(limitRow("", "network", r.Network), out.Row("", "")...))
 			}
 		}
 		a.out.Table([]string{"CLASS", "OF", "PACKETS/s+BURST>", "BYTES/s+BURST>", "SYNS/s+BURST>", "INITIALS/s+BURST>", "MODE", "FROM"}, rows)

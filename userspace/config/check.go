@@ -140,6 +140,10 @@ func (c *Config) checkRates(d *decoder) {
 			"aggregate.bytes":    {Bytes: whole.Bytes, Aggregate: bermmaps.Limits{Bytes: whole.Aggregate.Bytes}},
 			"aggregate.syns":     {SYNs: whole.SYNs, Aggregate: bermmaps.Limits{SYNs: whole.Aggregate.SYNs}},
 			"aggregate.initials": {Initials: whole.Initials, Aggregate: bermmaps.Limits{Initials: whole.Aggregate.Initials}},
+			"network.packets":    {Packets: whole.Packets, Aggregate: bermmaps.Limits{Packets: whole.Aggregate.Packets}, Network: bermmaps.Limits{Packets: whole.Network.Packets}},
+			"network.bytes":      {Bytes: whole.Bytes, Aggregate: bermmaps.Limits{Bytes: whole.Aggregate.Bytes}, Network: bermmaps.Limits{Bytes: whole.Network.Bytes}},
+			"network.syns":       {SYNs: whole.SYNs, Aggregate: bermmaps.Limits{SYNs: whole.Aggregate.SYNs}, Network: bermmaps.Limits{SYNs: whole.Network.SYNs}},
+			"network.initials":   {Initials: whole.Initials, Aggregate: bermmaps.Limits{Initials: whole.Aggregate.Initials}, Network: bermmaps.Limits{Initials: whole.Network.Initials}},
 		} {
 			part.Name = name
 			if err := part.Validate(); err != nil {

@@ -130,6 +130,7 @@ type RateClass struct {
 	Initials      uint64    `yaml:"initials"` // of QUIC; a client sends one to three for a connection
 	InitialsBurst uint64    `yaml:"initials_burst"`
 	Aggregate     Aggregate `yaml:"aggregate"`
+	Network       Network   `yaml:"network"`
 	Shadow        bool      `yaml:"shadow"`
 }
 
@@ -145,6 +146,10 @@ type Aggregate struct {
 	Initials      uint64 `yaml:"initials"`
 	InitialsBurst uint64 `yaml:"initials_burst"`
 }
+
+// Network is the limits of all sources of a network (ASN) together, where geo.networks tells it. Where one is exceeded,
+// each of 256 parts of the network, into which a hash puts its /24s and /48s, may still send 1/256 of it.
+type Network Aggregate
 
 // Default is what an empty file means.
 func Default() Config {
@@ -213,14 +218,16 @@ func (c RateClass) Class(name string) maps.RateClass {
 		return maps.Limit{PerSecond: rate, Burst: burst}
 	}
 	const packet = 1500 // a burst below one full-sized packet would refuse that packet for ever
-	a := c.Aggregate
+	all := func(a Aggregate) maps.Limits {
+		return maps.Limits{
+			Packets: limit(a.Packets, a.PacketsBurst, 1), Bytes: limit(a.Bytes, a.BytesBurst, packet),
+			SYNs: limit(a.SYNs, a.SYNsBurst, 1), Initials: limit(a.Initials, a.InitialsBurst, 1),
+		}
+	}
 	return maps.RateClass{
 		Name: name, Owner: maps.OwnerFile, Shadow: c.Shadow, Packets: limit(c.Packets, c.PacketsBurst, 1),
 		Bytes: limit(c.Bytes, c.BytesBurst, packet), SYNs: limit(c.SYNs, c.SYNsBurst, 1), Initials: limit(c.Initials, c.InitialsBurst, 1),
-		Aggregate: maps.Limits{
-			Packets: limit(a.Packets, a.PacketsBurst, 1), Bytes: limit(a.Bytes, a.BytesBurst, packet),
-			SYNs: limit(a.SYNs, a.SYNsBurst, 1), Initials: limit(a.Initials, a.InitialsBurst, 1),
-		},
+		Aggregate: all(c.Aggregate), Network: all(Aggregate(c.Network)),
 	}
 }
 

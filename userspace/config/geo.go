@@ -8,8 +8,16 @@ import (
 // checkGeo reports what the section itself cannot see: files, and the names of other sections.
 func (c *Config) checkGeo(d *decoder) {
 	d.reportTree("geo", c.Geo.Validate())
-	for i, path := range c.Geo.Databases {
-		key := fmt.Sprintf("geo.databases[%d]", i)
+	checkFiles(d, "geo.databases", c.Geo.Databases)
+	checkFiles(d, "geo.networks", c.Geo.Networks)
+	for i, o := range c.Geo.Overrides {
+		named(d, fmt.Sprintf("geo.overrides[%d].rate", i), "rate class", o.Rate, c.Rate.Classes)
+	}
+}
+
+func checkFiles(d *decoder, list string, paths []string) {
+	for i, path := range paths {
+		key := fmt.Sprintf("%s[%d]", list, i)
 		switch fi, err := os.Stat(path); {
 		case path == "":
 		case err != nil:
@@ -17,8 +25,5 @@ func (c *Config) checkGeo(d *decoder) {
 		case !fi.Mode().IsRegular() || fi.Size() == 0:
 			d.report(key, path+" is no file with content", "")
 		}
-	}
-	for i, o := range c.Geo.Overrides {
-		named(d, fmt.Sprintf("geo.overrides[%d].rate", i), "rate class", o.Rate, c.Rate.Classes)
 	}
 }

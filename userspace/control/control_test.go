@@ -172,9 +172,9 @@ func TestTablesThroughTheSocket(t *testing.T) {
 	refused(t, err, http.StatusNotFound, "slow")
 	done, err = c.SetRate(ctx, control.RateClass{Name: "slow", RateLimits: control.RateLimits{Packets: 10, PacketsBurst: 20}})
 	says(t, done, err, "rate class slow added", "10 packets a second (20 at once)")
-	both := control.RateClass{Name: "both", RateLimits: control.RateLimits{Initials: 3, InitialsBurst: 9}, Aggregate: control.RateLimits{SYNs: 50, SYNsBurst: 60}}
+	both := control.RateClass{Name: "both", RateLimits: control.RateLimits{Initials: 3, InitialsBurst: 9}, Aggregate: control.RateLimits{SYNs: 50, SYNsBurst: 60}, Network: control.RateLimits{Bytes: 7000, BytesBurst: 8000}}
 	done, err = c.SetRate(ctx, both)
-	says(t, done, err, "3 Initials a second (9 at once), all of its /24 or IPv6 /48: 50 SYNs a second (60 at once)")
+	says(t, done, err, "3 Initials a second (9 at once), all of its /24 or IPv6 /48: 50 SYNs a second (60 at once), all of its network: 7000 bytes a second (8000 at once)")
 	both.Owner = "operator"
 	if rates, err := c.Rates(ctx); err != nil || !slices.Contains(rates, both) {
 		t.Errorf("classes %+v, %v; want among them %+v", rates, err, both)

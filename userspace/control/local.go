@@ -172,7 +172,8 @@ func (l *Local) Rates(context.Context) ([]RateClass, error) {
 	out := make([]RateClass, 0, len(list))
 	for _, c := range list {
 		out = append(out, RateClass{
-			Name: c.Name, RateLimits: fromLimits(c.Limits()), Aggregate: fromLimits(c.Aggregate), Shadow: c.Shadow, Owner: c.Owner.String(),
+			Name: c.Name, RateLimits: fromLimits(c.Limits()), Aggregate: fromLimits(c.Aggregate), Network: fromLimits(c.Network),
+			Shadow: c.Shadow, Owner: c.Owner.String(),
 		})
 	}
 	return out, nil
@@ -183,7 +184,8 @@ func (l *Local) SetRate(_ context.Context, r RateClass) (Changes, error) {
 	own := r.limits()
 	want := maps.RateClass{
 		Name: r.Name, Owner: maps.OwnerOperator, Shadow: r.Shadow,
-		Packets: own.Packets, Bytes: own.Bytes, SYNs: own.SYNs, Initials: own.Initials, Aggregate: r.Aggregate.limits(),
+		Packets: own.Packets, Bytes: own.Bytes, SYNs: own.SYNs, Initials: own.Initials,
+		Aggregate: r.Aggregate.limits(), Network: r.Network.limits(),
 	}
 	old, err := l.set.Rates.GetClass(r.Name)
 	verb := "changed"
@@ -222,6 +224,9 @@ func limitsOf(c maps.RateClass) string {
 	said := wordsOf(c.Limits())
 	if c.Aggregate != (maps.Limits{}) {
 		said += ", all of its /24 or IPv6 /48: " + wordsOf(c.Aggregate)
+	}
+	if c.Network != (maps.Limits{}) {
+		said += ", all of its network: " + wordsOf(c.Network)
 	}
 	if c.Shadow {
 		said += ", in shadow: more is counted, not dropped"

@@ -131,10 +131,21 @@ func (l *Local) LoadGeo(ctx context.Context, g GeoLoad) (Changes, error) {
 func GeoSentences(overrides int, info GeoInfo, given bool) []string {
 	out := []string{fmt.Sprintf("prefix table compiled from %d networks of %s and %d overrides, in force after %.2f s",
 		info.Prefixes-overrides, orWord(strings.Join(info.Databases, ", "), "no database"), overrides, info.Took)}
+	if info.Networks > 0 {
+		out = append(out, NetworksSentence(info.Networks, info.Numbered))
+	}
 	if given {
 		out = append(out, "the configuration names other databases: a reload brings those back")
 	}
 	return out
+}
+
+// NetworksSentence tells of how many networks there was room in the prefix table.
+func NetworksSentence(found, numbered int) string {
+	if numbered < found {
+		return fmt.Sprintf("%d of %d networks (ASN) are told apart, the largest: of the others only the country is known", numbered, found)
+	}
+	return fmt.Sprintf("%d networks (ASN) are told apart", found)
 }
 
 // TestGeo tells what is known and decided about a source.
@@ -144,7 +155,7 @@ func (l *Local) TestGeo(_ context.Context, ip netip.Addr) (GeoTest, error) {
 		return GeoTest{}, err
 	}
 	out := GeoTest{
-		IP: ip, ACL: rec.ACL.String(), Region: rec.Region, ASNClass: rec.ASNClass, Rule: rec.Rule,
+		IP: ip, ACL: rec.ACL.String(), ASN: rec.ASN, Rule: rec.Rule,
 		Policies: map[string]string{}, Verdicts: []Verdict{},
 	}
 	if rec.Country != 0 {

@@ -96,7 +96,7 @@ func (l *Local) shadowRates(add addShadow) error {
 	classes, err := l.set.Rates.ListClasses()
 	for _, c := range classes {
 		if c.Shadow {
-			add("rate/"+c.Name, "the limits of rate class "+c.Name, c.Owner, Counter{}, true, maps.DropRatePackets, maps.DropRateBytes, maps.DropRateSYN, maps.DropRateInitial, maps.DropRateAggregate)
+			add("rate/"+c.Name, "the limits of rate class "+c.Name, c.Owner, Counter{}, true, maps.DropRatePackets, maps.DropRateBytes, maps.DropRateSYN, maps.DropRateInitial, maps.DropRateAggregate, maps.DropRateNetwork)
 		}
 	}
 	return err

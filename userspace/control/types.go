@@ -149,11 +149,12 @@ type Backend struct {
 	Seen     float64 `json:"seen"`             // seconds since its last sign of life; below 0: never
 }
 
-// RateClass is a set of limits for one source, and for its IPv4 /24 or IPv6 /48.
+// RateClass is a set of limits for one source, for its IPv4 /24 or IPv6 /48, and for its network (ASN).
 type RateClass struct {
 	Name string `json:"name"`
 	RateLimits
 	Aggregate RateLimits `json:"aggregate"`
+	Network   RateLimits `json:"network"`
 	Shadow    bool       `json:"shadow,omitempty"`
 	Owner     string     `json:"owner,omitempty"`
 }
@@ -186,6 +187,8 @@ type GeoInfo struct {
 	Databases []string  `json:"databases"`
 	Prefixes  int       `json:"prefixes"`
 	Records   int       `json:"records"`
+	Networks  int       `json:"networks"` // autonomous systems that the databases name
+	Numbered  int       `json:"numbered"` // and those of them that there was room for
 	Loaded    time.Time `json:"loaded"`
 	Took      float64   `json:"took_seconds"`
 }
@@ -202,8 +205,7 @@ type GeoTest struct {
 	Country   string            `json:"country"` // "" when unknown
 	ACL       string            `json:"acl"`     // none, allow, drop, shadow or mark
 	RateClass string            `json:"rate_class,omitempty"`
-	Region    uint8             `json:"region,omitempty"`
-	ASNClass  uint8             `json:"asn_class,omitempty"`
+	ASN       uint32            `json:"asn,omitempty"`  // number of its network's autonomous system; 0: unknown
 	Rule      uint16            `json:"rule,omitempty"` // number of the override that decided; 0: database
 	Policies  map[string]string `json:"policies"`       // action of each geo policy
 	Verdicts  []Verdict         `json:"verdicts"`

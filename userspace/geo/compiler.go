@@ -14,11 +14,12 @@ import (
 type Report struct {
 	Files     []FileReport    `json:"files"`
 	Overrides int             `json:"overrides"`
+	Networks  int             `json:"networks"` // autonomous systems in the files, of which Size says how many have room
 	Size      maps.PrefixSize `json:"size"`
 	Took      time.Duration   `json:"took"` // from files to the table in memory, or to its effect
 }
 
-// Build compiles databases and overrides into a table. Classes are the numbers of the rate
+// Build compiles databases of countries and of networks, and overrides, into a table. Classes are the numbers of the rate
 // classes that overrides may name. Nothing changes in the kernel half.
 func Build(ctx context.Context, c Config, classes map[string]uint32) (*maps.PrefixTable, Report, error) {
 	start := time.Now()
@@ -26,23 +27,21 @@ func Build(ctx context.Context, c Config, classes map[string]uint32) (*maps.Pref
 	if err := c.Validate(); err != nil {
 		return nil, report, err
 	}
-	var all layer
-	for _, path := range c.Databases {
-		if err := ctx.Err(); err != nil {
-			return nil, report, err
-		}
-		l, file, err := readFile(path)
-		if err != nil {
-			return nil, report, err
-		}
-		report.Files = append(report.Files, file)
-		all.four, all.six = overlay(all.four, l.four, replace), overlay(all.six, l.six, replace)
+	all, err := readAll(ctx, c.Databases, countries, &report)
+	if err != nil {
+		return nil, report, err
 	}
+	nets, err := readAll(ctx, c.Networks, networks, &report)
+	if err != nil {
+		return nil, report, err
+	}
+	all.four, all.six = overlay(all.four, nets.four, inherit), overlay(all.six, nets.six, inherit)
 	rules, err := c.rules(classes)
 	if err != nil {
 		return nil, report, err
 	}
 	all.four, all.six = overlay(all.four, rules.four, inherit), overlay(all.six, rules.six, inherit)
+	report.Networks = all.number(maps.PrefixNetworks, maps.PrefixRecords)
 
 	table := maps.NewPrefixTable()
 	for _, e := range all.four {
@@ -60,6 +59,22 @@ func Build(ctx context.Context, c Config, classes map[string]uint32) (*maps.Pref
 	}
 	report.Size, report.Took = table.Size(), time.Since(start)
 	return table, report, nil
+}
+
+// readAll reads databases about one subject; later ones win.
+func readAll(ctx context.Context, paths []string, s subject, report *Report) (all layer, err error) {
+	for _, path := range paths {
+		if err := ctx.Err(); err != nil {
+			return all, err
+		}
+		l, file, err := readFile(path, s)
+		if err != nil {
+			return all, err
+		}
+		report.Files = append(report.Files, file)
+		all.four, all.six = overlay(all.four, l.four, replace), overlay(all.six, l.six, replace)
+	}
+	return all, nil
 }
 
 // rules are the overrides as a layer.

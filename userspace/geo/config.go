@@ -1,4 +1,4 @@
-// Package geo compiles country databases and operator rules into the kernel half's prefix table.
+// Package geo compiles databases of countries and networks, and operator rules, into the kernel half's prefix table.
 package geo
 
 import (
@@ -15,6 +15,9 @@ type Config struct {
 	// Databases are files: MaxMind format, or CSV of prefix,country, of start,end,country, or
 	// MaxMind's blocks beside their locations. Where several know an address, the last one decides.
 	Databases []string `yaml:"databases"`
+	// Networks are files: MaxMind format with the numbers of autonomous systems, as GeoLite2-ASN has, or CSV of
+	// prefix,asn or start,end,asn. Rate classes may limit networks. Where several know an address, the last one decides.
+	Networks []string `yaml:"networks"`
 	// Policies say, by name, what VIPs that name them do with each country.
 	Policies map[string]Policy `yaml:"policies"`
 	// Overrides decide about prefixes, whatever databases say. Where prefixes contain each other,
@@ -42,9 +45,11 @@ type Override struct {
 // Validate reports everything that is wrong with the section, by the file's keys.
 func (c Config) Validate() error {
 	var errs []error
-	for i, path := range c.Databases {
-		if path == "" {
-			errs = append(errs, fmt.Errorf("geo.databases[%d]: path is empty", i))
+	for key, paths := range map[string][]string{"databases": c.Databases, "networks": c.Networks} {
+		for i, path := range paths {
+			if path == "" {
+				errs = append(errs, fmt.Errorf("geo.%s[%d]: path is empty", key, i))
+			}
 		}
 	}
 	if _, err := c.policies(); err != nil {

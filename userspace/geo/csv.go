@@ -16,7 +16,7 @@ import (
 )
 
 // columns are the places of what we need in a line; -1 = not there.
-type columns struct{ prefix, first, last, country, geoname, registered int }
+type columns struct{ prefix, first, last, country, geoname, registered, asn int }
 
 // headings are the names of columns in use out there.
 var headings = map[string]func(*columns) *int{
@@ -24,6 +24,7 @@ var headings = map[string]func(*columns) *int{
 	"start": firstColumn, "start_ip": firstColumn, "ip_start": firstColumn, "first": firstColumn,
 	"end": lastColumn, "end_ip": lastColumn, "ip_end": lastColumn, "last": lastColumn,
 	"country": countryColumn, "country_code": countryColumn, "country_iso_code": countryColumn, "iso_code": countryColumn,
+	"asn": asnColumn, "as_number": asnColumn, "autonomous_system_number": asnColumn,
 	"geoname_id":                    func(c *columns) *int { return &c.geoname },
 	"registered_country_geoname_id": func(c *columns) *int { return &c.registered },
 }
@@ -32,9 +33,10 @@ func prefixColumn(c *columns) *int  { return &c.prefix }
 func firstColumn(c *columns) *int   { return &c.first }
 func lastColumn(c *columns) *int    { return &c.last }
 func countryColumn(c *columns) *int { return &c.country }
+func asnColumn(c *columns) *int     { return &c.asn }
 
 // readCSV reads entries from CSV. path is for messages, and to find MaxMind's locations.
-func readCSV(path string, raw []byte) (layer, string, error) {
+func readCSV(path string, raw []byte, s subject) (layer, string, error) {
 	r := newCSV(bytes.TrimPrefix(raw, []byte("\ufeff")))
 	var l layer
 	var at *columns
@@ -52,10 +54,10 @@ func readCSV(path string, raw []byte) (layer, string, error) {
 		line, _ := r.FieldPos(0)
 		if at == nil {
 			var isHeading bool
-			if at, isHeading, err = layout(fields); err != nil {
+			if at, isHeading, err = layout(fields, s); err != nil {
 				return l, kind, fmt.Errorf("line %d: %w", line, err)
 			}
-			if at.country < 0 {
+			if s == countries && at.country < 0 {
 				kind = "CSV, GeoLite2 blocks"
 				if locations, err = readLocations(path); err != nil {
 					return l, kind, err
@@ -65,7 +67,7 @@ func readCSV(path string, raw []byte) (layer, string, error) {
 				continue
 			}
 		}
-		e, err := at.entry(fields, locations)
+		e, err := at.entry(fields, s, locations)
 		if err != nil {
 			return l, kind, fmt.Errorf("line %d: %w", line, err)
 		}
@@ -91,8 +93,8 @@ func newCSV(raw []byte) *csv.Reader {
 }
 
 // layout finds out what a file's columns are, from its first line.
-func layout(fields []string) (at *columns, isHeading bool, err error) {
-	at = &columns{-1, -1, -1, -1, -1, -1}
+func layout(fields []string, s subject) (at *columns, isHeading bool, err error) {
+	at = &columns{-1, -1, -1, -1, -1, -1, -1}
 	for i, f := range fields {
 		if column, ok := headings[strings.ToLower(strings.TrimSpace(f))]; ok {
 			*column(at) = i
@@ -101,10 +103,10 @@ func layout(fields []string) (at *columns, isHeading bool, err error) {
 	}
 	hasRange := at.prefix >= 0 || at.first >= 0 && at.last >= 0
 	switch {
-	case isHeading && hasRange && (at.country >= 0 || at.geoname >= 0):
+	case isHeading && hasRange && (s == networks && at.asn >= 0 || s == countries && (at.country >= 0 || at.geoname >= 0)):
 		return at, true, nil
 	case isHeading:
-		return nil, false, fmt.Errorf("the heading %q lacks columns: want network (or start and end) and country (or geoname_id)", strings.Join(fields, ","))
+		return nil, false, fmt.Errorf("the heading %q lacks columns: want network (or start and end) and %s", strings.Join(fields, ","), s.column())
 	}
 	isAddress := func(i int) bool {
 		if i >= len(fields) {
@@ -113,19 +115,25 @@ func layout(fields []string) (at *columns, isHeading bool, err error) {
 		_, err := netip.ParseAddr(fields[i])
 		return err == nil
 	}
-	switch {
+	value := 0 // the column of what the file tells
+	switch _, err := netip.ParsePrefix(fields[0]); {
 	case isAddress(0) && isAddress(1) && len(fields) >= 3:
-		return &columns{-1, 0, 1, 2, -1, -1}, false, nil
-	case len(fields) >= 2 && !isAddress(1):
-		if _, err := netip.ParsePrefix(fields[0]); err == nil || isAddress(0) {
-			return &columns{0, -1, -1, 1, -1, -1}, false, nil
-		}
+		at.first, at.last, value = 0, 1, 2
+	case len(fields) >= 2 && !isAddress(1) && (err == nil || isAddress(0)):
+		at.prefix, value = 0, 1
+	default:
+		return nil, false, fmt.Errorf("%.60q is neither prefix,%[2]s nor start,end,%[2]s nor a heading that we know", strings.Join(fields, ","), s)
 	}
-	return nil, false, fmt.Errorf("%.60q is neither prefix,country nor start,end,country nor a heading that we know", strings.Join(fields, ","))
+	if s == networks {
+		at.asn = value
+	} else {
+		at.country = value
+	}
+	return at, false, nil
 }
 
-func (at *columns) entry(fields []string, locations map[string]maps.Country) (e entry, err error) {
-	if need := max(at.prefix, at.last, at.country, at.geoname); need >= len(fields) {
+func (at *columns) entry(fields []string, s subject, locations map[string]maps.Country) (e entry, err error) {
+	if need := max(at.prefix, at.last, at.country, at.geoname, at.asn); need >= len(fields) {
 		return e, fmt.Errorf("%d columns, at least %d are needed", len(fields), need+1)
 	}
 	if at.prefix >= 0 {
@@ -134,6 +142,11 @@ func (at *columns) entry(fields []string, locations map[string]maps.Country) (e 
 		e, err = parseRange(fields[at.first], fields[at.last])
 	}
 	if err != nil {
+		return e, err
+	}
+	if s == networks {
+		e.sets = setsNetwork
+		e.record.ASN, err = parseASN(fields[at.asn])
 		return e, err
 	}
 	if at.country >= 0 {

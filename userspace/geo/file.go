@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"github.com/bermedge/berm/maps"
 )
 
 // FileReport is what a database held.
@@ -16,14 +18,14 @@ type FileReport struct {
 	TooFine   int    `json:"too_fine"` // IPv6 entries below a /64, which were left out
 }
 
-// maxFile bounds what is read into memory; the largest country databases have a tenth of it.
+// maxFile bounds what is read into memory; the largest databases of countries and networks have a tenth of it.
 const maxFile = 1 << 30
 
 var mmdbMarker = []byte("\xab\xcd\xefMaxMind.com")
 
 // readFile reads a database of any format that we know. Files are read, not mapped, so that one
 // that is overwritten meanwhile gives an error and not a fault.
-func readFile(path string) (layer, FileReport, error) {
+func readFile(path string, s subject) (layer, FileReport, error) {
 	report := FileReport{Path: path}
 	raw, err := slurp(path)
 	if err != nil {
@@ -32,7 +34,7 @@ func readFile(path string) (layer, FileReport, error) {
 	var l layer
 	switch {
 	case bytes.Contains(raw, mmdbMarker):
-		l, report.Kind, err = readMMDB(raw)
+		l, report.Kind, err = readMMDB(raw, s)
 	case bytes.HasPrefix(raw, []byte{0x1f, 0x8b}):
 		err = errors.New("is compressed with gzip: unpack it first")
 	case bytes.HasPrefix(raw, []byte("PK\x03\x04")):
@@ -42,13 +44,13 @@ func readFile(path string) (layer, FileReport, error) {
 	case bytes.IndexByte(raw[:min(len(raw), 4096)], 0) >= 0:
 		err = errors.New("is neither a MaxMind-format database nor CSV (truncated, or of another kind): download it again")
 	default:
-		l, report.Kind, err = readCSV(path, raw)
+		l, report.Kind, err = readCSV(path, raw, s)
 	}
 	if err != nil {
 		return layer{}, report, fmt.Errorf("geo database %s: %w", path, err)
 	}
 	report.Networks4, report.Networks6 = len(l.four), len(l.six)
-	if err := l.settle(&report); err != nil {
+	if err := l.settle(&report, s); err != nil {
 		return layer{}, report, fmt.Errorf("geo database %s: %w", path, err)
 	}
 	return l, report, nil
@@ -62,7 +64,7 @@ func slurp(path string) ([]byte, error) {
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("geo database %s: is not a file", path)
 	case info.Size() > maxFile:
-		return nil, fmt.Errorf("geo database %s: %d bytes, at most %d are read: is this a country database?", path, info.Size(), maxFile)
+		return nil, fmt.Errorf("geo database %s: %d bytes, at most %d are read: is this one that tells countries or networks?", path, info.Size(), maxFile)
 	}
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -72,7 +74,7 @@ func slurp(path string) ([]byte, error) {
 }
 
 // settle makes a layer ascend without overlaps, and drops what says nothing.
-func (l *layer) settle(report *FileReport) error {
+func (l *layer) settle(report *FileReport, s subject) error {
 	for _, family := range []*[]entry{&l.four, &l.six} {
 		kept := (*family)[:0]
 		for _, e := range *family {
@@ -88,14 +90,15 @@ func (l *layer) settle(report *FileReport) error {
 		}
 		known := flat[:0]
 		for _, e := range flat {
-			if e.record.Country != 0 {
+			if e.record != (maps.PrefixRecord{}) {
 				known = append(known, e)
 			}
 		}
 		*family = known
 	}
 	if len(l.four)+len(l.six) == 0 {
-		return errors.New("says nothing about any address: no entry has a country")
+		what, _ := s.lacks()
+		return fmt.Errorf("says nothing about any address: no entry has %s", what)
 	}
 	return nil
 }

@@ -18,21 +18,24 @@ func FuzzCSV(f *testing.F) {
 		"192.0.2.0/24,DE\n2001:db8::/32,FR\n", "network,country\n192.0.2.0/24,DE\n", "1.0.0.0,1.0.0.255,AU\n",
 		"\ufeffstart_ip,end_ip,x,country_code\n::,::ffff:ffff:ffff:ffff,y,DE\n", "192.0.2.0/24,\"DE\n", "network,geoname_id\n1.1.1.1,5\n",
 		"2001:db8::1,2001:db8:0:2::,DE\n", "0.0.0.0/0,DE\n255.255.255.255,FR\n", "::ffff:1.2.3.0/120,DE\n",
+		"192.0.2.0/24,64496\n2001:db8::/32,AS4200000000\n", "network,autonomous_system_number,autonomous_system_organization\n192.0.2.0/24,64496,\"x, y\"\n",
 	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		l, _, err := readCSV("/nonexistent/GeoLite2-Country-Blocks-IPv4.csv", []byte(text))
-		if err != nil {
-			return
-		}
-		if err := l.settle(&FileReport{}); err != nil {
-			return
-		}
-		for _, family := range [][]entry{l.four, l.six} {
-			for i, e := range family {
-				if e.last < e.first || i > 0 && e.first <= family[i-1].last {
-					t.Fatalf("entry %d of %+v is out of order", i, family)
+		for _, s := range []subject{countries, networks} {
+			l, _, err := readCSV("/nonexistent/GeoLite2-Country-Blocks-IPv4.csv", []byte(text), s)
+			if err != nil {
+				continue
+			}
+			if err := l.settle(&FileReport{}, s); err != nil {
+				continue
+			}
+			for _, family := range [][]entry{l.four, l.six} {
+				for i, e := range family {
+					if e.last < e.first || i > 0 && e.first <= family[i-1].last {
+						t.Fatalf("entry %d of %+v is out of order", i, family)
+					}
 				}
 			}
 		}
@@ -131,10 +134,16 @@ func FuzzMMDB(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(raw)
+	if raw, err = os.ReadFile(mmdb(f, "GeoLite2-ASN", map[string]mmdbtype.DataType{"192.0.2.0/24": system(64496), "198.51.100.0/25": mmdbtype.Map{"asn": mmdbtype.String("AS1")}})); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		l, _, err := readMMDB(raw)
-		if err == nil && len(l.four)+len(l.six) == 0 {
-			t.Fatal("no entries and no error")
+		for _, s := range []subject{countries, networks} {
+			l, _, err := readMMDB(raw, s)
+			if err == nil && len(l.four)+len(l.six) == 0 {
+				t.Fatal("no entries and no error")
+			}
 		}
 	})
 }

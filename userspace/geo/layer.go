@@ -26,6 +26,7 @@ const (
 	setsCountry = 1 << iota
 	setsACL
 	setsRate
+	setsNetwork
 )
 
 // layer is all entries of one source, by family. After flatten they ascend and do not overlap.
@@ -107,6 +108,9 @@ func inherit(below, e entry) entry {
 	if e.sets&setsRate == 0 {
 		e.record.RateClass = below.record.RateClass
 	}
+	if e.sets&setsNetwork == 0 {
+		e.record.ASN = below.record.ASN
+	}
 	e.sets |= below.sets
 	return e
 }
@@ -148,9 +152,17 @@ func fits(around, e entry) error {
 	}
 	if e.first == around.first && e.last == around.last && e.record != around.record {
 		return fmt.Errorf("lines %d and %d contradict each other about the same addresses: %s and %s",
-			around.line, e.line, around.record.Country, e.record.Country)
+			around.line, e.line, around.tells(), e.tells())
 	}
 	return nil
+}
+
+// tells is what a database's entry is about, for messages.
+func (e entry) tells() string {
+	if e.sets&setsNetwork != 0 {
+		return fmt.Sprintf("AS%d", e.record.ASN)
+	}
+	return e.record.Country.String()
 }
 
 // flattener walks along the addresses.

@@ -20,7 +20,7 @@ var (
 )
 
 // readMMDB reads entries from a database in MaxMind's format.
-func readMMDB(raw []byte) (layer, string, error) {
+func readMMDB(raw []byte, s subject) (layer, string, error) {
 	var l layer
 	db, err := maxminddb.OpenBytes(raw)
 	if err != nil {
@@ -32,31 +32,63 @@ func readMMDB(raw []byte) (layer, string, error) {
 		return l, kind, fmt.Errorf("is damaged: %w (download it again)", err)
 	}
 
-	byOffset := map[uintptr]maps.Country{} // few different records, many networks
+	byOffset := map[uintptr]maps.PrefixRecord{} // few different records, many networks
 	any := false
 	for result := range db.Networks() {
 		if err := result.Err(); err != nil {
 			return l, kind, fmt.Errorf("is damaged: %w (download it again)", err)
 		}
-		country, known := byOffset[result.Offset()]
+		record, known := byOffset[result.Offset()]
 		if !known {
-			if country, err = countryOf(result); err != nil {
+			if record, err = s.recordOf(result); err != nil {
 				return l, kind, err
 			}
-			byOffset[result.Offset()] = country
-			any = any || country != 0
+			byOffset[result.Offset()] = record
+			any = any || record != (maps.PrefixRecord{})
 		}
 		e, err := prefixEntry(result.Prefix())
 		if err != nil {
 			return l, kind, err
 		}
-		e.record.Country = country
+		e.record = record
+		if s == networks {
+			e.sets = setsNetwork
+		}
 		l.add(e)
 	}
 	if !any {
-		return l, kind, fmt.Errorf("is of type %q, and no record in it has a country: use a country or city database", db.Metadata.DatabaseType)
+		what, use := s.lacks()
+		return l, kind, fmt.Errorf("is of type %q, and no record in it has %s: use %s", db.Metadata.DatabaseType, what, use)
 	}
 	return l, kind, nil
+}
+
+// recordOf is what a result tells of the subject.
+func (s subject) recordOf(result maxminddb.Result) (r maps.PrefixRecord, err error) {
+	if s == networks {
+		r.ASN, err = asnOf(result)
+		return r, err
+	}
+	r.Country, err = countryOf(result)
+	return r, err
+}
+
+// asnOf reads a number as MaxMind has it, or a text such as AS64496.
+func asnOf(result maxminddb.Result) (asn uint32, err error) {
+	if err := result.DecodePath(&asn, "autonomous_system_number"); err != nil {
+		return 0, fmt.Errorf("%s: is damaged: autonomous_system_number: %w (download it again)", result.Prefix(), err)
+	}
+	if asn != 0 {
+		return asn, nil
+	}
+	var text string
+	if err := result.DecodePath(&text, "asn"); err != nil {
+		return 0, fmt.Errorf("%s: is damaged: asn: %w (download it again)", result.Prefix(), err)
+	}
+	if asn, err = parseASN(text); err != nil {
+		return 0, fmt.Errorf("%s: %w", result.Prefix(), err)
+	}
+	return asn, nil
 }
 
 func countryOf(result maxminddb.Result) (maps.Country, error) {

@@ -39,7 +39,7 @@ func fill(t *maps.PrefixTable) error {
 }
 
 func record(r *rand.Rand) maps.PrefixRecord {
-	return maps.PrefixRecord{Country: maps.Country(1 + r.IntN(250)), ASNClass: uint8(r.IntN(4))}
+	return maps.PrefixRecord{Country: maps.Country(1 + r.IntN(250)), ASN: 64496 + uint32(r.IntN(4))}
 }
 
 func length4(r *rand.Rand) int {

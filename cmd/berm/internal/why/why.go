@@ -247,6 +247,9 @@ func (w *work) prefix(context.Context) (Stage, error) {
 		country = r.Country.String()
 	}
 	says := []string{"country " + country}
+	if r.ASN != 0 {
+		says = append(says, fmt.Sprintf("network AS%d", r.ASN))
+	}
 	if r.ACL != maps.ActionNone {
 		says = append(says, "ACL "+r.ACL.String())
 	}
@@ -317,6 +320,13 @@ func (w *work) rate(context.Context) (Stage, error) {
 	says := fmt.Sprintf("class %s (%s): %s for a source", c.Name, from, limits(c.Limits()))
 	if c.Aggregate != (maps.Limits{}) {
 		says += fmt.Sprintf(", %s for all of %s", limits(c.Aggregate), maps.AggregateOf(w.p.Source.Addr()))
+	}
+	if c.Network != (maps.Limits{}) {
+		of := "its network, which is not known: nothing of it is limited"
+		if r.ASN != 0 {
+			of = fmt.Sprintf("AS%d", r.ASN)
+		}
+		says += fmt.Sprintf(", %s for all of %s", limits(c.Network), of)
 	}
 	if !slices.Equal(w.fate.Before, w.fate.After) {
 		says += "; this packet would be charged"

@@ -35,8 +35,9 @@ func world(t *testing.T) *mapstest.Kernel {
 	must(k.Rates.PutClass(maps.RateClass{Name: "nosyn", SYNs: maps.Limit{PerSecond: 1, Burst: 1}}))
 	must(k.Rates.PutClass(maps.RateClass{Name: "small", Bytes: maps.Limit{PerSecond: 1500, Burst: 1500}}))
 	must(k.Rates.PutClass(maps.RateClass{Name: "crowd", Aggregate: maps.Limits{Packets: maps.Limit{PerSecond: 1, Burst: 1}}}))
+	must(k.Rates.PutClass(maps.RateClass{Name: "nets", Network: maps.Limits{Packets: maps.Limit{PerSecond: 1, Burst: 1}}}))
 	err := k.Prefixes.Swap(func(p *maps.PrefixTable) error {
-		for i, r := range []maps.PrefixRecord{{Country: country(t, "XX")}, {Country: country(t, "ZZ")}, {ACL: maps.ActionDrop, Rule: 3}, {ACL: maps.ActionShadow}, {Country: country(t, "XX"), ACL: maps.ActionAllow}} {
+		for i, r := range []maps.PrefixRecord{{Country: country(t, "XX")}, {Country: country(t, "ZZ")}, {ACL: maps.ActionDrop, Rule: 3}, {ACL: maps.ActionShadow}, {Country: country(t, "XX"), ACL: maps.ActionAllow}, {ASN: 64496}, {ASN: 64497}} {
 			from := uint32(203<<24 | 113<<8 | i<<4)
 			if err := p.Add4(from, from|15, r); err != nil {
 				return err
@@ -81,6 +82,7 @@ func world(t *testing.T) *mapstest.Kernel {
 		{Name: "direct", Backends: "direct"},
 		{Name: "fled", Backends: "fled"},
 		{Name: "crowd", RateClass: "crowd"},
+		{Name: "nets", RateClass: "nets"},
 	} {
 		v.Address, v.Port, v.Protocol = netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 443, maps.ProtocolTCP
 		must(k.VIPs.Put(v))
@@ -142,6 +144,10 @@ var scripted = []struct {
 	{"over a limit in shadow", "198.51.100.22:1", "192.0.2.5:443", false, false, 0, 2, "local", "", "rate_packets", "is only counted, since the rule itself is a shadow"},
 	{"within the limit of its /24", "198.51.101.1:1", "192.0.2.14:443", false, false, 0, 0, "local", "", "", "class crowd (the VIP's): no limit for a source, 1 packets a second, 1 at once for all of 198.51.101.0/24; this packet would be charged"},
 	{"over the limit of its /24", "198.51.102.1:1", "192.0.2.14:443", false, false, 0, 2, "drop", "rate_aggregate", "", "dropped (rate_aggregate"},
+	{"within the limit of its network", "203.0.113.81:1", "192.0.2.15:443", false, false, 0, 0, "local", "", "", "class nets (the VIP's): no limit for a source, 1 packets a second, 1 at once for all of AS64496; this packet would be charged"},
+	{"over the limit of its network", "203.0.113.97:1", "192.0.2.15:443", false, false, 0, 2, "drop", "rate_network", "", "dropped (rate_network"},
+	{"what is known of its network", "203.0.113.81:1", "192.0.2.15:443", false, false, 0, 0, "local", "", "", "country unknown, network AS64496, by a database"},
+	{"a network that is not known", "198.51.103.1:1", "192.0.2.15:443", false, true, 0, 3, "local", "", "", "its network, which is not known: nothing of it is limited"},
 	{"over the limit of SYNs", "198.51.100.23:1", "192.0.2.6:443", false, false, 0, 2, "drop", "rate_syn", "", "dropped (rate_syn"},
 	{"an ACK is no SYN", "198.51.100.24:1", "192.0.2.6:443", false, true, 0, 2, "local", "", "", "class nosyn"},
 	{"over the limit of bytes", "198.51.100.25:1", "192.0.2.7:443", false, true, 1400, 2, "drop", "rate_bytes", "", "dropped (rate_bytes"},

@@ -10,8 +10,11 @@ import (
 )
 
 // compiled notes what the prefix table in force was made of.
-func (k *kernelLink) compiled(databases []string, rep geo.Report) {
-	info := control.GeoInfo{Databases: append([]string{}, databases...), Prefixes: rep.Overrides, Records: rep.Size.Records, Loaded: time.Now(), Took: rep.Took.Seconds()}
+func (k *kernelLink) compiled(cfg geo.Config, rep geo.Report) {
+	info := control.GeoInfo{
+		Databases: append(append([]string{}, cfg.Databases...), cfg.Networks...), Prefixes: rep.Overrides, Records: rep.Size.Records,
+		Networks: rep.Networks, Numbered: rep.Size.Networks, Loaded: time.Now(), Took: rep.Took.Seconds(),
+	}
 	for _, f := range rep.Files {
 		info.Prefixes += f.Networks4 + f.Networks6
 	}
@@ -37,7 +40,7 @@ func (k *kernelLink) compileGeo(set *maps.Set) control.GeoCompiler {
 		if err != nil {
 			return nil, err
 		}
-		k.compiled(cfg.Databases, rep)
+		k.compiled(cfg, rep)
 		return control.GeoSentences(rep.Overrides, k.geoInfo(), len(databases) > 0), nil
 	}
 }

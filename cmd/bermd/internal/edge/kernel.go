@@ -327,7 +327,7 @@ func (k *kernelLink) applyTo(set *maps.Set, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	k.compiled(cfg.Geo.Databases, rep)
+	k.compiled(cfg.Geo, rep)
 	if err := cfg.CC.Apply(set.CC); err != nil {
 		return err
 	}
