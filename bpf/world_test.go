@@ -1,6 +1,7 @@
 package bpf_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"testing"
@@ -298,7 +299,10 @@ func (k *kernel) resetBackends(t testing.TB) {
 		put(t, k.BermBackends, id, &b)
 	}
 	for set, row := range rowOf {
-		k.words(t, k.BermRows, uint32(set)*32769, fill(32769, uint64(row)<<32|uint64(row))...)
+		cells := bytes.Repeat(binary.LittleEndian.AppendUint64(nil, uint64(row)<<32|uint64(row)), 32769)
+		if _, err := k.memory(t, k.BermRows).WriteAt(cells, int64(set)*32769*8); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
