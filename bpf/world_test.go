@@ -1,6 +1,7 @@
 package bpf_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"testing"
@@ -175,6 +176,19 @@ func (k *kernel) words(t testing.TB, m *ebpf.Map, first uint32, cells ...uint64)
 	}
 }
 
+// clear zeroes a map as a whole: word by word, the largest would take most of the tests' time.
+func (k *kernel) clear(t testing.TB, m *ebpf.Map) {
+	t.Helper()
+	if size := int(m.MaxEntries() * m.ValueSize()); len(zeroes) < size {
+		zeroes = make([]byte, size)
+	}
+	if _, err := k.memory(t, m).WriteAt(zeroes[:m.MaxEntries()*m.ValueSize()], 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var zeroes []byte
+
 // configure changes the configuration.
 func (k *kernel) configure(t testing.TB, change func(*bpf.XDPBermConfig)) {
 	t.Helper()
@@ -212,7 +226,7 @@ func (k *kernel) reset(t testing.TB) {
 	k.setPrefix4(t, netip.MustParsePrefix("203.0.113.0/24"), recordBad)
 	k.words(t, k.BermPrefix6Root, 0x2a00, recordGood, recordBad)
 	k.resetBackends(t)
-	k.words(t, k.BermNewcomers, 0, make([]uint64, 8*k.BermNewcomers.MaxEntries())...)
+	k.clear(t, k.BermNewcomers)
 	put(t, k.BermHeart, uint32(0), &bpf.XDPBermHeart{})
 	put(t, k.BermReply, uint32(0), &bpf.XDPBermReply{})
 	for _, i := range stunSets {
@@ -285,7 +299,10 @@ func (k *kernel) resetBackends(t testing.TB) {
 		put(t, k.BermBackends, id, &b)
 	}
 	for set, row := range rowOf {
-		k.words(t, k.BermRows, uint32(set)*32769, fill(32769, uint64(row)<<32|uint64(row))...)
+		cells := bytes.Repeat(binary.LittleEndian.AppendUint64(nil, uint64(row)<<32|uint64(row)), 32769)
+		if _, err := k.memory(t, k.BermRows).WriteAt(cells, int64(set)*32769*8); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -34,7 +34,6 @@ type run struct {
 	progs   map[string]*ebpf.Program // likewise
 	replace []*replacement           // of Upgrade
 	watched []pinnedLink             // whose packets tell how a new program does
-	before  traffic
 	tick    tickMeter
 	closers []io.Closer
 	undos   []undo // latest last

@@ -107,9 +107,7 @@ func (r *run) updateLinks() error {
 	if err != nil {
 		return err
 	}
-	if err := r.baseline(links); err != nil {
-		return err
-	}
+	r.watched = links
 	for _, l := range links {
 		rep, err := r.replacementFor(l)
 		if err != nil {

@@ -25,13 +25,6 @@ type traffic struct {
 	counted, aborted uint64 // by the program
 }
 
-// baseline is read before the first link is updated.
-func (r *run) baseline(links []pinnedLink) (err error) {
-	r.watched = links
-	r.before, err = r.traffic()
-	return err
-}
-
 // watch looks at what the new program does with live packets, and fails when it aborts them (our own failure, which
 // the packet does not survive) or does not count them at all. Failing puts the old program back.
 func (r *run) watch() error {
@@ -42,12 +35,18 @@ func (r *run) watch() error {
 	if cfg.Vips == 0 || len(r.report.Interfaces) == 0 {
 		return nil // without services nothing is counted
 	}
+	// Packets that the old program has begun with are its own.
+	time.Sleep(glance)
+	before, err := r.traffic()
+	if err != nil {
+		return err
+	}
 	for deadline := time.Now().Add(r.opts.watch); time.Now().Before(deadline); time.Sleep(glance) { // a probation is a length of time
 		now, err := r.traffic()
 		if err != nil {
 			return err
 		}
-		if err := judge(r.before, now); err != nil {
+		if err := judge(before, now); err != nil {
 			return err
 		}
 	}

@@ -383,7 +383,7 @@ func TestNoticesDrift(t *testing.T) {
 	if _, err := p.client.AddVIP(t.Context(), control.VIP{Name: "mine", Address: netip.MustParseAddr("192.0.2.2"), Port: 80, Protocol: "tcp"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.Maps["berm_rate_classes"].Put(uint32(5), make([]byte, 72)); err != nil { // as it was
+	if err := k.Maps["berm_rate_classes"].Put(uint32(5), make([]byte, k.Maps["berm_rate_classes"].ValueSize())); err != nil { // as it was
 		t.Fatal(err)
 	}
 	// The daemon's own process is another one: this set is somebody else to it.

@@ -44,8 +44,11 @@ const (
 // packetTests are those of bpf that run on each kernel: all that give packets to the program, with the tables of
 // mutated ones. Not those of userspace's arithmetic (TestRateAccuracy, TestSpread …): they would only repeat it, slowly.
 const packetTests = "^(TestForward|TestBareAddress|TestFragments|TestMalformed|TestForeignUntouched|TestNoServices|TestRefusals|" +
-	"TestPolicyPasses|TestVerdictHits|TestPrefixLevels|TestRateDimensions|TestSteer|TestDecap|TestThereAndBack|TestEvents|TestHashes|TestPaths|" +
+	"TestPolicyPasses|TestVerdictHits|TestPrefixLevels|TestRateDimensions|TestSteer|TestDecap|TestThereAndBack|TestEvents|TestHashes|" +
 	"TestSecondChanceEnds|TestDeadman|TestClockSteps|TestServers|TestServersThroughTunnel|TestNewcomersCrowded)$"
+
+// connectionTests are those of maps that have real connections meet the programs of sockets.
+const connectionTests = "^(TestPaths|TestCCInKernel)$"
 
 // TestKernels runs the checks of ./init in each kernel.
 func TestKernels(t *testing.T) {
@@ -63,7 +66,7 @@ func TestKernels(t *testing.T) {
 		}
 		images = append(images, image)
 	}
-	init, packets := buildInit(t), buildPacketTests(t)
+	init, packets, connections := buildInit(t), buildTests(t, "packets", "bpf"), buildTests(t, "connections", "maps")
 	var mu sync.Mutex
 	var table []loader.Verified
 	t.Run("in", func(t *testing.T) {
@@ -72,7 +75,7 @@ func TestKernels(t *testing.T) {
 			t.Run(filepath.Base(kernel), func(t *testing.T) {
 				t.Parallel()
 				initrd := filepath.Join(t.TempDir(), "initrd")
-				if err := os.WriteFile(initrd, mustArchive(t, kernel, init, packets), 0o600); err != nil {
+				if err := os.WriteFile(initrd, mustArchive(t, kernel, init, packets, connections), 0o600); err != nil {
 					t.Fatal(err)
 				}
 				rows := judge(t, boot(t, image, initrd))
@@ -104,9 +107,10 @@ func buildInit(t *testing.T) string {
 	return build(t, "init", "build", "-trimpath", "-ldflags=-s -w", "-o", "OUT", "./init")
 }
 
-func buildPacketTests(t *testing.T) string {
+// buildTests builds the tests of a package as a program.
+func buildTests(t *testing.T, name, folder string) string {
 	t.Helper()
-	return build(t, "packets", "test", "-c", "-trimpath", "-ldflags=-s -w", "-o", "OUT", "../../bpf")
+	return build(t, name, "test", "-c", "-trimpath", "-ldflags=-s -w", "-o", "OUT", "../../"+folder)
 }
 
 // build runs the go command for a static program and returns its path, which is OUT in args.
@@ -150,7 +154,7 @@ func boot(t *testing.T, image, initrd string) string {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, qemu, "-M", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", memoryMiB,
 		"-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio", "-kernel", image, "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on -- checks="+packetTests)
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on -- packets="+packetTests+" connections="+connectionTests)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	text := strings.ReplaceAll(out.String(), "\r", "")

@@ -21,6 +21,7 @@ var checks = []check{
 	{"probe", probe, false},
 	{"verify", verify, false},
 	{"packets", packets, false},
+	{"connections", connections, false},
 	{"up", up, false},
 	{"up again", upAgain, true},
 	{"upgrade", upgrade, true},

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,11 +11,13 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// packetTests is the test binary of bpf in the machine.
-const packetTests = "/packets"
+// packets runs the tests of bpf, and connections those of maps, that the kernel's command line names.
+func packets(ctx context.Context) error { return runTests(ctx, "packets") }
 
-// packets runs the tests of bpf that the kernel's command line names.
-func packets(ctx context.Context) error {
+func connections(ctx context.Context) error { return runTests(ctx, "connections") }
+
+// runTests runs a program of tests at the archive's root: those that the command line has by the program's name.
+func runTests(ctx context.Context, program string) error {
 	lo, err := netlink.LinkByName("lo")
 	if err == nil {
 		err = netlink.LinkSetUp(lo)
@@ -26,14 +27,14 @@ func packets(ctx context.Context) error {
 	}
 	run := ""
 	for _, arg := range os.Args[1:] {
-		if v, ok := strings.CutPrefix(arg, "checks="); ok {
+		if v, ok := strings.CutPrefix(arg, program+"="); ok {
 			run = v
 		}
 	}
 	if run == "" {
-		return errors.New("the command line names no test (checks=…)")
+		return fmt.Errorf("the command line names no test (%s=…)", program)
 	}
-	cmd := exec.CommandContext(ctx, packetTests, "-test.v", "-test.run", run)
+	cmd := exec.CommandContext(ctx, "/"+program, "-test.v", "-test.run", run)
 	cmd.Env = append(os.Environ(), "BERM_NO_SKIP=1", "GODEBUG=asyncpreemptoff=1", "TMPDIR=/run")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -65,6 +66,6 @@ func packets(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w; %q\n\t%s", err, failed, strings.Join(tail[max(0, len(tail)-60):], "\n\t"))
 	}
-	fmt.Printf("    %d packet tests passed\n", passed)
+	fmt.Printf("    %d tests passed\n", passed)
 	return nil
 }
