@@ -441,9 +441,8 @@ func TestProbes(t *testing.T) {
 	if hits.Load() != before {
 		t.Error("a server that fails its probes got requests")
 	}
-	if why := c.Stats()[0].Servers[0].Why; !strings.Contains(why, "answered with 500") {
-		t.Errorf("why: %q", why)
-	}
+	// A busy machine's first probes may have been late instead.
+	eventually(t, "why it is out", func() bool { return strings.Contains(c.Stats()[0].Servers[0].Why, "answered with 500") })
 	sick.Store(false)
 	eventually(t, "it is back", healthy)
 }
