@@ -15,8 +15,9 @@ const (
 	probation = time.Second
 	// glance is how often.
 	glance = 20 * time.Millisecond
-	// silent: so many packets came in and none was counted.
-	silent = 100
+	// silent: so many packets came in and none was counted. A driver tells of packets in batches (NAPI: 64), later
+	// than the program does.
+	silent = 500
 )
 
 // traffic is what the interfaces and the program say about packets.
@@ -37,15 +38,20 @@ func (r *run) watch() error {
 	}
 	// Packets that the old program has begun with are its own.
 	time.Sleep(glance)
-	before, err := r.traffic()
+	// What comes between the two readings may count as counted and not received, never the other way around.
+	before, err := r.counted()
 	if err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(r.opts.watch); time.Now().Before(deadline); time.Sleep(glance) { // a probation is a length of time
-		now, err := r.traffic()
+	before.received = r.received()
+	for deadline := time.Now().Add(r.opts.watch); time.Now().Before(deadline); {
+		time.Sleep(glance) // a probation is a length of time
+		received := r.received()
+		now, err := r.counted()
 		if err != nil {
 			return err
 		}
+		now.received = received
 		if err := judge(before, now); err != nil {
 			return err
 		}
@@ -65,16 +71,22 @@ func judge(before, now traffic) error {
 	return nil
 }
 
-func (r *run) traffic() (t traffic, err error) {
+// received is what the watched interfaces have got.
+func (r *run) received() (packets uint64) {
 	for _, l := range r.watched {
 		if l.ifname == "" || l.ifindex() == 0 {
 			continue
 		}
 		// Not an error: a link of another namespace, or a device that was just removed.
 		if dev, err := netlink.LinkByIndex(l.ifindex()); err == nil && dev.Attrs().Statistics != nil {
-			t.received += dev.Attrs().Statistics.RxPackets
+			packets += dev.Attrs().Statistics.RxPackets
 		}
 	}
+	return packets
+}
+
+// counted is what the program says of packets.
+func (r *run) counted() (t traffic, err error) {
 	m := r.maps["berm_stage_stats"]
 	const exits = uint32(bpf.XDPBermExitBERM_EXIT_MAX)
 	for i := range m.MaxEntries() {

@@ -26,7 +26,7 @@ func (u *Upgrade) checkHandovers(ctx context.Context, r *Recorder) error {
 		return err
 	}
 	beside := 0 // at most
-	l, _, err := u.underLoad(ctx, quicMoves, handoverRounds, func(ctx context.Context, e *Edge) error {
+	l, err := u.underLoad(ctx, quicMoves, handoverRounds, func(ctx context.Context, e *Edge) error {
 		if err := u.awaitDownload(ctx, before); err != nil {
 			return err
 		}

@@ -32,8 +32,8 @@ func (u *Upgrade) Steps() []Step {
 }
 
 const (
-	programRounds = 2 // on each edge, at least
-	restartRounds = 2 // on each edge, at least
+	programRounds = 2 // on each edge
+	restartRounds = 2 // on each edge
 	// Each download takes 2 s, well below the time that a daemon gives requests in flight.
 	roundSize, roundRate = 6_000_000, "2M" // curl takes the first 2.6 MB at once
 	roundDownloads       = 3               // at once
@@ -45,7 +45,7 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 	if err != nil {
 		return err
 	}
-	l, rounds, err := u.underLoad(ctx, quicStands, programRounds, func(ctx context.Context, e *Edge) error {
+	l, err := u.underLoad(ctx, quicStands, programRounds, func(ctx context.Context, e *Edge) error {
 		if out, err := e.berm(ctx, "kernel", "upgrade"); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -64,7 +64,7 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 			same++
 		}
 	}
-	r.Equal(fmt.Sprintf("programs that outlived %d upgrades", rounds*len(u.edges)), 0, same, "programs")
+	r.Equal(fmt.Sprintf("programs that outlived %d upgrades", programRounds*len(u.edges)), 0, same, "programs")
 	l.check(r, "programs replaced")
 	return nil
 }
@@ -73,7 +73,7 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 // new ones wait where nobody serves yet.
 func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
 	starts := map[string]int{}
-	l, rounds, err := u.underLoad(ctx, quicEnds, restartRounds, func(ctx context.Context, e *Edge) error {
+	l, err := u.underLoad(ctx, quicEnds, restartRounds, func(ctx context.Context, e *Edge) error {
 		s, err := e.restart(ctx)
 		starts[e.Name] = s.Starts
 		return err
@@ -82,7 +82,7 @@ func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
 		return err
 	}
 	for _, e := range u.edges {
-		r.Equal(e.Name+": starts of its daemon", uint64(rounds+1), uint64(starts[e.Name]), "starts")
+		r.Equal(e.Name+": starts of its daemon", restartRounds+1, uint64(starts[e.Name]), "starts")
 	}
 	l.check(r, "daemons started again")
 	return u.awaitService(ctx)
@@ -135,9 +135,9 @@ func (l *met) check(r *Recorder, what string) {
 	}
 }
 
-// underLoad does something to each edge in turn, for so many rounds at least, and until clients of each kind have met
-// it often enough. It returns how many rounds it took.
-func (u *Upgrade) underLoad(ctx context.Context, quic, least int, do func(context.Context, *Edge) error) (l *met, rounds int, err error) {
+// underLoad does something to each edge in turn, for so many rounds, while clients of each kind ask, who go on until
+// there were enough of each.
+func (u *Upgrade) underLoad(ctx context.Context, quic, rounds int, do func(context.Context, *Edge) error) (l *met, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l = &met{quic: quic}
@@ -160,18 +160,20 @@ func (u *Upgrade) underLoad(ctx context.Context, quic, least int, do func(contex
 			}
 		})
 	}
-	for ctx.Err() == nil && err == nil && (rounds < least || !l.enough()) {
+	for range rounds {
 		for _, e := range u.edges {
-			if e2 := do(ctx, e); e2 != nil {
+			if e2 := do(ctx, e); e2 != nil && err == nil {
 				err = fmt.Errorf("%s: %w", e.Name, e2)
-				break
 			}
 		}
-		rounds++
+	}
+	// Clients go on until there were enough of each kind, and edges do not: a row remembers one owner before its own.
+	if err == nil {
+		err = rig.Until(ctx, stepLimit, "clients of each kind", func() (bool, error) { return l.enough(), nil })
 	}
 	done.Store(true)
 	wg.Wait()
-	return l, rounds, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.h3.err, l.h3Fresh.err, l.h3Whole.err)
+	return l, errors.Join(err, l.standing.err, l.fresh.err, l.whole.err, l.h3.err, l.h3Fresh.err, l.h3Whole.err)
 }
 
 // downloadRound has curl download at a bounded rate, each over a connection of its own.
