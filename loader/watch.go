@@ -44,6 +44,7 @@ func (r *run) watch() error {
 		return err
 	}
 	before.received = r.received()
+	since := before // when it last counted anything: elsewhere, it may be
 	for deadline := time.Now().Add(r.opts.watch); time.Now().Before(deadline); {
 		time.Sleep(glance) // a probation is a length of time
 		received := r.received()
@@ -52,18 +53,22 @@ func (r *run) watch() error {
 			return err
 		}
 		now.received = received
-		if err := judge(before, now); err != nil {
+		if err := judge(before, since, now); err != nil {
 			return err
+		}
+		if now.counted != since.counted {
+			since = now
+			since.received = r.received()
 		}
 	}
 	return nil
 }
 
-// judge allows one packet in a hundred to be aborted.
-func judge(before, now traffic) error {
-	received, counted, aborted := now.received-before.received, now.counted-before.counted, now.aborted-before.aborted
+// judge allows one packet in a hundred to be aborted, and no silence: since is when the program last counted.
+func judge(before, since, now traffic) error {
+	received, counted, aborted := now.received-since.received, now.counted-before.counted, now.aborted-before.aborted
 	switch {
-	case counted == 0 && received > silent:
+	case now.counted == since.counted && received > silent:
 		return fmt.Errorf("%w: the new program counted none of %d packets; the old one is attached again", ErrRolledBack, received)
 	case aborted*100 > counted:
 		return fmt.Errorf("%w: the new program aborted %d of %d packets; the old one is attached again", ErrRolledBack, aborted, counted)

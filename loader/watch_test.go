@@ -120,8 +120,11 @@ func TestJudge(t *testing.T) {
 		"too few to say":           {traffic{1000, 1000, 0}, traffic{1050, 1000, 0}, false},
 		"not all were of the link": {traffic{1000, 1000, 0}, traffic{2000, 1001, 0}, false},
 	} {
-		if err := judge(c.before, c.now); errors.Is(err, ErrRolledBack) != c.bad {
+		if err := judge(c.before, c.before, c.now); errors.Is(err, ErrRolledBack) != c.bad {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if err := judge(traffic{}, traffic{1000, 5, 0}, traffic{1700, 5, 0}); !errors.Is(err, ErrRolledBack) {
+		t.Errorf("silent since it counted five: %v", err)
 	}
 }
