@@ -67,6 +67,14 @@ var (
 	CacheBytes     = gauge("berm_cache_bytes", "Bytes charged against cache.memory.")
 	CacheLimit     = gauge("berm_cache_limit_bytes", "Bytes that cache.memory allows.")
 
+	DictionaryAnswers = counter("berm_dictionary_answers_total", "Answers that might have been encoded with a dictionary, or have become one, by what became of them (sent: encoded; not_smaller, unknown, not_for, malformed, unsuitable, size, busy: sent as they are; private, refused, coded, too_large: no dictionaries).", "result")
+	DictionaryBytes   = counter("berm_dictionary_bytes_total", "Bytes of bodies that were sent encoded with a dictionary, before (raw) and after (wire).", "side")
+	DictionaryEncoded = counter("berm_dictionary_encoded_total", "Bodies encoded with a dictionary; others were sent as they had been before.")
+	DictionaryLearnt  = counter("berm_dictionary_learnt_total", "Answers that became dictionaries.")
+	DictionaryEvicted = counter("berm_dictionary_evicted_total", "Dictionaries and encoded bodies forgotten for room.")
+	Dictionaries      = gauge("berm_dictionaries", "Dictionaries held.")
+	DictionaryHeld    = gauge("berm_dictionary_held_bytes", "Bytes charged against compression.dictionaries.memory.")
+
 	OriginHealthy  = gauge("berm_origin_healthy", "1 while an origin server gets requests.", "origin", "url")
 	OriginRequests = counter("berm_origin_requests_total", "Requests for an origin.", "origin")
 	OriginFailures = counter("berm_origin_failures_total", "Requests for an origin that no server of it answered.", "origin")

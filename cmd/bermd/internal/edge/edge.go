@@ -128,7 +128,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	key := e.resetKey()
 	e.generation = newGeneration(e, key)
 	e.kernel = newKernelLink(e, cfg)
-	boundHeap(cfg.Cache.HeapLimit())
+	boundHeap(cfg.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
 	}
@@ -216,7 +216,7 @@ func (e *Edge) buildPipeline() (err error) {
 		&e.early,
 		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
-		&e.content.routes, &e.content.cache, &e.content.origin,
+		&e.content.routes, &e.content.dictionary, &e.content.cache, &e.content.origin,
 	}
 	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}))
 	return err

@@ -104,7 +104,7 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	}
 	e.log.Apply(cfg.Log)
 	e.access.Sample(cfg.Log.Access)
-	boundHeap(cfg.Cache.HeapLimit())
+	boundHeap(cfg.HeapLimit())
 	e.accept(cfg)
 	e.kernel.tidy(cfg)
 	return e.differences(old, cfg, errors.Join(restart, cidRestart)), nil

@@ -61,6 +61,7 @@ func (e *Edge) registerMetrics() {
 	e.metrics.Set("edge", e.emitEdge)
 	e.metrics.Set("transport", e.emitTransport)
 	e.metrics.Set("cache", e.emitCache)
+	e.metrics.Set("dictionary", e.emitDictionary)
 	e.metrics.Set("origins", e.emitOrigins)
 	e.metrics.Set("relays", e.emitRelays)
 	e.metrics.Set("anycast", e.emitAnycast)
@@ -152,6 +153,20 @@ func (e *Edge) emitCache(emit observe.Emit) {
 	for why, n := range s.NotStored {
 		emit(observe.CacheNotStored, float64(n), string(why))
 	}
+}
+
+func (e *Edge) emitDictionary(emit observe.Emit) {
+	s := e.content.dictionary.get().Stats()
+	for result, n := range s.Results {
+		emit(observe.DictionaryAnswers, float64(n), result)
+	}
+	emit(observe.DictionaryBytes, float64(s.BytesIn), "raw")
+	emit(observe.DictionaryBytes, float64(s.BytesOut), "wire")
+	emit(observe.DictionaryEncoded, float64(s.Encoded))
+	emit(observe.DictionaryLearnt, float64(s.Learnt))
+	emit(observe.DictionaryEvicted, float64(s.Evicted))
+	emit(observe.Dictionaries, float64(s.Dictionaries))
+	emit(observe.DictionaryHeld, float64(s.Bytes))
 }
 
 func (e *Edge) emitOrigins(emit observe.Emit) {
