@@ -51,13 +51,14 @@ func build(m *testing.M) int {
 
 // process is a bermd that a test runs outside of a lab.
 type process struct {
-	cmd    *exec.Cmd
-	out    *bytes.Buffer
-	dir    string
-	config string
-	client *control.Client
-	notes  chan string // what it tells systemd, which always listens
-	ended  chan error
+	cmd     *exec.Cmd
+	out     *bytes.Buffer
+	dir     string
+	config  string
+	metrics string // where they are
+	client  *control.Client
+	notes   chan string // what it tells systemd, which always listens
+	ended   chan error
 }
 
 // mustStart runs bermd on loopback with a file of these lines, and waits until it is ready.
@@ -105,7 +106,10 @@ func (p *process) write(t *testing.T, lines ...string) {
 	if all := strings.Join(lines, "\n"); strings.Contains(all, "kernel:") {
 		text = "node: {name: edge1}\n"
 	}
-	text += fmt.Sprintf("admin: {socket: %s/berm.sock, metrics: \"127.0.0.1:0\"}\n", p.dir) + strings.Join(lines, "\n") + "\n"
+	if p.metrics == "" {
+		p.metrics = freePort(t)
+	}
+	text += fmt.Sprintf("admin: {socket: %s/berm.sock, metrics: %q}\n", p.dir, p.metrics) + strings.Join(lines, "\n") + "\n"
 	if err := os.WriteFile(p.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ func (c *Config) check(d *decoder) {
 	d.reportTree("admin", c.Admin.Validate())
 	d.reportTree("cache", c.Cache.Validate())
 	d.reportTree("compression.dictionaries", c.Compression.Dictionaries.Validate())
+	d.reportTree("headers", c.Headers.Validate())
 	d.reportTree("cc", c.CC.Validate())
 	d.reportTree("fec", c.FEC.Validate())
 	d.reportTree("log", c.Log.Validate())

@@ -48,6 +48,7 @@ type Config struct {
 	Compression Compression                `yaml:"compression"`
 	Origins     map[string]origin.Config   `yaml:"origins"`
 	Routes      []pipeline.RouteConfig     `yaml:"routes"`
+	Headers     pipeline.DietConfig        `yaml:"headers"`
 	CC          congestion.Config          `yaml:"cc"`
 	FEC         fec.Config                 `yaml:"fec"`
 	Log         observe.Config             `yaml:"log"`

@@ -51,6 +51,9 @@ var (
 	QUICRetries   = counter("berm_quic_retries_total", "QUIC handshakes that had to show their address first.")
 	Requests      = counter("berm_requests_total", "Requests answered, by protocol and class of status.", "protocol", "code")
 	SentBytes     = counter("berm_response_body_bytes_total", "Body bytes sent to clients, by protocol.", "protocol")
+	HeadRaw       = counter("berm_header_bytes_raw_total", "Bytes that heads of responses over h2 and h3 would take as lines of HTTP/1.1, by protocol.", "protocol")
+	HeadWire      = counter("berm_header_bytes_wire_total", "Bytes of the frames that carried them, before encryption, by protocol.", "protocol")
+	DietFields    = counter("berm_header_fields_dropped_total", "Fields of answers that headers.drop took out.")
 	Stage         = counter("berm_pipeline_total", "Requests by the stage that had the last word, its action and reason.", "stage", "action", "reason", "shadow")
 	CutResponses  = counter("berm_responses_cut_total", "Responses whose body broke off, by protocol.", "protocol")
 

@@ -62,6 +62,7 @@ type Edge struct {
 	certs    *certs.Store
 	tickets  *tickets.Keys
 	early    tickets.EarlyStage
+	diet     pipeline.Diet
 	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
@@ -137,6 +138,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	}
 	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
 	e.early.Apply(cfg.TLS.EarlyData)
+	e.diet.Apply(cfg.Headers)
 	if e.content, err = newContent(cfg, e.clock); err != nil {
 		return nil, err
 	}
@@ -218,7 +220,7 @@ func (e *Edge) buildPipeline() (err error) {
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
 		&e.content.routes, &e.content.dictionary, &e.content.cache, &e.content.origin,
 	}
-	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}))
+	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}), pipeline.WithDiet(&e.diet))
 	return err
 }
 

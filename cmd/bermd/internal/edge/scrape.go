@@ -122,6 +122,11 @@ func (e *Edge) emitTransport(emit observe.Emit) {
 	emit(observe.InFlight, float64(st.H1.InFlight.Load()), "h1")
 	emit(observe.InFlight, float64(st.H2.InFlight.Load()), "h2")
 	emit(observe.InFlight, float64(st.H3.InFlight.Load()), "h3")
+	for protocol, p := range map[string]*transport.ProtocolStats{"h2": &st.H2, "h3": &st.H3} {
+		emit(observe.HeadRaw, float64(p.HeadRaw.Load()), protocol)
+		emit(observe.HeadWire, float64(p.HeadWire.Load()), protocol)
+	}
+	emit(observe.DietFields, float64(e.diet.Dropped.Load()))
 	emit(observe.TLSFailures, float64(st.TLSFailures.Load()))
 	emit(observe.QUICRetries, float64(st.Retries.Load()))
 	for _, h := range e.tickets.Stats().Handshakes() {
