@@ -37,8 +37,9 @@ func (d *daemon) Status(ctx context.Context) (control.Status, error) {
 			{ID: 1, Set: "edges", Name: "edge1", Address: netip.MustParseAddr("10.0.0.1"), Self: true, Ready: true, Healthy: true, Rows: 40000},
 			{ID: 2, Set: "edges", Name: "edge2", Address: netip.MustParseAddr("10.0.0.2"), Rows: 25537, Seen: 12},
 		},
-		Origins: []control.Origin{{Origin: "demo", URL: "http://127.0.0.1:9000", Error: "connection refused", Failures: 3}},
-		Cache:   control.Cache{Objects: 1, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .5},
+		Origins:      []control.Origin{{Origin: "demo", URL: "http://127.0.0.1:9000", Error: "connection refused", Failures: 3}},
+		Cache:        control.Cache{Objects: 1, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .5},
+		Dictionaries: control.Dictionaries{Known: 2, Bytes: 3 << 20, MaxBytes: 64 << 20, Raw: 2 << 20, Wire: 2048, Results: map[string]uint64{"sent": 9}},
 
 		Generations: []control.Generation{{Number: 8, PID: 43, Serves: true}, {Number: 7, PID: 42}},
 	}

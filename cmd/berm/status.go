@@ -132,6 +132,10 @@ func (a *app) status(s control.Status) {
 	a.out.Field("tls", "tcp %s, quic %s", handshakes(s.TLS.TCP), handshakes(s.TLS.QUIC))
 	a.out.Field("geo", "%d prefixes, %d records, from %s", s.Geo.Prefixes, s.Geo.Records, or(strings.Join(s.Geo.Databases, ", "), "no database"))
 	a.out.Field("cache", "%s, %s of %s, %.1f %% hits", plural(s.Cache.Objects, "object"), out.Bytes(float64(s.Cache.Bytes)), out.Bytes(float64(s.Cache.MaxBytes)), 100*s.Cache.HitRatio)
+	if d := s.Dictionaries; d.MaxBytes > 0 {
+		a.out.Field("deltas", "%s of %s in %s; dictionaries: %d, %s of %s", plural(int(d.Results["sent"]), "answer"), out.Bytes(float64(d.Raw)),
+			out.Bytes(float64(d.Wire)), d.Known, out.Bytes(float64(d.Bytes)), out.Bytes(float64(d.MaxBytes)))
+	}
 	if len(s.VIPs) > 0 {
 		a.out.Printf("\n")
 		a.vips(s.VIPs)

@@ -92,5 +92,13 @@ func TestDictionaryInABrowser(t *testing.T) {
 	if !strings.Contains(string(out), "delta true of ") {
 		t.Errorf("no version came as a delta that makes it:\n%.4000s", out)
 	}
-	t.Logf("%s", out[max(0, len(out)-200):])
+	_, delta, _ := strings.Cut(string(out), "<body>")
+	t.Log(delta)
+	s, err := p.client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := s.Dictionaries; d.Known < 2 || d.Results["sent"] == 0 || d.Wire*20 > d.Raw || d.Bytes == 0 || d.Bytes > d.MaxBytes {
+		t.Errorf("the daemon knows of %+v", d)
+	}
 }

@@ -34,10 +34,13 @@ type Status struct {
 	Backends  []Backend  `json:"backends"`
 	Origins   []Origin   `json:"origins"`
 	Cache     Cache      `json:"cache"`
-	Geo       GeoInfo    `json:"geo"`
-	TLS       TLSInfo    `json:"tls"`
-	Requests  uint64     `json:"requests"`  // answered since the start
-	InFlight  int64      `json:"in_flight"` // being answered now
+
+	Dictionaries Dictionaries `json:"dictionaries"`
+
+	Geo      GeoInfo `json:"geo"`
+	TLS      TLSInfo `json:"tls"`
+	Requests uint64  `json:"requests"`  // answered since the start
+	InFlight int64   `json:"in_flight"` // being answered now
 
 	Generations []Generation `json:"generations"` // the newest first
 }
@@ -453,6 +456,16 @@ type Cache struct {
 	Misses    uint64  `json:"misses"`
 	Evictions uint64  `json:"evictions"`
 	HitRatio  float64 `json:"hit_ratio"` // of all lookups; in Top, of the last seconds
+}
+
+// Dictionaries is what is encoded with dictionaries that clients have. MaxBytes of 0: nothing.
+type Dictionaries struct {
+	Known    int               `json:"known"`
+	Bytes    int64             `json:"bytes"`
+	MaxBytes int64             `json:"max_bytes"`
+	Raw      uint64            `json:"raw_bytes"`  // of bodies that were sent encoded, before
+	Wire     uint64            `json:"wire_bytes"` // and as sent
+	Results  map[string]uint64 `json:"results"`    // answers by what became of them; those that are not 0
 }
 
 // Purge names the object to forget.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/cache"
+	"github.com/bermedge/berm/userspace/cache/dictionary"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/control"
@@ -46,6 +47,15 @@ func (e *Edge) Cache(context.Context) (control.Cache, error) {
 	return cacheView(e.content.cache.get().Stats()), nil
 }
 
+func dictionaryView(s dictionary.Stats) control.Dictionaries {
+	for result, n := range s.Results {
+		if n == 0 {
+			delete(s.Results, result)
+		}
+	}
+	return control.Dictionaries{Known: s.Dictionaries, Bytes: s.Bytes, MaxBytes: s.Limit, Raw: s.BytesIn, Wire: s.BytesOut, Results: s.Results}
+}
+
 func cacheView(s cache.Stats) control.Cache {
 	c := control.Cache{Objects: int(s.Objects), Bytes: s.Bytes, MaxBytes: s.Limit, Hits: s.Hits, Misses: s.Misses + s.Collapsed, Evictions: s.Evicted}
 	if n := c.Hits + c.Misses; n > 0 {
@@ -69,6 +79,7 @@ func (e *Edge) Status(ctx context.Context) (control.Status, error) {
 	h := e.health()
 	s.Ready, s.Problems = h.Ready, h.Problems
 	s.Cache, _ = e.Cache(ctx)
+	s.Dictionaries = dictionaryView(e.content.dictionary.get().Stats())
 	st := e.server.Stats()
 	s.InFlight = st.H1.InFlight.Load() + st.H2.InFlight.Load() + st.H3.InFlight.Load()
 	for _, a := range e.server.Addresses() {
