@@ -162,15 +162,18 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	return e, nil
 }
 
-// begin opens everything.
+// begin opens everything: the maps before the admin socket, so that whoever asks there is answered from them.
 func (e *Edge) begin(cfg *config.Config, key [32]byte) error {
 	if err := e.listen(cfg, key); err != nil {
 		return err
 	}
+	there := e.kernel.open(cfg) == nil
 	if err := e.listenInside(cfg); err != nil {
 		return err
 	}
-	e.kernel.connect(cfg)
+	if there {
+		e.kernel.adopt(cfg)
+	}
 	return nil
 }
 
@@ -345,11 +348,13 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.notify("STOPPING=1")
 	e.stopAnycast(context.WithoutCancel(ctx)) // while requests are still served: routers first
 	e.ready.Store(false)
+	since := time.Now()
 	e.probes.say(steer.Says{Draining: true}) // new flows that reach other edges stay there
 	keeps := e.cfg.Load().Steer.SecondChance > 0
 	if keeps { // new flows that come here go to the others, and those that are here stay to their end
 		e.kernel.handOver()
 	}
+	e.probes.heard(since, e.kernel.relieved)
 	err := e.close(context.WithoutCancel(ctx))
 	if !keeps { // nobody listens any more: what still comes is for the others
 		e.kernel.handOver()
