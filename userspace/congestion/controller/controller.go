@@ -113,6 +113,8 @@ func New(name string, o Options) (Controller, error) {
 	switch name {
 	case BBR:
 		return newBBR(o), nil
+	case Cubic:
+		return newCubic(o), nil
 	case Reno:
 		return newReno(o), nil
 	default:

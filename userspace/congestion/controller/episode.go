@@ -26,7 +26,9 @@ func (e *episode) begin(now, sent time.Duration) bool {
 // lose counts a lost packet, and tells whether an episode begins with it.
 func (e *episode) lose(now time.Duration, p Packet) bool {
 	begins := e.begin(now, p.Sent)
-	e.lost++
+	if p.Sent > e.before {
+		e.lost++
+	}
 	return begins
 }
 

@@ -12,7 +12,7 @@ func BenchmarkGoodput(b *testing.B) {
 		name  string
 		label string
 		floor float64
-	}{{Reno, "reno", 0}, {BBR, "bbr", 0}, {BBR, "bbr+floor", -1}, {BBR, "bbr+floor10", 0.1}} {
+	}{{Reno, "reno", 0}, {Cubic, "cubic", 0}, {BBR, "bbr", 0}, {BBR, "bbr+floor", -1}, {BBR, "bbr+floor10", 0.1}} {
 		for _, loss := range []float64{0, 0.01, 0.02, 0.03, 0.05} {
 			b.Run(fmt.Sprintf("%s/loss=%g%%", c.label, 100*loss), func(b *testing.B) {
 				share, queue := 0.0, int64(0)
@@ -43,9 +43,11 @@ func TestGoodput(t *testing.T) {
 		atLeast, lessThan float64
 	}{
 		{Reno, 0, 0, 0.9, 1},
+		{Cubic, 0, 0, 0.9, 1},
 		{BBR, 0, 0, 0.9, 1},
 		{BBR, 0, MaxLossFloor, 0.9, 1},
 		{Reno, 0.02, 0, 0, 0.2},
+		{Cubic, 0.02, 0, 0, 0.2},
 		{BBR, 0.01, 0, 0.7, 1},
 		{BBR, 0.02, 0.02, 0.8, 1},
 		{BBR, 0.05, 0.05, 0.8, 1},
