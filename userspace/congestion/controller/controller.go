@@ -100,7 +100,7 @@ const (
 type Options struct {
 	MaxDatagram   int           // bytes; 0: 1200
 	InitialWindow int64         // bytes; 0: RFC 9002, 7.2
-	InitialRTT    time.Duration // taken for the round trip until one is measured; 0: 333 ms (RFC 9002, 6.2.2)
+	InitialRTT    time.Duration // what the path's round trip was before; 0: not known
 	LossFloor     float64       // of BBR: the share of losses that this path has without congestion, at most MaxLossFloor
 }
 
@@ -111,6 +111,10 @@ func New(name string, o Options) (Controller, error) {
 		return nil, fmt.Errorf("controller %s: %w", name, err)
 	}
 	switch name {
+	case BBR:
+		return newBBR(o), nil
+	case Cubic:
+		return newCubic(o), nil
 	case Reno:
 		return newReno(o), nil
 	default:
@@ -131,9 +135,6 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.InitialWindow < 2*mss || o.InitialWindow > maxWindow {
 		return o, fmt.Errorf("initial window of %d bytes: must be %d (two datagrams) to %d", o.InitialWindow, 2*mss, maxWindow)
-	}
-	if o.InitialRTT == 0 {
-		o.InitialRTT = 333 * time.Millisecond
 	}
 	if o.InitialRTT < 0 {
 		return o, fmt.Errorf("initial round trip of %s: must not be negative", o.InitialRTT)

@@ -14,6 +14,8 @@ func TestNew(t *testing.T) {
 		want string // part of the error; empty: none
 	}{
 		{name: Reno},
+		{name: Cubic},
+		{name: BBR},
 		{name: "vegas", want: `"vegas": not one of bbr, cubic, reno`},
 		{name: Reno, o: Options{MaxDatagram: 1199}, want: "1199 bytes: must be 1200 to 65527"},
 		{name: Reno, o: Options{MaxDatagram: 65528}, want: "must be 1200 to 65527"},
