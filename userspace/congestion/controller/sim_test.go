@@ -15,31 +15,41 @@ type sim struct {
 	events events
 	link   link
 	flows  []*flow
+	stop   bool
 }
 
 // link is the bottleneck.
 type link struct {
-	rate     float64       // bytes a second
-	rtt      time.Duration // of propagation
-	queue    int64         // bytes
-	loss     float64
-	slot     time.Duration                             // acknowledgements arrive at multiples of it; 0: at once
-	extra    func(f *flow, number int64) time.Duration // what delays a packet behind others; nil: nothing does
-	drop     func(f *flow, number int64) bool          // nil: only chance and the queue do
-	mark     int64                                     // bytes queued from where on packets are CE-marked; 0: never
-	policer  float64                                   // a bucket of that many bytes that fills at rate, instead of a queue
-	tokens   float64
-	filled   time.Duration
-	freeAt   time.Duration
-	rng      *rand.Rand
-	maxQueue int64 // the fullest it was since it was last reset
-	dropped  int   // by the queue or the policer
+	rate    float64       // bytes a second
+	rtt     time.Duration // of propagation
+	queue   int64         // bytes
+	loss    float64
+	slot    time.Duration                             // acknowledgements arrive at multiples of it; 0: at once
+	extra   func(f *flow, number int64) time.Duration // what delays a packet behind others; nil: nothing does
+	drop    func(f *flow, number int64) bool          // nil: only chance and the queue do
+	mark    int64                                     // bytes queued from where on packets are CE-marked; 0: never
+	policer float64                                   // a bucket of that many bytes that fills at rate, instead of a queue
+	tokens  float64
+	filled  time.Duration
+	rng     *rand.Rand
+
+	waiting  []queued // the first is being sent
+	queued   int64    // bytes
+	maxQueue int64    // the fullest it was since it was last reset
+	dropped  int      // by the queue or the policer
+}
+
+type queued struct {
+	flow          *flow
+	number, bytes int64
+	marked        bool
 }
 
 type eventKind uint8
 
 const (
-	arrive eventKind = iota
+	depart eventKind = iota
+	arrive
 	acks
 	ackTimer
 	send
@@ -93,10 +103,12 @@ func (s *sim) at(t time.Duration, e event) {
 func (s *sim) after(t time.Duration, f func()) { s.at(t, event{kind: call, call: f}) }
 
 func (s *sim) run(until time.Duration) {
-	for len(s.events) > 0 && s.events[0].at <= until {
+	for !s.stop && len(s.events) > 0 && s.events[0].at <= until {
 		e := heap.Pop(&s.events).(event)
 		s.now = e.at
 		switch e.kind {
+		case depart:
+			s.departed()
 		case arrive:
 			e.flow.received(e.number, e.marked)
 		case acks:
@@ -116,7 +128,31 @@ func (s *sim) run(until time.Duration) {
 			e.call()
 		}
 	}
-	s.now = until
+	if !s.stop {
+		s.now = until
+	}
+}
+
+// until runs until a BBR has heard something that makes cond true, and fails the test if that takes longer than limit.
+func (f *flow) until(t testing.TB, limit time.Duration, what string, cond func(b *bbr) bool) {
+	t.Helper()
+	f.watch = func(b *bbr) { f.s.stop = f.s.stop || cond(b) }
+	f.s.run(f.s.now + limit)
+	f.watch = nil
+	if !f.s.stop {
+		t.Fatalf("not within %s: %s (in %s, window %d, %.2f Mbit/s)", limit, what, f.watched.state, f.watched.cwnd, f.watched.maxBW/megabit)
+	}
+	f.s.stop = false
+}
+
+// in is a condition for until.
+func in(phase Phase) func(b *bbr) bool {
+	return func(b *bbr) bool { return b.state == phase }
+}
+
+// leaves is true once a phase was left.
+func leaves(phase Phase) func(b *bbr) bool {
+	return func(b *bbr) bool { return b.state != phase }
 }
 
 // transmit takes a packet to the receiver, or loses it.
@@ -136,18 +172,36 @@ func (s *sim) transmit(f *flow, number, bytes int64) {
 		s.at(s.now+l.rtt/2, event{kind: arrive, flow: f, number: number})
 		return
 	}
-	queued := int64(max(0, (l.freeAt-s.now).Seconds()*l.rate))
-	if queued+bytes > l.queue {
+	if l.queued+bytes > l.queue {
 		l.dropped++
 		return
 	}
-	l.maxQueue = max(l.maxQueue, queued+bytes)
-	l.freeAt = max(l.freeAt, s.now) + time.Duration(float64(bytes)/l.rate*1e9)
-	at := l.freeAt + l.rtt/2
-	if l.extra != nil {
-		at += l.extra(f, number)
+	l.waiting = append(l.waiting, queued{flow: f, number: number, bytes: bytes, marked: l.mark > 0 && l.queued > l.mark})
+	l.queued += bytes
+	l.maxQueue = max(l.maxQueue, l.queued)
+	if len(l.waiting) == 1 {
+		s.serve()
 	}
-	s.at(at, event{kind: arrive, flow: f, number: number, marked: l.mark > 0 && queued > l.mark})
+}
+
+// serve sends the first packet of the queue.
+func (s *sim) serve() {
+	s.at(s.now+time.Duration(float64(s.link.waiting[0].bytes)/s.link.rate*1e9), event{kind: depart})
+}
+
+func (s *sim) departed() {
+	l := &s.link
+	p := l.waiting[0]
+	l.waiting = append(l.waiting[:0], l.waiting[1:]...)
+	l.queued -= p.bytes
+	at := s.now + l.rtt/2
+	if l.extra != nil {
+		at += l.extra(p.flow, p.number)
+	}
+	s.at(at, event{kind: arrive, flow: p.flow, number: p.number, marked: p.marked})
+	if len(l.waiting) > 0 {
+		s.serve()
+	}
 }
 
 // flow is a sender with QUIC's loss detection (RFC 9002, 6), and a receiver that acknowledges every other packet.
