@@ -233,6 +233,7 @@ type flow struct {
 	marks        []int // of each acknowledgement under way
 	newMarks     int
 
+	meter      *LossMeter
 	watch      func(b *bbr) // after every event that a BBR hears of
 	watched    *bbr
 	event      Event
@@ -454,6 +455,9 @@ func (f *flow) detectLoss(newly, spurious []Packet, hasRTT bool, marks int) {
 		return
 	}
 	f.cc.Update(e)
+	if f.meter != nil {
+		f.meter.Observe(e)
+	}
 	if f.watched != nil && f.watch != nil {
 		f.watch(f.watched)
 	}
