@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"container/heap"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -33,10 +32,11 @@ type link struct {
 	filled  time.Duration
 	rng     *rand.Rand
 
-	waiting  []queued // the first is being sent
-	queued   int64    // bytes
-	maxQueue int64    // the fullest it was since it was last reset
-	dropped  int      // by the queue or the policer
+	waiting  []queued // from head on; the first is being sent
+	head     int
+	queued   int64 // bytes
+	maxQueue int64 // the fullest it was since it was last reset
+	dropped  int   // by the queue or the policer
 }
 
 type queued struct {
@@ -68,18 +68,41 @@ type event struct {
 	call   func()
 }
 
+// events is a heap by time, and then by order; container/heap would allocate for each.
 type events []event
 
-func (e events) Len() int { return len(e) }
-func (e events) Less(i, j int) bool {
+func (e events) before(i, j int) bool {
 	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
 }
-func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e *events) Push(x any)   { *e = append(*e, x.(event)) }
-func (e *events) Pop() any {
-	last := (*e)[len(*e)-1]
-	*e = (*e)[:len(*e)-1]
-	return last
+
+func (e *events) push(v event) {
+	*e = append(*e, v)
+	q := *e
+	for i := len(q) - 1; i > 0 && q.before(i, (i-1)/2); i = (i - 1) / 2 {
+		q[i], q[(i-1)/2] = q[(i-1)/2], q[i]
+	}
+}
+
+func (e *events) pop() event {
+	q := *e
+	first, n := q[0], len(q)-1
+	q[0] = q[n]
+	q = q[:n]
+	for i := 0; ; {
+		least := i
+		for child := 2*i + 1; child <= 2*i+2 && child < n; child++ {
+			if q.before(child, least) {
+				least = child
+			}
+		}
+		if least == i {
+			break
+		}
+		q[i], q[least] = q[least], q[i]
+		i = least
+	}
+	*e = q
+	return first
 }
 
 // megabit is in bytes a second.
@@ -96,7 +119,7 @@ func newSim(seed uint64, loss float64) *sim {
 func (s *sim) at(t time.Duration, e event) {
 	s.seq++
 	e.at, e.seq = max(t, s.now), s.seq
-	heap.Push(&s.events, e)
+	s.events.push(e)
 }
 
 // after calls f at a time of its own.
@@ -104,7 +127,7 @@ func (s *sim) after(t time.Duration, f func()) { s.at(t, event{kind: call, call:
 
 func (s *sim) run(until time.Duration) {
 	for !s.stop && len(s.events) > 0 && s.events[0].at <= until {
-		e := heap.Pop(&s.events).(event)
+		e := s.events.pop()
 		s.now = e.at
 		switch e.kind {
 		case depart:
@@ -179,27 +202,29 @@ func (s *sim) transmit(f *flow, number, bytes int64) {
 	l.waiting = append(l.waiting, queued{flow: f, number: number, bytes: bytes, marked: l.mark > 0 && l.queued > l.mark})
 	l.queued += bytes
 	l.maxQueue = max(l.maxQueue, l.queued)
-	if len(l.waiting) == 1 {
+	if len(l.waiting) == l.head+1 {
 		s.serve()
 	}
 }
 
 // serve sends the first packet of the queue.
 func (s *sim) serve() {
-	s.at(s.now+time.Duration(float64(s.link.waiting[0].bytes)/s.link.rate*1e9), event{kind: depart})
+	s.at(s.now+time.Duration(float64(s.link.waiting[s.link.head].bytes)/s.link.rate*1e9), event{kind: depart})
 }
 
 func (s *sim) departed() {
 	l := &s.link
-	p := l.waiting[0]
-	l.waiting = append(l.waiting[:0], l.waiting[1:]...)
+	p := l.waiting[l.head]
+	if l.head++; l.head > 1024 && 2*l.head > len(l.waiting) {
+		l.waiting, l.head = append(l.waiting[:0], l.waiting[l.head:]...), 0
+	}
 	l.queued -= p.bytes
 	at := s.now + l.rtt/2
 	if l.extra != nil {
 		at += l.extra(p.flow, p.number)
 	}
 	s.at(at, event{kind: arrive, flow: p.flow, number: p.number, marked: p.marked})
-	if len(l.waiting) > 0 {
+	if len(l.waiting) > l.head {
 		s.serve()
 	}
 }
@@ -213,19 +238,20 @@ type flow struct {
 	written float64
 	wrote   time.Duration
 
-	packets   []simPacket // by number
-	oldest    int         // of those in flight
-	largest   int64       // acknowledged
-	inFlight  int64
-	nextSend  time.Duration
-	wakeAt    time.Duration
-	rtt       RTT
-	rttvar    time.Duration
-	lastAck   time.Duration
-	probes    int
-	probeSet  bool
-	delivered int64
-	lost      int
+	packets    []simPacket // by number
+	oldest     int         // of those in flight
+	largest    int64       // acknowledged
+	inFlight   int64
+	nextSend   time.Duration
+	wakeAt     time.Duration
+	rtt        RTT
+	rttvar     time.Duration
+	lastAck    time.Duration
+	probes     int
+	probeSet   bool
+	delivered  int64
+	lost       int
+	persistent int
 
 	toAck, acked []int64 // numbers that were received, and of those, what acknowledgements under way carry
 	ackTimerSet  bool
@@ -451,6 +477,9 @@ func (f *flow) detectLoss(newly, spurious []Packet, hasRTT bool, marks int) {
 		}
 	}
 	f.lostBuffer, e.Lost = lost, lost
+	if e.Persistent {
+		f.persistent++
+	}
 	if len(newly)+len(lost)+len(spurious)+marks == 0 {
 		return
 	}
