@@ -38,6 +38,9 @@ const unbounded = int64(1) << 40
 // unmeasured is the draft's Infinity for min_rtt.
 const unmeasured = time.Duration(math.MaxInt64)
 
+// floorQueue is how much longer than the shortest a round trip may be, on any path, before the floor is out of force.
+const floorQueue = 5 * time.Millisecond
+
 // minPacing keeps a mistaken estimate from stopping the flow: a datagram of minimal size a second, in bytes a second.
 const minPacing = minDatagram
 
@@ -56,6 +59,7 @@ type bbr struct {
 	rateSampler
 	mss, initialCwnd int64
 	floor            lossFloor
+	lastRTT          time.Duration
 	now              time.Duration
 	inFlight         int64 // C.inflight
 
@@ -176,6 +180,9 @@ func (b *bbr) Update(e Event) {
 	for _, p := range e.Acked {
 		b.onAcked(p, e.Now)
 		b.recovery.acknowledge(p)
+	}
+	if b.rs.hasData {
+		b.lastRTT = b.rs.rtt
 	}
 	for _, p := range e.Spurious {
 		b.delivered += int64(p.Bytes)

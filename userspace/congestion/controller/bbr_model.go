@@ -63,7 +63,7 @@ func (b *bbr) adaptLowerBoundsFromCongestion() {
 		return
 	}
 	lost := b.lost - b.roundLost
-	if !b.marked && b.floor.explains(lost, lost+b.delivered-b.roundDelivered, b.mss) {
+	if !b.marked && b.floorInForce().explains(lost, lost+b.delivered-b.roundDelivered, b.mss) {
 		return
 	}
 	if math.IsInf(b.bwShortterm, 1) { // InitLowerBounds
@@ -131,7 +131,16 @@ func (b *bbr) updateACKAggregation() {
 
 // isInflightTooHigh is IsInflightTooHigh (5.5.10.2), where what the floor explains is left aside.
 func (b *bbr) isInflightTooHigh(lost, txInFlight int64) bool {
-	return float64(lost) > float64(txInFlight)*bbrLossThresh+b.floor.allowance(txInFlight, b.mss)
+	return float64(lost) > float64(txInFlight)*bbrLossThresh+b.floorInForce().allowance(txInFlight, b.mss)
+}
+
+// floorInForce is the floor while round trips say that no queue is full, and none else: a queue that drops packets is congestion
+// whatever the path loses besides.
+func (b *bbr) floorInForce() lossFloor {
+	if b.minRTT != unmeasured && b.lastRTT > b.minRTT+max(b.minRTT/2, floorQueue) {
+		return 0
+	}
+	return b.floor
 }
 
 // noteLoss is NoteLoss (5.5.10.2).
@@ -176,7 +185,7 @@ func (b *bbr) handleMarks(e Event) {
 
 // inflightAtLoss is InflightAtLoss (5.5.10.2): at what volume in flight losses crossed the threshold.
 func (b *bbr) inflightAtLoss(p sentPacket, lost int64) int64 {
-	thresh := bbrLossThresh + float64(b.floor)
+	thresh := bbrLossThresh + float64(b.floorInForce())
 	inflightPrev := float64(p.txInFlight - p.bytes)
 	lostPrev := float64(lost - p.bytes)
 	prefix := (thresh*inflightPrev - lostPrev) / (1 - thresh)

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"container/heap"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -15,31 +14,42 @@ type sim struct {
 	events events
 	link   link
 	flows  []*flow
+	stop   bool
 }
 
 // link is the bottleneck.
 type link struct {
-	rate     float64       // bytes a second
-	rtt      time.Duration // of propagation
-	queue    int64         // bytes
-	loss     float64
-	slot     time.Duration                             // acknowledgements arrive at multiples of it; 0: at once
-	extra    func(f *flow, number int64) time.Duration // what delays a packet behind others; nil: nothing does
-	drop     func(f *flow, number int64) bool          // nil: only chance and the queue do
-	mark     int64                                     // bytes queued from where on packets are CE-marked; 0: never
-	policer  float64                                   // a bucket of that many bytes that fills at rate, instead of a queue
-	tokens   float64
-	filled   time.Duration
-	freeAt   time.Duration
-	rng      *rand.Rand
+	rate    float64       // bytes a second
+	rtt     time.Duration // of propagation
+	queue   int64         // bytes
+	loss    float64
+	slot    time.Duration                             // acknowledgements arrive at multiples of it; 0: at once
+	extra   func(f *flow, number int64) time.Duration // what delays a packet behind others; nil: nothing does
+	drop    func(f *flow, number int64) bool          // nil: only chance and the queue do
+	mark    int64                                     // bytes queued from where on packets are CE-marked; 0: never
+	policer float64                                   // a bucket of that many bytes that fills at rate, instead of a queue
+	tokens  float64
+	filled  time.Duration
+	rng     *rand.Rand
+
+	waiting  []queued // from head on; the first is being sent
+	head     int
+	queued   int64 // bytes
 	maxQueue int64 // the fullest it was since it was last reset
 	dropped  int   // by the queue or the policer
+}
+
+type queued struct {
+	flow          *flow
+	number, bytes int64
+	marked        bool
 }
 
 type eventKind uint8
 
 const (
-	arrive eventKind = iota
+	depart eventKind = iota
+	arrive
 	acks
 	ackTimer
 	send
@@ -58,18 +68,41 @@ type event struct {
 	call   func()
 }
 
+// events is a heap by time, and then by order; container/heap would allocate for each.
 type events []event
 
-func (e events) Len() int { return len(e) }
-func (e events) Less(i, j int) bool {
+func (e events) before(i, j int) bool {
 	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
 }
-func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e *events) Push(x any)   { *e = append(*e, x.(event)) }
-func (e *events) Pop() any {
-	last := (*e)[len(*e)-1]
-	*e = (*e)[:len(*e)-1]
-	return last
+
+func (e *events) push(v event) {
+	*e = append(*e, v)
+	q := *e
+	for i := len(q) - 1; i > 0 && q.before(i, (i-1)/2); i = (i - 1) / 2 {
+		q[i], q[(i-1)/2] = q[(i-1)/2], q[i]
+	}
+}
+
+func (e *events) pop() event {
+	q := *e
+	first, n := q[0], len(q)-1
+	q[0] = q[n]
+	q = q[:n]
+	for i := 0; ; {
+		least := i
+		for child := 2*i + 1; child <= 2*i+2 && child < n; child++ {
+			if q.before(child, least) {
+				least = child
+			}
+		}
+		if least == i {
+			break
+		}
+		q[i], q[least] = q[least], q[i]
+		i = least
+	}
+	*e = q
+	return first
 }
 
 // megabit is in bytes a second.
@@ -86,17 +119,19 @@ func newSim(seed uint64, loss float64) *sim {
 func (s *sim) at(t time.Duration, e event) {
 	s.seq++
 	e.at, e.seq = max(t, s.now), s.seq
-	heap.Push(&s.events, e)
+	s.events.push(e)
 }
 
 // after calls f at a time of its own.
 func (s *sim) after(t time.Duration, f func()) { s.at(t, event{kind: call, call: f}) }
 
 func (s *sim) run(until time.Duration) {
-	for len(s.events) > 0 && s.events[0].at <= until {
-		e := heap.Pop(&s.events).(event)
+	for !s.stop && len(s.events) > 0 && s.events[0].at <= until {
+		e := s.events.pop()
 		s.now = e.at
 		switch e.kind {
+		case depart:
+			s.departed()
 		case arrive:
 			e.flow.received(e.number, e.marked)
 		case acks:
@@ -116,7 +151,31 @@ func (s *sim) run(until time.Duration) {
 			e.call()
 		}
 	}
-	s.now = until
+	if !s.stop {
+		s.now = until
+	}
+}
+
+// until runs until a BBR has heard something that makes cond true, and fails the test if that takes longer than limit.
+func (f *flow) until(t testing.TB, limit time.Duration, what string, cond func(b *bbr) bool) {
+	t.Helper()
+	f.watch = func(b *bbr) { f.s.stop = f.s.stop || cond(b) }
+	f.s.run(f.s.now + limit)
+	f.watch = nil
+	if !f.s.stop {
+		t.Fatalf("not within %s: %s (in %s, window %d, %.2f Mbit/s)", limit, what, f.watched.state, f.watched.cwnd, f.watched.maxBW/megabit)
+	}
+	f.s.stop = false
+}
+
+// in is a condition for until.
+func in(phase Phase) func(b *bbr) bool {
+	return func(b *bbr) bool { return b.state == phase }
+}
+
+// leaves is true once a phase was left.
+func leaves(phase Phase) func(b *bbr) bool {
+	return func(b *bbr) bool { return b.state != phase }
 }
 
 // transmit takes a packet to the receiver, or loses it.
@@ -136,18 +195,38 @@ func (s *sim) transmit(f *flow, number, bytes int64) {
 		s.at(s.now+l.rtt/2, event{kind: arrive, flow: f, number: number})
 		return
 	}
-	queued := int64(max(0, (l.freeAt-s.now).Seconds()*l.rate))
-	if queued+bytes > l.queue {
+	if l.queued+bytes > l.queue {
 		l.dropped++
 		return
 	}
-	l.maxQueue = max(l.maxQueue, queued+bytes)
-	l.freeAt = max(l.freeAt, s.now) + time.Duration(float64(bytes)/l.rate*1e9)
-	at := l.freeAt + l.rtt/2
-	if l.extra != nil {
-		at += l.extra(f, number)
+	l.waiting = append(l.waiting, queued{flow: f, number: number, bytes: bytes, marked: l.mark > 0 && l.queued > l.mark})
+	l.queued += bytes
+	l.maxQueue = max(l.maxQueue, l.queued)
+	if len(l.waiting) == l.head+1 {
+		s.serve()
 	}
-	s.at(at, event{kind: arrive, flow: f, number: number, marked: l.mark > 0 && queued > l.mark})
+}
+
+// serve sends the first packet of the queue.
+func (s *sim) serve() {
+	s.at(s.now+time.Duration(float64(s.link.waiting[s.link.head].bytes)/s.link.rate*1e9), event{kind: depart})
+}
+
+func (s *sim) departed() {
+	l := &s.link
+	p := l.waiting[l.head]
+	if l.head++; l.head > 1024 && 2*l.head > len(l.waiting) {
+		l.waiting, l.head = append(l.waiting[:0], l.waiting[l.head:]...), 0
+	}
+	l.queued -= p.bytes
+	at := s.now + l.rtt/2
+	if l.extra != nil {
+		at += l.extra(p.flow, p.number)
+	}
+	s.at(at, event{kind: arrive, flow: p.flow, number: p.number, marked: p.marked})
+	if len(l.waiting) > l.head {
+		s.serve()
+	}
 }
 
 // flow is a sender with QUIC's loss detection (RFC 9002, 6), and a receiver that acknowledges every other packet.
@@ -159,19 +238,20 @@ type flow struct {
 	written float64
 	wrote   time.Duration
 
-	packets   []simPacket // by number
-	oldest    int         // of those in flight
-	largest   int64       // acknowledged
-	inFlight  int64
-	nextSend  time.Duration
-	wakeAt    time.Duration
-	rtt       RTT
-	rttvar    time.Duration
-	lastAck   time.Duration
-	probes    int
-	probeSet  bool
-	delivered int64
-	lost      int
+	packets    []simPacket // by number
+	oldest     int         // of those in flight
+	largest    int64       // acknowledged
+	inFlight   int64
+	nextSend   time.Duration
+	wakeAt     time.Duration
+	rtt        RTT
+	rttvar     time.Duration
+	lastAck    time.Duration
+	probes     int
+	probeSet   bool
+	delivered  int64
+	lost       int
+	persistent int
 
 	toAck, acked []int64 // numbers that were received, and of those, what acknowledgements under way carry
 	ackTimerSet  bool
@@ -179,6 +259,7 @@ type flow struct {
 	marks        []int // of each acknowledgement under way
 	newMarks     int
 
+	meter      *LossMeter
 	watch      func(b *bbr) // after every event that a BBR hears of
 	watched    *bbr
 	event      Event
@@ -396,10 +477,16 @@ func (f *flow) detectLoss(newly, spurious []Packet, hasRTT bool, marks int) {
 		}
 	}
 	f.lostBuffer, e.Lost = lost, lost
+	if e.Persistent {
+		f.persistent++
+	}
 	if len(newly)+len(lost)+len(spurious)+marks == 0 {
 		return
 	}
 	f.cc.Update(e)
+	if f.meter != nil {
+		f.meter.Observe(e)
+	}
 	if f.watched != nil && f.watch != nil {
 		f.watch(f.watched)
 	}
