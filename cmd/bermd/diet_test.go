@@ -39,6 +39,7 @@ func TestHeadsOnTheWire(t *testing.T) {
 	t.Cleanup(origin.Close)
 	lines := fmt.Sprintf("origins: {www: {urls: [%q]}}\nroutes: [{host: \"*\", path: /, origin: www}]", origin.URL)
 	p := mustStart(t, onLoopback, lines)
+	metricsOf(t, p, onLoopback, lines)
 	trust := &tls.Config{InsecureSkipVerify: true}
 	h2 := &http.Transport{TLSClientConfig: trust, Protocols: new(http.Protocols)}
 	h2.Protocols.SetHTTP2(true)

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,12 +52,13 @@ func build(m *testing.M) int {
 
 // process is a bermd that a test runs outside of a lab.
 type process struct {
-	cmd     *exec.Cmd
-	out     *bytes.Buffer
-	dir     string
-	config  string
-	metrics string // where they are
-	client  *control.Client
+	cmd    *exec.Cmd
+	out    *bytes.Buffer
+	dir    string
+	config string
+	client *control.Client
+
+	metrics string      // where the next file has them; "": somewhere
 	notes   chan string // what it tells systemd, which always listens
 	ended   chan error
 }
@@ -106,10 +108,7 @@ func (p *process) write(t *testing.T, lines ...string) {
 	if all := strings.Join(lines, "\n"); strings.Contains(all, "kernel:") {
 		text = "node: {name: edge1}\n"
 	}
-	if p.metrics == "" {
-		p.metrics = freePort(t)
-	}
-	text += fmt.Sprintf("admin: {socket: %s/berm.sock, metrics: %q}\n", p.dir, p.metrics) + strings.Join(lines, "\n") + "\n"
+	text += fmt.Sprintf("admin: {socket: %s/berm.sock, metrics: %q}\n", p.dir, cmp.Or(p.metrics, "127.0.0.1:0")) + strings.Join(lines, "\n") + "\n"
 	if err := os.WriteFile(p.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

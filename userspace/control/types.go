@@ -34,13 +34,13 @@ type Status struct {
 	Backends  []Backend  `json:"backends"`
 	Origins   []Origin   `json:"origins"`
 	Cache     Cache      `json:"cache"`
+	Geo       GeoInfo    `json:"geo"`
+	TLS       TLSInfo    `json:"tls"`
+	QUIC      QUICInfo   `json:"quic"`
+	Requests  uint64     `json:"requests"`  // answered since the start
+	InFlight  int64      `json:"in_flight"` // being answered now
 
 	Dictionaries Dictionaries `json:"dictionaries"`
-
-	Geo      GeoInfo `json:"geo"`
-	TLS      TLSInfo `json:"tls"`
-	Requests uint64  `json:"requests"`  // answered since the start
-	InFlight int64   `json:"in_flight"` // being answered now
 
 	Generations []Generation `json:"generations"` // the newest first
 }
