@@ -425,7 +425,7 @@ func TestMemoryBound(t *testing.T) {
 	if st.Learnt != 24 || st.Evicted == 0 || st.Dictionaries != int(st.Learnt-st.Evicted) {
 		t.Errorf("want the oldest forgotten: %+v", st)
 	}
-	var kept int64 = int64(st.Dictionaries) * 3 << 20
+	kept := int64(st.Dictionaries) * 3 << 20
 	if st.Bytes < kept || st.Bytes > kept*11/10 {
 		t.Errorf("%d dictionaries of 3 MiB are charged with %d bytes", st.Dictionaries, st.Bytes)
 	}
