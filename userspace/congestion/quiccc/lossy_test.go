@@ -38,7 +38,7 @@ func (l *lossy) carry(random *rand.Rand, share float64, delay time.Duration, rat
 	defer close(l.came)
 	var free time.Time // when the link has sent what it has
 	for {
-		n, from, err := l.UDPConn.ReadFromUDP(l.buf[:])
+		n, from, err := l.ReadFromUDP(l.buf[:])
 		if err != nil {
 			return
 		}
@@ -65,7 +65,7 @@ func (l *lossy) ReadFrom(p []byte) (int, net.Addr, error) {
 }
 
 // SetReadDeadline ends reading, which is all that a transport uses it for.
-func (l *lossy) SetReadDeadline(time.Time) error { return l.UDPConn.Close() }
+func (l *lossy) SetReadDeadline(time.Time) error { return l.Close() }
 
 // over makes a connection to a server over a lossy path, fetches objects of these sizes, and returns how long that took.
 func over(t testing.TB, share float64, to *net.UDPAddr, sizes ...int64) time.Duration {
