@@ -51,12 +51,11 @@ func TestGoodput(t *testing.T) {
 		{BBR, 0.01, 0, 0.7, 1},
 		{BBR, 0.02, 0.02, 0.8, 1},
 		{BBR, 0.05, 0.05, 0.8, 1},
-		{BBR, 0.05, MaxLossFloor, 0.8, 1},
 	} {
 		t.Run(fmt.Sprintf("%s at %g with floor %g", tt.name, tt.loss, tt.floor), func(t *testing.T) {
 			s := newSim(1, tt.loss)
 			f := s.add(t, tt.name, Options{LossFloor: tt.floor}, 0)
-			got := s.goodput(f, 5*time.Second, 10*time.Second)
+			got := s.goodput(f, 3*time.Second, 6*time.Second)
 			if got < tt.atLeast || got > tt.lessThan {
 				t.Errorf("goodput %.3f of the link, want %g to %g", got, tt.atLeast, tt.lessThan)
 			}
