@@ -123,7 +123,7 @@ func newBBR(o Options) *bbr {
 		recovery:         newEpisode(),
 	}
 	b.probeUpAckedPerInc = unbounded
-	b.rateSampler.reset()
+	b.reset()
 	b.resetShortTermModel()
 	// InitPacingRate (5.6.2): 1 ms where the round trip is not known.
 	rtt := o.InitialRTT
@@ -176,7 +176,7 @@ func (b *bbr) State() State {
 // Update is UpdateOnACK (5.2.3), and HandleLostPacket for what was lost (5.2.4).
 func (b *bbr) Update(e Event) {
 	b.now = e.Now
-	b.rateSampler.reset()
+	b.reset()
 	for _, p := range e.Acked {
 		b.onAcked(p, e.Now)
 		b.recovery.acknowledge(p)
