@@ -59,7 +59,7 @@ type bbr struct {
 	rateSampler
 	mss, initialCwnd int64
 	floor            lossFloor
-	lastRTT          time.Duration
+	roundRTT         [2]time.Duration // the shortest of the round before, and of this one
 	now              time.Duration
 	inFlight         int64 // C.inflight
 
@@ -117,6 +117,7 @@ func newBBR(o Options) *bbr {
 		initialCwnd:      o.InitialWindow,
 		cwnd:             o.InitialWindow,
 		floor:            lossFloor(o.LossFloor),
+		roundRTT:         [2]time.Duration{unmeasured, unmeasured},
 		minRTT:           unmeasured,
 		probeRTTMinDelay: unmeasured,
 		inflightLongterm: unbounded,
@@ -182,7 +183,7 @@ func (b *bbr) Update(e Event) {
 		b.recovery.acknowledge(p)
 	}
 	if b.rs.hasData {
-		b.lastRTT = b.rs.rtt
+		b.roundRTT[1] = min(b.roundRTT[1], b.rs.rtt)
 	}
 	for _, p := range e.Spurious {
 		b.delivered += int64(p.Bytes)
@@ -235,6 +236,7 @@ func (b *bbr) updateRound() {
 		b.roundCount++
 		b.roundsSinceProbeUp++
 		b.cwndLimits.nextRound()
+		b.roundRTT = [2]time.Duration{b.roundRTT[1], unmeasured}
 	}
 }
 

@@ -57,19 +57,22 @@ func TestTwoFlowsShare(t *testing.T) {
 func TestFloorIsOutOfForceWhereAQueueIsFull(t *testing.T) {
 	b := newBBR(Options{MaxDatagram: 1200, InitialWindow: 12_000, LossFloor: 0.1})
 	for _, tt := range []struct {
-		minRTT, rtt time.Duration
-		want        lossFloor
+		minRTT, before, now time.Duration
+		want                lossFloor
 	}{
-		{50 * ms, 50 * ms, 0.1},
-		{50 * ms, 75 * ms, 0.1},
-		{50 * ms, 76 * ms, 0},
-		{ms, 5 * ms, 0.1},
-		{ms, 7 * ms, 0},
-		{unmeasured, 50 * ms, 0.1},
+		{50 * ms, 50 * ms, 50 * ms, 0.1},
+		{50 * ms, 76 * ms, 75 * ms, 0.1},
+		{50 * ms, 75 * ms, 200 * ms, 0.1}, // jitter
+		{50 * ms, 76 * ms, 76 * ms, 0},
+		{50 * ms, 76 * ms, unmeasured, 0},
+		{ms, 5 * ms, 5 * ms, 0.1},
+		{ms, 7 * ms, 7 * ms, 0},
+		{50 * ms, unmeasured, unmeasured, 0.1},
+		{unmeasured, 50 * ms, 50 * ms, 0.1},
 	} {
-		b.minRTT, b.lastRTT = tt.minRTT, tt.rtt
+		b.minRTT, b.roundRTT = tt.minRTT, [2]time.Duration{tt.before, tt.now}
 		if got := b.floorInForce(); got != tt.want {
-			t.Errorf("floor %g at %s of at least %s, want %g", got, tt.rtt, tt.minRTT, tt.want)
+			t.Errorf("floor %g at %s, and %s the round before, of at least %s; want %g", got, tt.now, tt.before, tt.minRTT, tt.want)
 		}
 	}
 }
