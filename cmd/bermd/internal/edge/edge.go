@@ -63,6 +63,7 @@ type Edge struct {
 	certs    *certs.Store
 	tickets  *tickets.Keys
 	early    tickets.EarlyStage
+	diet     pipeline.Diet
 	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
@@ -130,7 +131,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	key := e.resetKey()
 	e.generation = newGeneration(e, key)
 	e.kernel = newKernelLink(e, cfg)
-	boundHeap(cfg.Cache.HeapLimit())
+	boundHeap(cfg.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
 	}
@@ -139,6 +140,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	}
 	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
 	e.early.Apply(cfg.TLS.EarlyData)
+	e.diet.Apply(cfg.Headers)
 	if e.content, err = newContent(cfg, e.clock); err != nil {
 		return nil, err
 	}
@@ -222,9 +224,9 @@ func (e *Edge) buildPipeline() (err error) {
 		&e.early,
 		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
-		&e.content.routes, &e.content.cache, &e.content.origin,
+		&e.content.routes, &e.content.dictionary, &e.content.cache, &e.content.origin,
 	}
-	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}))
+	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}), pipeline.WithDiet(&e.diet))
 	return err
 }
 
