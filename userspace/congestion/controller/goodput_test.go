@@ -62,3 +62,15 @@ func TestGoodput(t *testing.T) {
 		})
 	}
 }
+
+// TestGoodputWhereRoundTripsVary has random losses on a path that stands still for 40 of every 200 ms, and acknowledges in slots of
+// 30 ms: most round trips are much longer than the shortest, and no queue is full.
+func TestGoodputWhereRoundTripsVary(t *testing.T) {
+	s := newSim(1, 0.02)
+	s.link.slot = 30 * ms
+	s.link.extra = func(*flow, int64) time.Duration { return max(0, 40*ms-s.now%(200*ms)) }
+	f := s.add(t, BBR, Options{LossFloor: 0.02}, 0)
+	if got := s.goodput(f, 3*time.Second, 6*time.Second); got < 0.75 {
+		t.Errorf("goodput %.3f of the link", got)
+	}
+}
