@@ -93,14 +93,14 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		MaxIdleTimeout:       cfg.IdleTimeout,
 		MaxIncomingStreams:   int64(cfg.MaxStreams),
 	}
-	if early := u.s.opts.EarlyData; early != nil {
-		may := qc.Clone()
-		may.Allow0RTT = true
-		qc.GetConfigForClient = func(*quic.ClientInfo) (*quic.Config, error) {
-			if early() {
-				return may, nil
+	if early, tune := u.s.opts.EarlyData, u.s.opts.Tune; early != nil || tune != nil {
+		qc.GetConfigForClient = func(client *quic.ClientInfo) (*quic.Config, error) {
+			own := qc.Clone()
+			own.Allow0RTT = early != nil && early()
+			if tune != nil {
+				tune(client.RemoteAddr, own)
 			}
-			return qc, nil
+			return own, nil
 		}
 	}
 	u.h3 = &http3.Server{

@@ -23,6 +23,7 @@ import (
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
+	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/observe"
@@ -65,6 +66,7 @@ type Edge struct {
 	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
+	quiccc   *quiccc.Chooser
 	server   *transport.Server
 	kernel   *kernelLink
 
@@ -146,6 +148,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	if e.cids, err = newCIDs(cfg, e.generation.fits); err != nil {
 		return nil, err
 	}
+	e.quiccc = newQUICCC(e)
 	e.accept(cfg)
 	if opts.Predecessor != nil {
 		err = e.succeed(cfg, key)
@@ -238,7 +241,7 @@ func (e *Edge) listen(cfg *config.Config, key [32]byte) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: key, Failed: e.fail,
 		ConnectionIDs: e.cids.made, Keeper: e.opts.Keeper, Held: e.opts.Held,
-		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData,
+		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData, Tune: e.quiccc.Tune,
 		TokenKey: derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,
 	})
 	if err != nil {

@@ -60,6 +60,7 @@ func (e *Edge) registerMetrics() {
 	e.metrics.Set("kernel", observe.Kernel(e.kernel.use, warn))
 	e.metrics.Set("edge", e.emitEdge)
 	e.metrics.Set("transport", e.emitTransport)
+	e.metrics.Set("quic", e.emitQUIC)
 	e.metrics.Set("cache", e.emitCache)
 	e.metrics.Set("origins", e.emitOrigins)
 	e.metrics.Set("relays", e.emitRelays)
