@@ -37,6 +37,7 @@ func MaybeActor() {
 		"unwrap": actUnwrap,
 		"unit":   actUnit,
 		"wan":    wan.Act,
+		"wire":   actWire,
 	}[os.Args[2]]
 	if !ok {
 		fmt.Fprintf(os.Stderr, "no actor %q\n", os.Args[2])

@@ -135,6 +135,10 @@ func All() []Scenario {
 		Summary: "two prefixes behind a lossy and a clean link: what CUBIC and BBR bring on each, chosen by berm cc",
 		Up:      upCC,
 	}, {
+		ID:      "zero-rtt",
+		Summary: "requests in a QUIC client's first packets: marked for the origin or refused, recorded and sent again in vain; resumption on every edge",
+		Up:      upZeroRTT,
+	}, {
 		ID:      "webrtc",
 		Summary: "WebRTC goes to the edge that gave out the ICE username fragment: checks, media, clients that rebind, made-up fragments",
 		Up:      upWebRTC,

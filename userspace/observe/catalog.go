@@ -54,6 +54,9 @@ var (
 	QUICRetries     = counter("berm_quic_retries_total", "QUIC handshakes that had to show their address first.")
 	Requests        = counter("berm_requests_total", "Requests answered, by protocol and class of status.", "protocol", "code")
 	SentBytes       = counter("berm_response_body_bytes_total", "Body bytes sent to clients, by protocol.", "protocol")
+	HeadRaw         = counter("berm_header_bytes_raw_total", "Bytes that heads of responses over h2 and h3 would take as lines of HTTP/1.1, by protocol.", "protocol")
+	HeadWire        = counter("berm_header_bytes_wire_total", "Bytes of the frames that carried them, before encryption, by protocol.", "protocol")
+	DietFields      = counter("berm_header_fields_dropped_total", "Fields of answers that headers.drop took out.")
 	Stage           = counter("berm_pipeline_total", "Requests by the stage that had the last word, its action and reason.", "stage", "action", "reason", "shadow")
 	CutResponses    = counter("berm_responses_cut_total", "Responses whose body broke off, by protocol.", "protocol")
 
@@ -69,6 +72,14 @@ var (
 	CacheObjects   = gauge("berm_cache_objects", "Objects held.")
 	CacheBytes     = gauge("berm_cache_bytes", "Bytes charged against cache.memory.")
 	CacheLimit     = gauge("berm_cache_limit_bytes", "Bytes that cache.memory allows.")
+
+	DictionaryAnswers = counter("berm_dictionary_answers_total", "Answers that might have been encoded with a dictionary, or have become one, by what became of them (sent: encoded; not_smaller, unknown, not_for, malformed, unsuitable, size, busy: sent as they are; private, refused, coded, too_large: no dictionaries).", "result")
+	DictionaryBytes   = counter("berm_dictionary_bytes_total", "Bytes of bodies that were sent encoded with a dictionary, before (raw) and after (wire).", "side")
+	DictionaryEncoded = counter("berm_dictionary_encoded_total", "Bodies encoded with a dictionary; others were sent as they had been before.")
+	DictionaryLearnt  = counter("berm_dictionary_learnt_total", "Answers that became dictionaries.")
+	DictionaryEvicted = counter("berm_dictionary_evicted_total", "Dictionaries and encoded bodies forgotten for room.")
+	Dictionaries      = gauge("berm_dictionaries", "Dictionaries held.")
+	DictionaryHeld    = gauge("berm_dictionary_held_bytes", "Bytes charged against compression.dictionaries.memory.")
 
 	OriginHealthy  = gauge("berm_origin_healthy", "1 while an origin server gets requests.", "origin", "url")
 	OriginRequests = counter("berm_origin_requests_total", "Requests for an origin.", "origin")

@@ -82,6 +82,8 @@ type ProtocolStats struct {
 	InFlight atomic.Int64
 	Accepted atomic.Uint64 // connections; of TCP they count as h1 until h2 is agreed on
 	Open     atomic.Int64
+	// Heads of responses over h2 and h3: as lines of HTTP/1.1 would have them, and as frames on the connection.
+	HeadRaw, HeadWire atomic.Uint64
 }
 
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
