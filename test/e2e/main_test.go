@@ -120,7 +120,7 @@ func TestWebRTC(t *testing.T) {
 
 // TestCC runs the scenario "cc".
 func TestCC(t *testing.T) {
-	runScenario(t, "cc", "ip", "bird", "curl", "ss", "tcpdump")
+	runScenario(t, "cc", "ip", "bird", "chrt", "curl", "gtlsclient", "ss", "tcpdump")
 }
 
 // TestBackends runs the scenario "backends".
