@@ -209,6 +209,8 @@ type runCmd struct {
 	Keep bool   `help:"Leave the lab up at the end."`
 	Bin  string `help:"Directory of berm, bermd and bermprobe; else beside bermlab, else PATH." type:"existingdir" env:"BERM_BIN"`
 	Only string `help:"Run only the steps whose name contains this."`
+	Long bool   `help:"Measure more, and for longer, where the scenario can (cc)."`
+	Out  string `help:"Directory for figures (JSON) and charts (SVG) of scenarios that have any (cc); their names are printed." type:"path" placeholder:"DIR"`
 }
 
 var errChecks = errors.New("not all checks hold")
@@ -234,7 +236,7 @@ func (c *runCmd) Run(ctx context.Context, o *output) (err error) {
 		text = o.err
 	}
 	rec := &scenario.Recorder{OnCheck: func(k scenario.Check) { printCheck(text, k) }}
-	report, err := scenario.Run(ctx, s, lab, scenario.Options{Bin: c.Bin, Only: c.Only, Log: logTo(text)}, rec)
+	report, err := scenario.Run(ctx, s, lab, scenario.Options{Bin: c.Bin, Only: c.Only, Long: c.Long, Out: c.Out, Log: logTo(text)}, rec)
 	if err != nil {
 		// The one object is promised, also when the lab did not come up.
 		report = scenario.NewReport(s.ID, append(rec.Checks(), scenario.Check{Name: "lab", Want: "runs", Got: err.Error()}))

@@ -118,6 +118,11 @@ func TestWebRTC(t *testing.T) {
 	runScenario(t, "webrtc", "ip", "bird", "curl", "python3", "tcpdump")
 }
 
+// TestCC runs the scenario "cc".
+func TestCC(t *testing.T) {
+	runScenario(t, "cc", "ip", "bird", "chrt", "curl", "gtlsclient", "ss", "tcpdump")
+}
+
 // TestBackends runs the scenario "backends".
 func TestBackends(t *testing.T) {
 	runScenario(t, "backends", "ip", "curl", "tcpdump")
@@ -132,7 +137,7 @@ func runScenario(t *testing.T, id string, programs ...string) {
 		t.Fatal(err)
 	}
 	lab := rigtest.New(t, programs...)
-	opts := scenario.Options{Bin: binaries(t), Log: t.Logf}
+	opts := scenario.Options{Bin: binaries(t), Log: t.Logf, Out: t.TempDir()}
 	top, err := s.Up(t.Context(), lab, opts)
 	if err != nil {
 		t.Fatal(err)

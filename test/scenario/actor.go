@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/bermedge/berm/test/rig"
+	"github.com/bermedge/berm/test/rig/wan"
 )
 
 // actorArg as first argument makes the program an actor: a process of the lab that must live in
@@ -35,6 +36,7 @@ func MaybeActor() {
 		"nat":    actNAT,
 		"unwrap": actUnwrap,
 		"unit":   actUnit,
+		"wan":    wan.Act,
 		"wire":   actWire,
 	}[os.Args[2]]
 	if !ok {

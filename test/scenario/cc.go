@@ -58,19 +58,26 @@ func (m *Main) controllers(ctx context.Context, edge, client string) (string, er
 			continue
 		}
 		var found string
-		err := rig.Until(ctx, 5*time.Second, "ss shows "+client, func() (bool, error) {
-			out, err := e.node.Output(ctx, "ss", "-tinH", "dst", client)
-			if err != nil {
-				return false, err
-			}
-			for _, word := range strings.Fields(string(out)) {
-				if word == "bbr" || word == "cubic" || word == "reno" {
-					found = word
-				}
-			}
-			return found != "", nil
+		err := rig.Until(ctx, 5*time.Second, "ss shows "+client, func() (_ bool, err error) {
+			found, err = runsController(ctx, e.node, client)
+			return found != "", err
 		})
 		return found, err
 	}
 	return "", fmt.Errorf("no edge is called %q", edge)
+}
+
+// runsController is what ss says that a connection to a client runs, or nothing when there is none.
+func runsController(ctx context.Context, n *rig.Node, client string) (string, error) {
+	out, err := n.Output(ctx, "ss", "-tinH", "dst", client)
+	if err != nil {
+		return "", err
+	}
+	found := ""
+	for word := range strings.FieldsSeq(string(out)) {
+		if word == "bbr" || word == "cubic" || word == "reno" {
+			found = word
+		}
+	}
+	return found, nil
 }

@@ -26,7 +26,7 @@ func objectBody(path string) string {
 }
 
 // maxBig bounds the objects below /big/, whose name is their size.
-const maxBig = 16 << 20
+const maxBig = 64 << 20
 
 // originCounts is what the origin has been asked for.
 type originCounts struct {

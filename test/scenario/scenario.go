@@ -69,6 +69,8 @@ type Step struct {
 type Options struct {
 	Bin  string                           // where berm, bermd and bermprobe are; "" = beside this program, then PATH
 	Only string                           // run only steps whose name contains it
+	Long bool                             // measure more, and longer, where a scenario can
+	Out  string                           // directory for figures and charts; "" = none
 	Log  func(format string, args ...any) // progress, for people; nil = silent
 }
 
@@ -128,6 +130,10 @@ func All() []Scenario {
 		ID:      "cert-rotation",
 		Summary: "the same: certificates change, break and mend under load, and sessions resume on every edge",
 		Up:      upCertRotation,
+	}, {
+		ID:      "cc",
+		Summary: "two prefixes behind a lossy and a clean link: what CUBIC and BBR bring on each, chosen by berm cc",
+		Up:      upCC,
 	}, {
 		ID:      "zero-rtt",
 		Summary: "requests in a QUIC client's first packets: marked for the origin or refused, recorded and sent again in vain; resumption on every edge",
