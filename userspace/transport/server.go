@@ -33,6 +33,8 @@ type Options struct {
 	// EarlyData reports whether QUIC clients that resume a session may send before the handshake is done (0-RTT). It is
 	// asked for each new connection; nil: never. TLS decides which tickets are good for that.
 	EarlyData func() bool
+	// Datagrams reports whether HTTP/3 offers datagrams and WebTransport. It is asked when a listener opens; nil: never.
+	Datagrams func() bool
 	// Failed is told when a listener breaks after it was opened.
 	Failed func(error)
 	// Keeper keeps the sockets open while no process serves them; nil when nobody does. Held are those that it kept
