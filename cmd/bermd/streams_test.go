@@ -24,10 +24,10 @@ type viewer struct {
 	session *webtransport.Session
 	lose    func(n int) bool // of the n-th datagram; nil: none, and none is reported
 
-	mu     sync.Mutex
-	dec    *fec.Decoder
-	seen   map[uint32]int
-	kinds  [2]int
+	mu    sync.Mutex
+	dec   *fec.Decoder
+	seen  map[uint32]int
+	kinds [2]int
 }
 
 func mustView(t *testing.T, url string, lose func(n int) bool) *viewer {
