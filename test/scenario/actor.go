@@ -36,6 +36,7 @@ func MaybeActor() {
 		"unwrap": actUnwrap,
 		"unit":   actUnit,
 		"path":   actPath,
+		"wire":   actWire,
 	}[os.Args[2]]
 	if !ok {
 		fmt.Fprintf(os.Stderr, "no actor %q\n", os.Args[2])

@@ -45,6 +45,9 @@ const (
 // some 70 packets a second of a path that loses 5 % and takes 80 ms, if it halves its window at each loss.
 const fecDelay = 40 * time.Millisecond
 
+// calm is how much a machine that is not busy delays 99 of 100 packets beyond the path's delay, at most.
+const calm = 5 * time.Millisecond
+
 // fecBudget is what parity may cost.
 const (
 	fecResidual = 1e-4
@@ -219,7 +222,10 @@ func (f *FEC) check(ctx context.Context, r *Recorder) (err error) {
 		return err
 	}
 	go contribute(ctx, in, beside)
-	return errors.Join(run.lossy(ctx), run.clean(ctx))
+	if err := run.lossy(ctx); err != nil {
+		return err
+	}
+	return run.clean(ctx)
 }
 
 // plans returns the shapes in force between the edges and for the viewer.
@@ -268,31 +274,37 @@ func (x *fecRun) lossy(ctx context.Context) error {
 	}
 	after := x.watcher.counts()
 	missing, p99 := x.repaired.between(first, last, 1)
-	x.judge("edge to edge", missing, fecPackets, relay.M, 0, limits[0], float64(relay.Parity-from.Parity)/float64(relay.Packets-from.Packets))
 	lost, bare := x.bare.between(first-first%bareEach, last, bareEach)
 	// What a busy machine delays packets by that go beside the relays, it may delay those in them by as well, on both edges.
 	added, jitter := (p99-fecDelay).Seconds()*1000, (bare-fecDelay).Seconds()*1000
+	// Blocks that a busy machine delays by more than all that a decoder remembers are lost to it: then repair has to
+	// bring back four of five alone.
+	allowed := 0
+	if jitter > calm.Seconds()*1000 {
+		allowed = fecPackets / 100
+	}
+	x.judge("edge to edge", missing, fecPackets, relay.M, allowed, limits[0], float64(relay.Parity-from.Parity)/float64(relay.Packets-from.Packets))
 	x.opts.logf("edge to edge: added p99 %.1f ms; without relays %.1f ms, and %d of %d missing", added, jitter, lost, fecPackets/bareEach)
-	x.r.Timed().AtMost("edge to edge: added p99", fecAdded.Seconds()*1000+2*jitter, added, "ms, at 25 and twice what is added without relays")
+	x.r.Timed().AtMost("edge to edge: added p99", fecAdded.Seconds()*1000+3*jitter, added, "ms, at 25 and thrice what is added without relays")
 
 	missing, _ = x.watcher.tally.between(first-first%viewEach, last, viewEach)
 	late := int(viewer.Late - sent.Late) // its connection did not send them: no code can help
-	x.judge("to the viewer", missing, fecPackets/viewEach, viewer.M, late, limits[1], float64(viewer.Parity-sent.Parity)/float64(viewer.Sent-sent.Sent))
+	x.judge("to the viewer", missing, fecPackets/viewEach, viewer.M, late+allowed/viewEach, limits[1], float64(viewer.Parity-sent.Parity)/float64(viewer.Sent-sent.Sent))
 	share := float64(after.Lost-before.Lost) / float64(after.Expected-before.Expected)
 	x.r.Timed().AtLeast("to the viewer: lost before repair", 0.6*lossShare, share, "of symbols")
-	x.r.Equal("packets that came twice", 0, uint64(x.repaired.twice+x.watcher.tally.twice), "packets")
+	x.r.AtMost("packets that came twice", float64(allowed), float64(x.repaired.twice+x.watcher.tally.twice), "packets")
 	return nil
 }
 
 // judge compares what stayed lost with what no code of the shapes in force could have brought back.
-func (x *fecRun) judge(what string, missing, of, m, late int, limits []float64, overhead float64) {
+func (x *fecRun) judge(what string, missing, of, m, allowed int, limits []float64, overhead float64) {
 	var mean float64
 	for _, l := range limits {
 		mean += l / float64(len(limits))
 	}
 	// Of so few packets chance alone takes two blocks now and then; a block that fails lacks a packet more than it has parity.
-	most := 1.5*mean*float64(of) + float64(2*(m+1)+late)
-	x.opts.logf("%s: %d of %d packets stay lost (%.2g; exact limit %.2g; %d late), parity %.1f %%", what, missing, of, float64(missing)/float64(of), mean, late, 100*overhead)
+	most := 1.5*mean*float64(of) + float64(2*(m+1)+allowed)
+	x.opts.logf("%s: %d of %d packets stay lost (%.2g; exact limit %.2g; %d allowed beyond it), parity %.1f %%", what, missing, of, float64(missing)/float64(of), mean, allowed, 100*overhead)
 	x.r.AtMost(what+": exact limit of the shapes in force", fecResidual, mean, "of packets")
 	x.r.Timed().AtMost(what+": stay lost", most, float64(missing), fmt.Sprintf("of %d packets: 1.5 times the exact limit, and two blocks", of))
 	x.r.AtMost(what+": overhead", fecOverhead, overhead, "packets of parity for each packet")
@@ -312,6 +324,7 @@ func (x *fecRun) clean(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	x.opts.logf("edge to edge: no parity after %.1f s", time.Since(healed).Seconds())
 	x.r.Timed().AtMost("edge to edge: no parity after", 5, time.Since(healed).Seconds(), "s")
 	// All that is added then: payload IDs, and what fills up blocks that are closed early.
 	var from, to map[string]PathCounts

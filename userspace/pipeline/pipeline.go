@@ -97,6 +97,7 @@ type Pipeline struct {
 	observers []Observer
 	clock     clock.Clock
 	counts    counts
+	diet      *Diet // nil: none
 	pool      sync.Pool
 }
 
@@ -202,7 +203,7 @@ func (p *Pipeline) finish(x *Exchange, at int, act Action) error {
 	for _, f := range x.onAnswer {
 		f(x)
 	}
-	n, err := x.deliver(act)
+	n, err := x.deliver(act, p.diet)
 	p.counts.add(countKey{name, act, x.Reason, false})
 	if len(p.observers) == 0 {
 		return err

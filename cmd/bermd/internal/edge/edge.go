@@ -23,6 +23,7 @@ import (
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
+	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/observe"
@@ -62,9 +63,11 @@ type Edge struct {
 	certs    *certs.Store
 	tickets  *tickets.Keys
 	early    tickets.EarlyStage
+	diet     pipeline.Diet
 	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
+	quiccc   *quiccc.Chooser
 	server   *transport.Server
 	kernel   *kernelLink
 
@@ -129,7 +132,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	key := e.resetKey()
 	e.generation = newGeneration(e, key)
 	e.kernel = newKernelLink(e, cfg)
-	boundHeap(cfg.Cache.HeapLimit())
+	boundHeap(cfg.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
 	}
@@ -138,6 +141,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	}
 	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
 	e.early.Apply(cfg.TLS.EarlyData)
+	e.diet.Apply(cfg.Headers)
 	if e.content, err = newContent(cfg, e.clock); err != nil {
 		return nil, err
 	}
@@ -148,6 +152,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		return nil, err
 	}
 	e.streams = fec.NewStreams(e.log.Logger, e.pathBefore)
+	e.quiccc = newQUICCC(e)
 	e.accept(cfg)
 	if opts.Predecessor != nil {
 		err = e.succeed(cfg, key)
@@ -164,15 +169,18 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	return e, nil
 }
 
-// begin opens everything.
+// begin opens everything: the maps before the admin socket, so that whoever asks there is answered from them.
 func (e *Edge) begin(cfg *config.Config, key [32]byte) error {
 	if err := e.listen(cfg, key); err != nil {
 		return err
 	}
+	there := e.kernel.open(cfg) == nil
 	if err := e.listenInside(cfg); err != nil {
 		return err
 	}
-	e.kernel.connect(cfg)
+	if there {
+		e.kernel.adopt(cfg)
+	}
 	return nil
 }
 
@@ -219,9 +227,9 @@ func (e *Edge) buildPipeline() (err error) {
 		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
 		streamStage{e},
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
-		&e.content.routes, &e.content.cache, &e.content.origin,
+		&e.content.routes, &e.content.dictionary, &e.content.cache, &e.content.origin,
 	}
-	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}))
+	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}), pipeline.WithDiet(&e.diet))
 	return err
 }
 
@@ -241,7 +249,7 @@ func (e *Edge) listen(cfg *config.Config, key [32]byte) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: key, Failed: e.fail,
 		ConnectionIDs: e.cids.made, Keeper: e.opts.Keeper, Held: e.opts.Held,
-		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData,
+		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData, Tune: e.quiccc.Tune,
 		Datagrams: func() bool { return len(e.cfg.Load().FEC.Streams) > 0 },
 		TokenKey:  derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,
 	})
@@ -349,11 +357,13 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.notify("STOPPING=1")
 	e.stopAnycast(context.WithoutCancel(ctx)) // while requests are still served: routers first
 	e.ready.Store(false)
+	since := time.Now()
 	e.probes.say(steer.Says{Draining: true}) // new flows that reach other edges stay there
 	keeps := e.cfg.Load().Steer.SecondChance > 0
 	if keeps { // new flows that come here go to the others, and those that are here stay to their end
 		e.kernel.handOver()
 	}
+	e.probes.heard(since, e.kernel.relieved)
 	err := e.close(context.WithoutCancel(ctx))
 	if !keeps { // nobody listens any more: what still comes is for the others
 		e.kernel.handOver()
