@@ -64,7 +64,7 @@ func parseReport(b []byte) (report, error) {
 
 // memory is how far back reports count: losses that are older say little of the path as it is, and
 // after a path has become clean its parity ends within this time.
-const memory = 4 * time.Second
+const memory = 3 * time.Second
 
 // pathEstimate is the path as the reports of the last seconds show it.
 type pathEstimate struct {
