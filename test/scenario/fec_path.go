@@ -95,7 +95,7 @@ func (f *flowPath) carry(seed uint64) {
 	defer close(queue)
 	go func() {
 		for d := range queue {
-			time.Sleep(time.Until(d.due)) // the path's length
+			time.Sleep(time.Until(d.due)) // sleep: the path's length
 			_, _ = f.conn.WriteToUDPAddrPort(d.b, d.to)
 		}
 	}()
