@@ -225,6 +225,20 @@ func (p Path) Loss() float64 {
 	return 0
 }
 
+// Burst is how many were lost in a row on average, by the middle of each class of Bursts; 1 when nothing was.
+func (p Path) Burst() float64 {
+	middle := [...]float64{1, 2, 3.5, 6.5, 12.5, 24.5, 48.5, 97}
+	var runs, lost float64
+	for i, n := range p.Bursts {
+		runs += float64(n)
+		lost += float64(n) * middle[i]
+	}
+	if runs == 0 {
+		return 1
+	}
+	return lost / runs
+}
+
 // PathPrefix is the prefix that network facts about an address are kept under.
 func PathPrefix(a netip.Addr) netip.Prefix {
 	a = a.Unmap().WithZone("")

@@ -1,19 +1,22 @@
 package main
 
 import (
+	"fmt"
+	"net/netip"
+
 	"github.com/bermedge/berm/cmd/berm/internal/out"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/fec"
 )
 
 type fecCmd struct {
-	Show    fecShow    `cmd:"" help:"Show the relays: what the path loses, what is repaired."`
-	Explain fecExplain `cmd:"" help:"Tell how much parity a path needs, and what it would leave."`
+	Show    fecShow    `cmd:"" help:"Show relays, live streams and their subscribers: what paths lose, what is repaired."`
+	Explain fecExplain `cmd:"" help:"Tell how much parity a path needs, and what it would leave; or what a subscriber gets, and why."`
 }
 
 // Help is what berm fec --help adds.
 func (fecCmd) Help() string {
-	return `A protecting relay adds parity to a UDP flow before a lossy path, a repairing one rebuilds behind it what was lost (Reed-Solomon, RFC 6865). They are set up in the file's section fec.
+	return `A protecting relay adds parity to a UDP flow before a lossy path, a repairing one rebuilds behind it what was lost (Reed-Solomon, RFC 6865). A live stream goes to each subscriber, over datagrams of WebTransport, with as much parity as its path needs. All are set up in the file's section fec.
 
 Examples:
 
@@ -28,26 +31,58 @@ func (fecShow) Help() string {
 	return `Examples:
 
   berm fec show
-  berm fec show --json | jq '.[] | select(.role == "repair") | .residual'`
+  berm fec show --json | jq '.relays[] | select(.role == "repair") | .residual'
+  berm fec show --json | jq '.streams[].subscribers[] | {client, loss, k, m, residual}'`
+}
+
+// fecAll is berm fec show --json.
+type fecAll struct {
+	Relays  []control.Relay      `json:"relays"`
+	Streams []control.LiveStream `json:"streams"`
 }
 
 func (c *fecShow) Run(a *app) error {
-	d, err := a.needDaemon("fec show", "the relays live in the daemon")
+	d, err := a.needDaemon("fec show", "relays and streams live in the daemon")
 	if err != nil {
 		return err
 	}
-	relays, err := d.Relays(a.ctx)
-	if err != nil {
+	var all fecAll
+	if all.Relays, err = d.Relays(a.ctx); err != nil {
 		return err
 	}
-	return a.out.Value(relays, func() { a.relays(relays) })
+	if all.Streams, err = d.LiveStreams(a.ctx); err != nil {
+		return err
+	}
+	return a.out.Value(all, func() {
+		if len(all.Relays)+len(all.Streams) == 0 {
+			a.out.Printf("no relays and no streams: the file's section fec has none\n")
+		}
+		a.relays(all.Relays)
+		if len(all.Relays) > 0 && len(all.Streams) > 0 {
+			a.out.Printf("\n")
+		}
+		a.streams(all.Streams)
+	})
+}
+
+func (a *app) streams(streams []control.LiveStream) {
+	for i, s := range streams {
+		if i > 0 {
+			a.out.Printf("\n")
+		}
+		a.out.Field(s.Name, "%s -> %s%s: %s packets, %s dropped; %s, %s since the start", s.Listen, s.Host, s.Path, count(s.Packets), count(s.Dropped), plural(len(s.Subscribers), "subscriber"), count(s.Joined))
+		a.out.Field("blocks", "%d packets and up to %d of parity", s.K, s.M)
+		if len(s.Subscribers) == 0 {
+			continue
+		}
+		a.out.Printf("%s\n", a.out.Paint(out.Dim, fmt.Sprintf("  %-24s %9s %7s %9s %7s %9s %11s", "SUBSCRIBER", "LOSS", "BURST", "PARITY", "LATE", "MISSING", "STAYS LOST")))
+		for _, v := range s.Subscribers {
+			a.out.Printf("  %-24s %8.2f%% %7.1f %8.0f%% %7s %9s %11.2g\n", v.Client, 100*v.Loss, max(v.Burst, 1), 100*float64(v.M)/float64(max(v.K, 1)), count(v.Late), count(v.Missing), v.Residual)
+		}
+	}
 }
 
 func (a *app) relays(relays []control.Relay) {
-	if len(relays) == 0 {
-		a.out.Printf("no relays: the file's section fec has none\n")
-		return
-	}
 	for i, r := range relays {
 		if i > 0 {
 			a.out.Printf("\n")
@@ -64,7 +99,8 @@ func (a *app) relays(relays []control.Relay) {
 }
 
 type fecExplain struct {
-	Loss     float64 `required:"" placeholder:"SHARE" help:"Share of packets that the path loses, such as 0.05."`
+	Client   string  `arg:"" optional:"" help:"Address of a live stream's subscriber, with or without port."`
+	Loss     float64 `default:"-1" placeholder:"SHARE" help:"Share of packets that the path loses, such as 0.05."`
 	Burst    float64 `default:"1" help:"How many it loses in a row, on average."`
 	Packets  int     `default:"32" help:"Packets that a block may take: those that come within the delay."`
 	Residual float64 `default:"0.0001" help:"Share of packets that may stay lost."`
@@ -73,11 +109,12 @@ type fecExplain struct {
 
 // Help is what berm fec explain --help adds.
 func (fecExplain) Help() string {
-	return `It computes what a protecting relay computes: the loss that blocks of each shape leave, exactly, on a path that loses in bursts (the model of Gilbert), and chooses the least parity that will do.
+	return `It computes what a protecting relay computes: the loss that blocks of each shape leave, exactly, on a path that loses in bursts (the model of Gilbert), and chooses the least parity that will do. Of a subscriber it tells what the daemon chose, by which losses, and what came of it.
 
 Examples:
 
   berm fec explain --loss 0.05
+  berm fec explain 198.51.100.7
   berm fec explain --loss 0.03 --burst 3 --packets 80 --json`
 }
 
@@ -95,7 +132,12 @@ type fecChoice struct {
 }
 
 func (c *fecExplain) Run(a *app) error {
+	if c.Client != "" {
+		return c.subscriber(a)
+	}
 	switch {
+	case c.Loss == -1:
+		return badInput("want --loss SHARE, or a subscriber's address")
 	case c.Loss < 0 || c.Loss > 1:
 		return badInput("--loss %g: want a share from 0 to 1", c.Loss)
 	case c.Burst < 1 || c.Burst > 1000:
@@ -122,6 +164,58 @@ func (c *fecExplain) Run(a *app) error {
 				mark = ">"
 			}
 			a.out.Printf("%s %-8s %7.1f%%  %10.2g\n", mark, s.Params, 100*s.Overhead, s.Residual)
+		}
+	})
+}
+
+// fecSubscriber is berm fec explain ADDRESS --json: an entry for each session.
+type fecSubscriber struct {
+	Stream string `json:"stream"`
+	control.Subscriber
+}
+
+func (c *fecExplain) subscriber(a *app) error {
+	var only uint16
+	addr, err := netip.ParseAddr(c.Client)
+	if err != nil {
+		ap, perr := netip.ParseAddrPort(c.Client)
+		if perr != nil {
+			return badInput("%q: want an address, such as 198.51.100.7, with or without port", c.Client)
+		}
+		addr, only = ap.Addr(), ap.Port()
+	}
+	d, err := a.needDaemon("fec explain", "subscribers are the daemon's")
+	if err != nil {
+		return err
+	}
+	streams, err := d.LiveStreams(a.ctx)
+	if err != nil {
+		return err
+	}
+	found := []fecSubscriber{}
+	for _, s := range streams {
+		for _, v := range s.Subscribers {
+			if v.Client.Addr().Unmap() == addr.Unmap() && (only == 0 || v.Client.Port() == only) {
+				found = append(found, fecSubscriber{s.Name, v})
+			}
+		}
+	}
+	return a.out.Value(found, func() {
+		if len(found) == 0 {
+			a.out.Printf("%s subscribes to no stream\n", c.Client)
+		}
+		for i, v := range found {
+			if i > 0 {
+				a.out.Printf("\n")
+			}
+			a.out.Field("subscriber", "%s of %s for %.0f s", v.Client, v.Stream, v.Seconds)
+			a.out.Field("path", "loses %.3g %% in bursts of %.1f, by its reports of the last seconds", 100*v.Loss, max(v.Burst, 1))
+			if v.Before > 0 {
+				a.out.Field("before", "its prefix lost %.3g %% when it came, by the kernel half", 100*v.Before)
+			}
+			a.out.Field("plan", "%s: %s", fec.Params{K: v.K, M: v.M}, v.Why)
+			a.out.Field("sent", "%s packets and %s of parity; %s were too late for its connection", count(v.Sent), count(v.Parity), count(v.Late))
+			a.out.Field("missing", "%s packets stayed lost (%.2g)", count(v.Missing), v.Residual)
 		}
 	})
 }

@@ -33,7 +33,7 @@ type root struct {
 	Status statusCmd `cmd:"" group:"see" help:"Show the state of the edge: daemon, kernel half, VIPs, backends, origins, cache."`
 	Top    topCmd    `cmd:"" group:"see" help:"Watch sources, VIPs, drops and the cache live."`
 	Drops  dropsCmd  `cmd:"" group:"see" help:"Count refused packets by reason."`
-	FEC    fecCmd    `cmd:"" name:"fec" group:"see" help:"Forward error correction: relays, and what parity is worth."`
+	FEC    fecCmd    `cmd:"" name:"fec" group:"see" help:"Forward error correction: relays, live streams, and what parity is worth."`
 	Steer  steerCmd  `cmd:"" group:"see" help:"Explain which edge a flow goes to."`
 	Why    whyCmd    `cmd:"" group:"see" help:"Explain what becomes of a packet, stage by stage."`
 	Pcap   pcapCmd   `cmd:"" group:"see" help:"Copy packets into a file, by stage, reason and VIP."`

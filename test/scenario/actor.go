@@ -36,6 +36,7 @@ func MaybeActor() {
 		"nat":    actNAT,
 		"unwrap": actUnwrap,
 		"unit":   actUnit,
+		"path":   actPath,
 		"wan":    wan.Act,
 		"wire":   actWire,
 	}[os.Args[2]]

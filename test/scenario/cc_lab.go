@@ -150,12 +150,12 @@ func (c *CC) Steps() []Step {
 	for _, loss := range losses {
 		steps = append(steps, Step{
 			Name: fmt.Sprintf("TCP at %s %% loss", figure(100*loss)), Loud: true,
-			Run: func(ctx context.Context, r *Recorder) error { return c.check(ctx, r, loss, tcp, c.curl) },
+			Run: func(ctx context.Context, r *Recorder) error { return c.check(ctx, r, loss, overTCP, c.curl) },
 		})
 		if c.quic {
 			steps = append(steps, Step{
 				Name: fmt.Sprintf("QUIC at %s %% loss", figure(100*loss)), Loud: true,
-				Run: func(ctx context.Context, r *Recorder) error { return c.check(ctx, r, loss, quic, c.gtls) },
+				Run: func(ctx context.Context, r *Recorder) error { return c.check(ctx, r, loss, overQUIC, c.gtls) },
 			})
 		}
 	}
@@ -172,15 +172,15 @@ func (c *CC) downloadFor() time.Duration {
 
 // The transports, as figures and charts name them.
 const (
-	tcp  = "TCP"
-	quic = "QUIC"
+	overTCP  = "TCP"
+	overQUIC = "QUIC"
 )
 
 // wantBBR is how many times as much BBR is to bring as CUBIC on the lossy link, wantAlike how much the worse is to bring
 // of the better on the clean one. A few seconds are mostly BBR's start, where QUIC's is the more careful one.
 var (
-	wantBBR   = map[string]float64{tcp: 5, quic: 3}
-	wantAlike = map[string]float64{tcp: 0.75, quic: 0.5}
+	wantBBR   = map[string]float64{overTCP: 5, overQUIC: 3}
+	wantAlike = map[string]float64{overTCP: 0.75, overQUIC: 0.5}
 )
 
 // check downloads with each controller over both links at once: what the machine does meanwhile does it to both.

@@ -142,6 +142,10 @@ func All() []Scenario {
 		ID:      "webrtc",
 		Summary: "WebRTC goes to the edge that gave out the ICE username fragment: checks, media, clients that rebind, made-up fragments",
 		Up:      upWebRTC,
+	}, {
+		ID:      "fec",
+		Summary: "a live stream over two paths that lose 5 %: edge to edge with relays, and to a client over WebTransport; then clean ones",
+		Up:      upFEC,
 	}}
 }
 

@@ -194,6 +194,7 @@ func Parse(name string, src []byte) (*Config, error) {
 	d := newDecoder(name)
 	preset(d, origin.DefaultConfig())
 	preset(d, fec.DefaultRelay())
+	preset(d, fec.DefaultStream())
 	presetAnycast(d)
 	d.decode(src, &c)
 	if c.Node.Name == "" {

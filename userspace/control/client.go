@@ -80,6 +80,11 @@ func (c *Client) Cache(ctx context.Context) (out Cache, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/cache", nil, &out)
 }
 
+// LiveStreams asks how the live streams and their subscribers are.
+func (c *Client) LiveStreams(ctx context.Context) (out []LiveStream, err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/fec/streams", nil, &out)
+}
+
 // Relays asks how the relays with forward error correction are.
 func (c *Client) Relays(ctx context.Context) (out []Relay, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/fec/relays", nil, &out)

@@ -56,6 +56,10 @@ func (d *testDaemon) Cache(context.Context) (control.Cache, error) {
 	return control.Cache{Objects: 7}, nil
 }
 
+func (d *testDaemon) LiveStreams(context.Context) ([]control.LiveStream, error) {
+	return []control.LiveStream{{Name: "stage", Subscribers: []control.Subscriber{{K: 20, M: 6}}}}, nil
+}
+
 func (d *testDaemon) Relays(context.Context) ([]control.Relay, error) {
 	return []control.Relay{{Name: "behind", Role: "repair", Repaired: 3}}, nil
 }
@@ -413,6 +417,9 @@ func TestDaemonCalls(t *testing.T) {
 	ctx := t.Context()
 	if s, err := c.Status(ctx); err != nil || s.Node != "edge1" {
 		t.Errorf("%+v %v", s, err)
+	}
+	if s, err := c.LiveStreams(ctx); err != nil || len(s) != 1 || len(s[0].Subscribers) != 1 || s[0].Subscribers[0].M != 6 {
+		t.Errorf("streams %+v, %v", s, err)
 	}
 	if r, err := c.Relays(ctx); err != nil || len(r) != 1 || r[0].Repaired != 3 {
 		t.Errorf("relays %+v, %v", r, err)

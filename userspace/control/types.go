@@ -227,32 +227,6 @@ type Verdict struct {
 	Owner    string     `json:"owner,omitempty"`
 }
 
-// Relay is a UDP relay with forward error correction.
-type Relay struct {
-	Name   string         `json:"name"`
-	Role   string         `json:"role"` // protect or repair
-	Listen netip.AddrPort `json:"listen"`
-	To     netip.AddrPort `json:"to"`
-	// Packets sent on, and parity with them; dropped were neither.
-	Packets uint64 `json:"packets"`
-	Parity  uint64 `json:"parity"`
-	Dropped uint64 `json:"dropped"`
-	// Protect: the path as the receiver reports it, the shape of blocks in force, and why.
-	Loss     float64 `json:"loss"`
-	Burst    float64 `json:"burst"`
-	K        int     `json:"k,omitempty"`
-	M        int     `json:"m,omitempty"`
-	Residual float64 `json:"residual"` // expected share of packets lost in the end; of a repairing relay, measured
-	Why      string  `json:"why,omitempty"`
-	// Repair: what came, from how many senders, and what became of it.
-	Senders    int    `json:"senders,omitempty"`
-	Received   uint64 `json:"received,omitempty"`
-	Repaired   uint64 `json:"repaired,omitempty"`
-	Missing    uint64 `json:"missing,omitempty"` // packets that no repair brought back
-	Duplicates uint64 `json:"duplicates,omitempty"`
-	Refused    uint64 `json:"refused,omitempty"` // packets whose payload ID cannot be
-}
-
 // VerdictChange adds a verdict, or takes the one about its source and VIP away.
 type VerdictChange struct {
 	Verdict

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/bermedge/berm/maps"
@@ -11,7 +12,8 @@ import (
 
 // Config is the section fec.
 type Config struct {
-	Relays []RelayConfig `yaml:"relays"`
+	Relays  []RelayConfig  `yaml:"relays"`
+	Streams []StreamConfig `yaml:"streams"`
 }
 
 // Roles of relays.
@@ -61,7 +63,8 @@ func (c RelayConfig) parity() netip.AddrPort {
 // Validate reports everything that is wrong, by the file's keys.
 func (c Config) Validate() error {
 	var errs []error
-	names, ports := map[string]bool{}, map[netip.AddrPort]string{}
+	taken := portsTaken{}
+	names := map[string]bool{}
 	for i, r := range c.Relays {
 		at := fmt.Sprintf("fec.relays[%d]", i)
 		if names[r.Name] {
@@ -72,15 +75,23 @@ func (c Config) Validate() error {
 		if r.Role == RoleRepair {
 			listens = append(listens, r.parity())
 		}
-		for _, a := range listens {
-			if other, taken := ports[a]; taken && a.IsValid() {
-				errs = append(errs, fmt.Errorf("%s.listen: %s is taken by relay %q", at, a, other))
-			}
-			ports[a] = r.Name
-		}
+		errs = append(errs, taken.by(at, "relay "+strconv.Quote(r.Name), listens...)...)
 		errs = append(errs, r.validate(at)...)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.validateStreams(taken)...)...)
+}
+
+// portsTaken says by whom.
+type portsTaken map[netip.AddrPort]string
+
+func (p portsTaken) by(at, who string, addrs ...netip.AddrPort) (errs []error) {
+	for _, a := range addrs {
+		if other, taken := p[a]; taken && a.IsValid() {
+			errs = append(errs, fmt.Errorf("%s.listen: %s is taken by %s", at, a, other))
+		}
+		p[a] = who
+	}
+	return errs
 }
 
 func (c RelayConfig) validate(at string) (errs []error) {
@@ -103,17 +114,22 @@ func (c RelayConfig) validate(at string) (errs []error) {
 	if c.Role == RoleProtect && len(c.From) > 0 {
 		fail("from: is for %s", RoleRepair)
 	}
-	if c.Delay < time.Millisecond || c.Delay > time.Second {
-		fail("delay: %s: want 1ms to 1s", c.Delay)
-	}
-	if c.Residual <= 0 || c.Residual >= 1 {
-		fail("residual: %g: want a share between 0 and 1, such as 0.0001", c.Residual)
-	}
-	if c.Overhead < 0 || c.Overhead > 2 {
-		fail("overhead: %g: want 0 to 2 packets of parity for each packet, such as 0.35", c.Overhead)
-	}
 	if c.Packet < 64 || c.Packet > 9000 {
 		fail("packet: %d: want 64 to 9000 bytes", c.Packet)
+	}
+	return append(errs, validateGoal(at, c.Delay, c.Residual, c.Overhead)...)
+}
+
+func validateGoal(at string, delay time.Duration, residual, overhead float64) (errs []error) {
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(at+"."+format, args...)) }
+	if delay < time.Millisecond || delay > time.Second {
+		fail("delay: %s: want 1ms to 1s", delay)
+	}
+	if residual <= 0 || residual >= 1 {
+		fail("residual: %g: want a share between 0 and 1, such as 0.0001", residual)
+	}
+	if overhead < 0 || overhead > 2 {
+		fail("overhead: %g: want 0 to 2 packets of parity for each packet, such as 0.35", overhead)
 	}
 	return errs
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,35 +57,11 @@ func (p *protector) run() {
 	defer wg.Wait()
 	wg.Go(p.listenToReports)
 	wg.Go(p.planOn)
-	buf := make([]byte, 1<<16)
-	var opened time.Time // the block under way
-	for {
-		var due time.Time
-		if p.enc.Filled() > 0 {
-			due = opened.Add(p.cfg.Load().Delay)
-		}
-		if p.in.SetReadDeadline(due) != nil {
-			return // closed
-		}
-		n, _, err := p.in.ReadFromUDPAddrPort(buf)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			_ = p.enc.Close(p.emit) // emit counts what it could not send
-			continue
-		case errors.Is(err, net.ErrClosed):
-			return
-		case err != nil:
-			continue // an ICMP error about an earlier packet
-		}
-		if p.enc.Filled() == 0 {
-			opened = time.Now()
-			_ = p.enc.SetParams(p.plan.Load().Params) // Choose makes only shapes that can be
-		}
-		p.arrived.Add(1)
-		if p.enc.Add(buf[:n], p.emit) != nil {
-			p.dropped.Add(1)
-		}
-	}
+	feed{
+		in: p.in, enc: p.enc, emit: p.emit, arrived: &p.arrived, dropped: &p.dropped,
+		delay: func() time.Duration { return p.cfg.Load().Delay },
+		begin: func() Params { return p.plan.Load().Params },
+	}.run()
 }
 
 func (p *protector) emit(pkt []byte, repair bool) error {
@@ -123,20 +98,15 @@ func (p *protector) listenToReports() {
 func (p *protector) planOn() {
 	tick := time.NewTicker(planEvery)
 	defer tick.Stop()
-	var rate float64 // packets a second, smoothed over some ticks
-	last, before := time.Now(), uint64(0)
+	flow := newMeter()
 	for {
 		select {
 		case <-p.stop:
 			return
 		case now := <-tick.C:
-			n := p.arrived.Load()
-			current := float64(n-before) / now.Sub(last).Seconds()
-			rate += (current - rate) / 2
-			last, before = now, n
 			c := p.cfg.Load()
 			_, path := p.estimate.path(now)
-			plan := Choose(path, Goal{c.Residual, c.Overhead, int(rate * c.Delay.Seconds())})
+			plan := Choose(path, Goal{c.Residual, c.Overhead, flow.within(p.arrived.Load(), now, c.Delay)})
 			p.plan.Store(&plan)
 		}
 	}

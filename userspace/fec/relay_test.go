@@ -95,10 +95,10 @@ func (s *sink) run(conn *net.UDPConn) {
 
 func mustApply(t *testing.T, r *Relays, relays ...RelayConfig) {
 	t.Helper()
-	if err := (Config{relays}).Validate(); err != nil {
+	if err := (Config{Relays: relays}).Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Apply(Config{relays}); err != nil {
+	if err := r.Apply(Config{Relays: relays}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -213,7 +213,7 @@ func TestApply(t *testing.T) {
 	}
 	taken := c
 	taken.Name, taken.Role, taken.Listen, taken.Parity = "b", RoleRepair, freePort(t), addrOf(mustListen(t))
-	err := relays.Apply(Config{[]RelayConfig{taken}})
+	err := relays.Apply(Config{Relays: []RelayConfig{taken}})
 	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "relay b: listen on "+taken.Parity.String()) {
 		t.Errorf("%v, want %v", err, syscall.EADDRINUSE)
 	}
@@ -279,20 +279,20 @@ func TestSenders(t *testing.T) {
 }
 
 func TestReport(t *testing.T) {
-	r := report{100, 20, 5}
+	r := report{expected: 100, lost: 20, bursts: 5}
 	if got, err := parseReport(r.append(nil)); err != nil || got != r {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, b := range [][]byte{nil, []byte("Bfr1"), report{1, 2, 1}.append(nil), report{5, 2, 3}.append(nil), append(r.append(nil), 0)} {
+	for _, b := range [][]byte{nil, []byte("Bfr1"), report{expected: 1, lost: 2, bursts: 1}.append(nil), report{expected: 5, lost: 2, bursts: 3}.append(nil), append(r.append(nil), 0)} {
 		if _, err := parseReport(b); !errors.Is(err, ErrForeign) {
 			t.Errorf("%q: %v, want %v", b, err, ErrForeign)
 		}
 	}
 	var e pathEstimate
 	now := time.Now()
-	e.add(report{100, 10, 5}, now)
-	e.add(report{200, 30, 10}, now.Add(time.Second))
-	e.add(report{100, 0, 0}, now.Add(2*time.Second)) // another receiver
+	e.add(report{expected: 100, lost: 10, bursts: 5}, now)
+	e.add(report{expected: 200, lost: 30, bursts: 10}, now.Add(time.Second))
+	e.add(report{expected: 100, lost: 0, bursts: 0}, now.Add(2*time.Second)) // another receiver
 	if p, worse := e.path(now.Add(3 * time.Second)); p != (Path{0.1, 3}) || worse.Loss < 0.13 || worse.Loss > 0.14 {
 		t.Errorf("%+v, %+v, want 10 %% in bursts of 3, and a third more", p, worse)
 	}
@@ -319,13 +319,13 @@ func TestValidate(t *testing.T) {
 	} {
 		c := ok
 		change(&c)
-		err := Config{[]RelayConfig{c}}.Validate()
+		err := Config{Relays: []RelayConfig{c}}.Validate()
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
 	twin := ok
-	err := Config{[]RelayConfig{ok, twin}}.Validate()
+	err := Config{Relays: []RelayConfig{ok, twin}}.Validate()
 	for _, want := range []string{`fec.relays[1].name: "a" is another relay's name too`, `fec.relays[1].listen: 127.0.0.1:5000 is taken by relay "a"`} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
@@ -334,7 +334,7 @@ func TestValidate(t *testing.T) {
 }
 
 func FuzzReport(f *testing.F) {
-	f.Add(report{3, 2, 1}.append(nil))
+	f.Add(report{expected: 3, lost: 2, bursts: 1}.append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseReport(b)
 		if err == nil && string(r.append(nil)) != string(b) {

@@ -9,14 +9,18 @@ import (
 )
 
 // A report tells the sender how the path loses: reportMagic, then the receiver's totals of symbols expected,
-// lost, and of bursts of losses, as big-endian numbers of 64 bits. What a forged one can do is bounded by the sender's
-// limit of overhead.
+// lost, and of bursts of losses, as big-endian numbers of 64 bits. Subscribers of streams add those of packets
+// delivered and of packets lost in the end. What a forged one can do is bounded by the sender's limit of overhead.
 const reportMagic = "Bfr1"
 
-const reportLen = len(reportMagic) + 3*8
+const (
+	reportLen     = len(reportMagic) + 3*8
+	fullReportLen = reportLen + 2*8
+)
 
 type report struct {
 	expected, lost, bursts uint64
+	delivered, residual    uint64 // 0 in a short one
 }
 
 func (c Counts) report() report {
@@ -35,13 +39,24 @@ func (r report) append(b []byte) []byte {
 	return b
 }
 
+// AppendReport appends what a subscriber of a stream tells its edge some times a second.
+func (c Counts) AppendReport(b []byte) []byte {
+	b = c.report().append(b)
+	b = binary.BigEndian.AppendUint64(b, c.Delivered)
+	return binary.BigEndian.AppendUint64(b, c.Residual)
+}
+
 func parseReport(b []byte) (report, error) {
-	if len(b) != reportLen || string(b[:len(reportMagic)]) != reportMagic {
+	if len(b) != reportLen && len(b) != fullReportLen || string(b[:len(reportMagic)]) != reportMagic {
 		return report{}, fmt.Errorf("report of %d bytes: %w", len(b), ErrForeign)
 	}
 	n := func(i int) uint64 { return binary.BigEndian.Uint64(b[len(reportMagic)+8*i:]) }
-	r := report{n(0), n(1), n(2)}
-	if r.lost > r.expected || r.bursts > r.lost {
+	r := report{expected: n(0), lost: n(1), bursts: n(2)}
+	if len(b) == fullReportLen {
+		r.delivered, r.residual = n(3), n(4)
+	}
+	const most = 1 << 48 // sums of some thousand of them stay below 2^63
+	if r.lost > r.expected || r.bursts > r.lost || r.expected > most || r.delivered > most || r.residual > most {
 		return report{}, fmt.Errorf("report of %d lost in %d bursts of %d: %w", r.lost, r.bursts, r.expected, ErrForeign)
 	}
 	return r, nil
@@ -49,7 +64,7 @@ func parseReport(b []byte) (report, error) {
 
 // memory is how far back reports count: losses that are older say little of the path as it is, and
 // after a path has become clean its parity ends within this time.
-const memory = 4 * time.Second
+const memory = 3 * time.Second
 
 // pathEstimate is the path as the reports of the last seconds show it.
 type pathEstimate struct {
@@ -67,12 +82,25 @@ type timedReport struct {
 func (p *pathEstimate) add(r report, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d := report{r.expected - p.last.expected, r.lost - p.last.lost, r.bursts - p.last.bursts}
+	d := report{expected: r.expected - p.last.expected, lost: r.lost - p.last.lost, bursts: r.bursts - p.last.bursts}
 	if r.expected < p.last.expected || r.lost < p.last.lost || r.bursts < p.last.bursts {
 		d = r
 	}
 	p.last = r
 	p.seen = append(p.seen, timedReport{now, d})
+}
+
+// lost and bursts are the totals of the last report.
+func (p *pathEstimate) lost() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last.lost
+}
+
+func (p *pathEstimate) bursts() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last.bursts
 }
 
 // path returns the path as it was seen, and one as bad as it may be all the same, given how few symbols were seen: two

@@ -48,7 +48,7 @@ func (Identify) Run(x *Exchange) Action {
 	if x.R.Method == http.MethodOptions && path == "*" {
 		return Next
 	}
-	if x.R.Method == http.MethodConnect || !strings.HasPrefix(path, "/") || hasDotSegment(path) {
+	if x.R.Method == http.MethodConnect && !extended(x.R) || !strings.HasPrefix(path, "/") || hasDotSegment(path) {
 		return x.Refuse(http.StatusBadRequest, ReasonBadTarget)
 	}
 	if x.R.ContentLength < 0 && (x.R.Method == http.MethodGet || x.R.Method == http.MethodHead) {
@@ -56,6 +56,9 @@ func (Identify) Run(x *Exchange) Action {
 	}
 	return Next
 }
+
+// extended reports whether a CONNECT asks for a protocol at a path (RFC 9220): http3 puts its name where that of HTTP is.
+func extended(r *http.Request) bool { return r.ProtoMajor == 3 && !strings.HasPrefix(r.Proto, "HTTP/") }
 
 // peekBody finds out whether a GET of unknown length has a body at all. Over h3 every one is of unknown length, since
 // only the end of the stream says that nothing follows; it comes with the head.

@@ -105,7 +105,7 @@ func (*Routes) Name() string { return "route" }
 // Run fills in Route, Origin and Tenant.
 func (s *Routes) Run(x *Exchange) Action {
 	r := s.find(x.Host, x.R.URL.Path)
-	if r == nil {
+	if r == nil || x.R.Method == http.MethodConnect { // no origin speaks what it asks for
 		return x.Refuse(http.StatusNotFound, ReasonNoRoute)
 	}
 	x.Route, x.Origin, x.Tenant = r.name, r.origin, r.tenant

@@ -34,6 +34,8 @@ type Options struct {
 	// EarlyData reports whether QUIC clients that resume a session may send before the handshake is done (0-RTT). It is
 	// asked for each new connection; nil: never. TLS decides which tickets are good for that.
 	EarlyData func() bool
+	// Datagrams reports whether HTTP/3 offers datagrams and WebTransport. It is asked when a listener opens; nil: never.
+	Datagrams func() bool
 	// Tune changes the parameters of a QUIC connection to what its client should have, before it begins; nil: nothing does.
 	Tune func(client net.Addr, c *quic.Config)
 	// Failed is told when a listener breaks after it was opened.

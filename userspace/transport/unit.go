@@ -32,6 +32,8 @@ type unit struct {
 	flood   flood
 	leaving atomic.Bool // h1 connections end with their next response
 	serving sync.WaitGroup
+
+	datagrams bool // connections may carry them, and sessions of WebTransport
 }
 
 // retryAbove is the rate of QUIC handshakes from which on clients have to show their address: a
@@ -94,6 +96,7 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		MaxIncomingStreams:   int64(cfg.MaxStreams),
 		Tracer:               headTracer(&u.s.stats.H3.HeadWire),
 	}
+	u.offerDatagrams(qc)
 	if early, tune := u.s.opts.EarlyData, u.s.opts.Tune; early != nil || tune != nil {
 		qc.GetConfigForClient = func(client *quic.ClientInfo) (*quic.Config, error) {
 			own := qc.Clone()
@@ -110,6 +113,7 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		IdleTimeout:    cfg.IdleTimeout,
 		ConnContext:    u.quicConnected,
 	}
+	u.offerWebTransport()
 	u.quicIn, err = u.quic.ListenEarly(http3.ConfigureTLSConfig(u.s.opts.TLS.Clone()), qc)
 	if err != nil {
 		return fmt.Errorf("start QUIC on %s: %w", u.key.address, errors.Join(err, u.udp.Close()))
@@ -303,6 +307,10 @@ func (u *unit) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if u.altSvc != nil && r.ProtoMajor < 3 {
 		w.Header()["Alt-Svc"] = u.altSvc
+	}
+	if u.datagrams && IsWebTransport(r) { // a session has no body that could stall
+		u.s.opts.Handler.ServeHTTP(w, r)
+		return
 	}
 	if r.ProtoMajor == 3 && r.ContentLength < 0 && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		// quic-go cannot know whether a body follows. One of a GET means nothing (RFC 9110, 9.3.1),

@@ -74,6 +74,7 @@ type Edge struct {
 	generation *generation
 	probes     *probes
 	relays     *fec.Relays
+	streams    *fec.Streams
 	anycast    *anycast.Announcer
 	heart      heart
 	admin      *http.Server
@@ -150,6 +151,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	if e.cids, err = newCIDs(cfg, e.generation.fits); err != nil {
 		return nil, err
 	}
+	e.streams = fec.NewStreams(e.log.Logger, e.pathBefore)
 	e.quiccc = newQUICCC(e)
 	e.accept(cfg)
 	if opts.Predecessor != nil {
@@ -223,6 +225,7 @@ func (e *Edge) buildPipeline() (err error) {
 		pipeline.Identify{},
 		&e.early,
 		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
+		streamStage{e},
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
 		&e.content.routes, &e.content.dictionary, &e.content.cache, &e.content.origin,
 	}
@@ -247,7 +250,8 @@ func (e *Edge) listen(cfg *config.Config, key [32]byte) (err error) {
 		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: key, Failed: e.fail,
 		ConnectionIDs: e.cids.made, Keeper: e.opts.Keeper, Held: e.opts.Held,
 		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData, Tune: e.quiccc.Tune,
-		TokenKey: derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,
+		Datagrams: func() bool { return len(e.cfg.Load().FEC.Streams) > 0 },
+		TokenKey:  derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,
 	})
 	if err != nil {
 		e.server = nil
@@ -271,7 +275,7 @@ func (e *Edge) listenInside(cfg *config.Config) (err error) {
 		return err
 	}
 	e.relays = fec.NewRelays(e.log.Logger)
-	if err := e.relays.Apply(cfg.FEC); err != nil {
+	if err := errors.Join(e.relays.Apply(cfg.FEC), e.streams.Apply(cfg.FEC)); err != nil {
 		return err
 	}
 	e.probes = &probes{e: e, open: map[netip.AddrPort]*responder{}}
@@ -385,6 +389,9 @@ func (e *Edge) leave(ctx context.Context) error {
 // close ends what was started, in order: clients first, then what serves them.
 func (e *Edge) close(ctx context.Context) error {
 	var errs []error
+	if e.streams != nil { // sessions have no end of their own
+		errs = append(errs, e.streams.Close())
+	}
 	if e.server != nil {
 		if err := e.server.Drain(ctx); err != nil {
 			e.log.Warn("some requests were cut: raise listen.drain if they need longer", "error", err)

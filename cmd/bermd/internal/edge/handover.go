@@ -194,7 +194,7 @@ func (e *Edge) release() {
 	e.admin.SetKeepAlivesEnabled(false)
 	err := errors.Join(
 		e.anycast.Close(), // routers find this edge again when the other process has their sessions
-		e.probes.close(), e.relays.Close(), e.scrape.apply(""),
+		e.probes.close(), e.relays.Close(), e.streams.Close(), e.scrape.apply(""),
 		e.socket.Close(), // whoever asks is answered yet
 	)
 	if err != nil {

@@ -33,7 +33,46 @@ func (e *Edge) Relays(context.Context) ([]control.Relay, error) {
 	return out, nil
 }
 
+// LiveStreams tells how the live streams and their subscribers are.
+func (e *Edge) LiveStreams(context.Context) ([]control.LiveStream, error) {
+	out := []control.LiveStream{}
+	for _, s := range e.streams.Status() {
+		l := control.LiveStream{
+			Name: s.Name, Listen: s.Listen, Host: s.Host, Path: s.Path, Packets: s.Packets, Dropped: s.Dropped,
+			K: s.Shape.K, M: s.Shape.M, Joined: s.Joined, Subscribers: []control.Subscriber{},
+		}
+		for _, v := range s.Subscribers {
+			c := control.Subscriber{
+				Client: v.Client, Seconds: v.Seconds, Loss: v.Path.Loss, Burst: v.Path.Burst, K: v.Plan.K, M: v.Plan.M, Expected: v.Plan.Residual,
+				Why: v.Plan.Why, Sent: v.Sent, Parity: v.Parity, Late: v.Late, Refused: v.Refused, Missing: v.Residual,
+			}
+			if v.Prior != nil {
+				c.Before = v.Prior.Loss
+			}
+			if n := v.Delivered + v.Residual; n > 0 {
+				c.Residual = float64(v.Residual) / float64(n)
+			}
+			l.Subscribers = append(l.Subscribers, c)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+func (e *Edge) emitStreams(emit observe.Emit) {
+	for _, s := range e.streams.Status() {
+		for fate, n := range map[string]uint64{
+			"received": s.Packets, "dropped": s.Dropped, "sent": s.Sent, "parity": s.SentParity, "late": s.Late, "delivered": s.Delivered, "missing": s.Residual,
+		} {
+			emit(observe.StreamPackets, float64(n), s.Name, fate)
+		}
+		emit(observe.StreamViewers, float64(len(s.Subscribers)), s.Name)
+		emit(observe.StreamOverhead, s.Shape.Overhead(), s.Name)
+	}
+}
+
 func (e *Edge) emitRelays(emit observe.Emit) {
+	e.emitStreams(emit)
 	for _, s := range e.relays.Status() {
 		fate := func(n uint64, fate string) { emit(observe.RelayPackets, float64(n), s.Name, s.Role, fate) }
 		fate(s.Packets, "sent")

@@ -83,6 +83,10 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	if err := e.relays.Apply(cfg.FEC); err != nil {
 		return nil, err
 	}
+	undo = append(undo, func() { e.restored("streams", e.streams.Apply(old.FEC)) })
+	if err := e.streams.Apply(cfg.FEC); err != nil {
+		return nil, err
+	}
 	undo = append(undo, func() { e.restored("metrics", e.scrape.apply(old.Admin.Metrics)) })
 	if err := e.scrape.apply(cfg.Admin.Metrics); err != nil {
 		return nil, err
@@ -134,6 +138,9 @@ func (e *Edge) differences(old, cfg *config.Config, restart error) []string {
 	}
 	if old.Admin.Socket != cfg.Admin.Socket {
 		out = append(out, "admin.socket "+transport.ErrRestart.Error())
+	}
+	if (len(old.FEC.Streams) > 0) != (len(cfg.FEC.Streams) > 0) {
+		out = append(out, "fec.streams: datagrams of open listeners: a change "+transport.ErrRestart.Error())
 	}
 	if old.TLS.MinVersion != cfg.TLS.MinVersion {
 		out = append(out, "tls.min_version "+transport.ErrRestart.Error())
