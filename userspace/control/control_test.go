@@ -73,6 +73,21 @@ func (d *testDaemon) Spill(_ context.Context, s control.Spill) (control.Changes,
 	return control.Changes{Changed: []string{s.VIP + " spills to " + s.To}}, nil
 }
 
+func (d *testDaemon) Learning(context.Context) (control.Learning, error) {
+	return control.Learning{Mode: "shadow"}, nil
+}
+
+func (d *testDaemon) SetLearning(_ context.Context, o control.LearnOrder) (control.Changes, error) {
+	return control.Changes{Changed: []string{o.Mode}}, nil
+}
+
+func (d *testDaemon) Learned(_ context.Context, ip netip.Addr) (*control.Learned, error) {
+	if !ip.Is4() {
+		return nil, nil //nolint:nilnil // nothing is known
+	}
+	return &control.Learned{Prefix: netip.PrefixFrom(ip, 24).Masked(), Profile: "p"}, nil
+}
+
 func (d *testDaemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
 	return control.Anycast{Command: o.Command}, nil
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
+	"github.com/bermedge/berm/userspace/congestion"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/observe"
@@ -67,6 +68,7 @@ type Edge struct {
 	pipeline *pipeline.Pipeline
 	server   *transport.Server
 	kernel   *kernelLink
+	learner  *congestion.Learner
 
 	generation *generation
 	probes     *probes
@@ -128,6 +130,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	key := e.resetKey()
 	e.generation = newGeneration(e, key)
 	e.kernel = newKernelLink(e, cfg)
+	e.learner = newLearner(cfg)
 	boundHeap(cfg.Cache.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
@@ -319,6 +322,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.stopWork = stop
 	e.workers.Go(func() { e.kernel.run(work) })
 	e.workers.Go(func() { e.kernel.live(work) })
+	e.workers.Go(func() { e.learn(work) })
 	e.workers.Go(func() { e.certs.Watch(work, time.Second, e.certsChanged) })
 	e.workers.Go(func() { e.tickets.Watch(work, time.Second, e.ticketsFailed) })
 	e.workers.Go(func() { e.watchdog(work) })
