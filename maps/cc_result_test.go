@@ -52,7 +52,7 @@ func resultsOf(t testing.TB, k *mapstest.Kernel, of netip.Prefix, want uint32) (
 // the flows for another profile.
 func TestCCResults(t *testing.T) {
 	k := mapstest.New(t)
-	observed(t, k)
+	mapstest.ObserveTCP(t, k)
 	for _, name := range []string{"cubic", "reno"} {
 		if err := k.CC.PutProfile(maps.CCProfile{Name: name, Controller: name}); err != nil {
 			t.Fatal(err)

@@ -9,7 +9,7 @@ import (
 )
 
 type ccLearn struct {
-	Mode string `arg:"" optional:"" enum:",on,off,shadow" help:"on, off, or shadow: say what would be chosen, and change nothing. Without it: show how it goes."`
+	Mode string `arg:"" optional:"" default:"" enum:",on,off,shadow" help:"on, off, or shadow: say what would be chosen, and change nothing. Without it: show how it goes."`
 }
 
 // Help is what berm cc learn --help adds.

@@ -156,6 +156,23 @@ func TestOrdersThroughTheSocket(t *testing.T) {
 	}
 }
 
+func TestLearnerThroughTheSocket(t *testing.T) {
+	c := mustServe(t, &testDaemon{})
+	if l, err := c.Learning(t.Context()); err != nil || l.Mode != "shadow" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	done, err := c.SetLearning(t.Context(), control.LearnOrder{Mode: "on"})
+	says(t, done, err, "on")
+	if l, err := c.Learned(t.Context(), netip.MustParseAddr("192.0.2.7")); err != nil || l == nil || l.Prefix.String() != "192.0.2.0/24" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if l, err := c.Learned(t.Context(), netip.MustParseAddr("::1")); err != nil || l != nil {
+		t.Errorf("of what nothing is known: %+v, %v", l, err)
+	}
+	_, err = c.Learned(t.Context(), netip.Addr{})
+	refused(t, err, http.StatusBadRequest, "ip")
+}
+
 func TestTablesThroughTheSocket(t *testing.T) {
 	k := mapstest.New(t)
 	c := mustServe(t, &testDaemon{tables: control.NewLocal(k.Set, nil)})
