@@ -109,6 +109,13 @@ func (d *daemon) Learned(_ context.Context, ip netip.Addr) (*control.Learned, er
 	}, nil
 }
 
+func (d *daemon) Diagnose(_ context.Context, ip netip.Addr) (control.Diagnosis, error) {
+	if !ip.Is4() {
+		return control.Diagnosis{IP: ip, Segment: "unknown", Why: "nothing was seen"}, nil
+	}
+	return control.Diagnosis{IP: ip, Prefix: netip.PrefixFrom(ip, 24).Masked(), Segment: "origin", Why: "it waits", Network: 0.02, Queues: 0.001, Loss: 0.0125, Edge: 0.0004, Origin: 0.12, Connections: 3, Requests: 9, Fetched: 8}, nil
+}
+
 func (d *daemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
 	b, err := json.Marshal(p)
 	var spills []control.SpillPlan

@@ -88,6 +88,10 @@ func (d *testDaemon) Learned(_ context.Context, ip netip.Addr) (*control.Learned
 	return &control.Learned{Prefix: netip.PrefixFrom(ip, 24).Masked(), Profile: "p"}, nil
 }
 
+func (d *testDaemon) Diagnose(_ context.Context, ip netip.Addr) (control.Diagnosis, error) {
+	return control.Diagnosis{IP: ip, Segment: "edge"}, nil
+}
+
 func (d *testDaemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
 	return control.Anycast{Command: o.Command}, nil
 }
@@ -168,6 +172,9 @@ func TestLearnerThroughTheSocket(t *testing.T) {
 	}
 	if l, err := c.Learned(t.Context(), netip.MustParseAddr("::1")); err != nil || l != nil {
 		t.Errorf("of what nothing is known: %+v, %v", l, err)
+	}
+	if x, err := c.Diagnose(t.Context(), netip.MustParseAddr("192.0.2.7")); err != nil || x.Segment != "edge" || x.IP.String() != "192.0.2.7" {
+		t.Errorf("%+v, %v", x, err)
 	}
 	_, err = c.Learned(t.Context(), netip.Addr{})
 	refused(t, err, http.StatusBadRequest, "ip")

@@ -30,6 +30,7 @@ type Daemon interface {
 	Learning(ctx context.Context) (Learning, error)
 	SetLearning(ctx context.Context, o LearnOrder) (Changes, error)
 	Learned(ctx context.Context, ip netip.Addr) (*Learned, error) // nil: nothing is known
+	Diagnose(ctx context.Context, ip netip.Addr) (Diagnosis, error)
 	Anycast(ctx context.Context) (Anycast, error)
 	OrderAnycast(ctx context.Context, o AnycastOrder) (Anycast, error)
 	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
@@ -67,6 +68,13 @@ func Handler(d Daemon) http.Handler {
 			return nil, err
 		}
 		return d.Learned(r.Context(), ip)
+	})
+	handle("GET /v1/diagnose", func(r *http.Request) (any, error) {
+		ip, err := addrParam(r, "ip")
+		if err != nil {
+			return nil, err
+		}
+		return d.Diagnose(r.Context(), ip)
 	})
 	handle("GET /v1/anycast", func(r *http.Request) (any, error) { return d.Anycast(r.Context()) })
 	handle("POST /v1/anycast", with(d.OrderAnycast))

@@ -25,6 +25,7 @@ import (
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/congestion"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/diagnose"
 	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/pipeline"
@@ -69,6 +70,7 @@ type Edge struct {
 	server   *transport.Server
 	kernel   *kernelLink
 	learner  *congestion.Learner
+	segments *diagnose.Recorder
 
 	generation *generation
 	probes     *probes
@@ -131,6 +133,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	e.generation = newGeneration(e, key)
 	e.kernel = newKernelLink(e, cfg)
 	e.learner = newLearner(cfg)
+	e.segments = diagnose.NewRecorder()
 	boundHeap(cfg.Cache.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
@@ -221,7 +224,7 @@ func (e *Edge) buildPipeline() (err error) {
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
 		&e.content.routes, &e.content.cache, &e.content.origin,
 	}
-	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}))
+	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}), pipeline.WithObserver(clients{e.segments}))
 	return err
 }
 

@@ -1,4 +1,4 @@
-package learn
+package paths
 
 import (
 	"context"
@@ -50,8 +50,8 @@ type prefix struct {
 	edge   string     // of the edge towards it
 }
 
-// mustWorld makes an edge and clients behind links, and serves at the edge.
-func mustWorld(t *testing.T, links map[string]wan.Both) map[string]*prefix {
+// mustWorld makes an edge, and clients behind links.
+func mustWorld(t *testing.T, links map[string]wan.Both) (*rig.Node, map[string]*prefix) {
 	t.Helper()
 	lab := rigtest.New(t)
 	box, err := wan.AddBox(lab, "box", 1)
@@ -64,7 +64,7 @@ func mustWorld(t *testing.T, links map[string]wan.Both) map[string]*prefix {
 	}
 	out := map[string]*prefix{}
 	for name, both := range links {
-		client, err := lab.AddNode(name)
+		client, err := lab.AddNode("at" + name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,14 +85,11 @@ func mustWorld(t *testing.T, links map[string]wan.Both) map[string]*prefix {
 	if err := box.Start(t.Context(), self, "wan"); err != nil {
 		t.Fatal(err)
 	}
-	mustServe(t, edge)
-	return out
+	return edge, out
 }
 
-// mustServe sends size bytes, after the name of the connection's controller, to whoever connects.
-func mustServe(t *testing.T, edge *rig.Node) {
+func mustListen(t *testing.T, edge *rig.Node) (ln net.Listener) {
 	t.Helper()
-	var ln net.Listener
 	err := edge.Do(func() (err error) {
 		lc := net.ListenConfig{}
 		lc.SetMultipathTCP(false)
@@ -102,6 +99,12 @@ func mustServe(t *testing.T, edge *rig.Node) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ln
+}
+
+// mustServe sends size bytes, after the name of the connection's controller, to whoever connects.
+func mustServe(t *testing.T, ln net.Listener) {
+	t.Helper()
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
@@ -141,16 +144,24 @@ func serve(c *net.TCPConn) error {
 	return err
 }
 
-// get makes a connection, and tells its controller and how long it took.
-func (p *prefix) get(ctx context.Context) (controller string, took time.Duration, err error) {
-	begun := time.Now()
-	var c net.Conn
+// dial connects the client to the edge, whatever else is asked for.
+func (p *prefix) dial(ctx context.Context, _, _ string) (c net.Conn, err error) {
 	err = p.client.Do(func() (err error) {
 		c, err = (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "tcp4", fmt.Sprintf("%s:%d", p.edge, port))
 		return err
 	})
 	if err != nil {
-		return "", 0, fmt.Errorf("%s: %w", p.name, err)
+		return nil, fmt.Errorf("%s: %w", p.name, err)
+	}
+	return c, nil
+}
+
+// get makes a connection, and tells its controller and how long it took.
+func (p *prefix) get(ctx context.Context) (controller string, took time.Duration, err error) {
+	begun := time.Now()
+	c, err := p.dial(ctx, "", "")
+	if err != nil {
+		return "", 0, err
 	}
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
@@ -220,7 +231,8 @@ func TestLearn(t *testing.T) {
 		up.Loss = 0
 		return wan.Both{Up: p, Down: up}
 	}
-	world := mustWorld(t, map[string]wan.Both{"lossy": back(lossy), "clean": back(clean)})
+	edge, world := mustWorld(t, map[string]wan.Both{"lossy": back(lossy), "clean": back(clean)})
+	mustServe(t, mustListen(t, edge))
 
 	cfg := congestion.Default()
 	cfg.Learn.Mode, cfg.Learn.HoldOut = congestion.On, 0.25
