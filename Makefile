@@ -13,19 +13,25 @@ DIST ?= dist
 GIT := scripts/as-user git -c safe.directory='*'
 VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo 0.0.0)
 
-# The version comes from git describe above; stamping would fail where the tree is another user's.
-export GOFLAGS := -buildvcs=false $(GOFLAGS)
+# The version comes from git describe above; stamping would fail where the tree is another user's. quiccc is the code that
+# needs the patched quic-go.
+export GOFLAGS := -buildvcs=false -tags=quiccc $(GOFLAGS)
 
 # Without a home (env -i, a unit) go has no place for its caches.
 export HOME ?= $(shell getent passwd "$$(id -u)" | cut -d: -f6)
 
-# Looked for once, and only by targets that need it.
-GO = $(eval GO := $$(or $$(shell scripts/find-go),$$(error no usable Go)))$(GO)
+# Looked for once, and only by targets that need it. So is the patched quic-go: recipes see it in GOFLAGS, and a workspace
+# of the developer's own would not go with it.
 AS := scripts/as-user
+export GOWORK := off
+GO = $(eval GO := $$(or $$(shell scripts/find-go),$$(error no usable Go)))$(eval GOFLAGS += \
+	-modfile=$$(or $$(shell $(AS) scripts/quic-go/prepare $$(GO)),$$(error no quic-go to build with)))$(GO)
+# For modules of their own.
+GO_ALONE = $(AS) env GOFLAGS=-buildvcs=false $(GO)
 GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath
 
 # The stages of `make test`, in their order. `setup` is the ground for the others.
-STAGES := setup check-generated check-fmt lint test-unit test-root test-fuzz test-e2e test-kernels
+STAGES := setup check-generated check-fmt lint test-unit test-quic-go test-root test-fuzz test-e2e test-kernels
 
 # Packages whose tests load programs or make namespaces; the tests of all others run anywhere.
 ROOT_PACKAGES := ./bpf/... ./maps/... ./loader/... ./userspace/geo/... ./userspace/steer/... ./cmd/... ./test/rig/... ./test/scenario/... ./test/packaging/...
@@ -76,8 +82,12 @@ check-generated: generate
 
 .PHONY: test-unit
 test-unit: ## tests that need no privilege, with the race detector
-	@$(GO) -C scripts/tools test ./pack
+	@$(GO_ALONE) -C scripts/tools test ./pack
 	@$(GO) list ./... | grep -vxF -f <($(GO) list $(ROOT_PACKAGES) ./test/e2e/... ./test/kernels/...) | xargs -r $(GO_TEST) -race
+
+.PHONY: test-quic-go
+test-quic-go: ## what quic-go's own tests say to scripts/quic-go/congestion.patch
+	@$(GO_ALONE) -C .build/quic-go test -shuffle=on . ./internal/ackhandler ./internal/congestion ./internal/utils
 
 .PHONY: test-root
 test-root: ## tests that load programs and make namespaces (as root)
@@ -122,8 +132,8 @@ package: build man .build/tools/pack ## write dist/berm_VERSION_ARCH.deb
 	@$(AS) .build/tools/pack -version '$(VERSION)' -arch "$$($(GO) env GOARCH)" -out '$(DIST)'
 
 .build/tools/pack: scripts/tools/go.mod scripts/tools/pack/main.go
-	@$(AS) $(GO) -C scripts/tools build -o ../../$@ ./pack
+	@$(GO_ALONE) -C scripts/tools build -o ../../$@ ./pack
 
 .build/tools/golangci-lint: scripts/tools/go.mod
 	@echo 'building golangci-lint, once'
-	@$(AS) $(GO) -C scripts/tools build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@$(GO_ALONE) -C scripts/tools build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

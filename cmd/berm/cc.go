@@ -83,7 +83,7 @@ func (a *app) ccPolicy(all control.CC) {
 	a.out.Table([]string{"CLIENTS", "PROFILE", "FROM"}, rows)
 }
 
-func sortedKeys(m map[string]string) []string {
+func sortedKeys[V any](m map[string]V) []string {
 	keys := make([]string, 0, len(m))
 	for k := range m {
 		keys = append(keys, k)
@@ -249,17 +249,27 @@ func (a *app) ccExplained(x ccExplained) {
 	default:
 		a.out.Field("because", "it is the default: neither its prefix nor its country has one")
 	}
-	defer a.learned(x.Learned)
-	p := x.Path
-	if p == nil {
-		a.out.Field("path", "no connection was seen")
-		return
+	if q := x.QUIC; q.Controller != "" {
+		a.out.Field("quic", "%s, %d packets at first", q.Controller, q.InitialWindow)
+		if q.Why != "" {
+			a.out.Field("", "%s", a.out.Paint(out.Warn, q.Why))
+		}
 	}
-	a.out.Field("path", "%s: %s connections, round trip %.1f ms (least %.1f), loss %.2f %%, delivered at up to %s",
-		p.Prefix, count(p.Connections), 1000*p.RTT, 1000*p.MinRTT, 100*p.Loss, kbps(float64(p.RateKbps)))
+	a.ccPath("path", x.Path)
 	if x.CubicKbps > 0 {
 		a.out.Field("cubic", "would reach about %s there (RFC 9438)", kbps(x.CubicKbps))
 	}
+	a.ccPath("quic path", x.QUIC.Path)
+	a.learned(x.Learned)
+}
+
+func (a *app) ccPath(name string, p *control.Path) {
+	if p == nil {
+		a.out.Field(name, "no connection was seen")
+		return
+	}
+	a.out.Field(name, "%s: %s connections, round trip %.1f ms (least %.1f), loss %.2f %%, delivered at up to %s",
+		p.Prefix, count(p.Connections), 1000*p.RTT, 1000*p.MinRTT, 100*p.Loss, kbps(float64(p.RateKbps)))
 }
 
 func kbps(n float64) string { return out.Bits(n * 1000 / 8) }

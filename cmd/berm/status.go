@@ -130,6 +130,7 @@ func (a *app) status(s control.Status) {
 	}
 	a.out.Field("listen", "%s", or(strings.Join(listen, ", "), "nowhere"))
 	a.out.Field("tls", "tcp %s, quic %s", handshakes(s.TLS.TCP), handshakes(s.TLS.QUIC))
+	a.quicLine(s.QUIC)
 	a.out.Field("geo", "%d prefixes, %d records, from %s", s.Geo.Prefixes, s.Geo.Records, or(strings.Join(s.Geo.Databases, ", "), "no database"))
 	a.out.Field("cache", "%s, %s of %s, %.1f %% hits", plural(s.Cache.Objects, "object"), out.Bytes(float64(s.Cache.Bytes)), out.Bytes(float64(s.Cache.MaxBytes)), 100*s.Cache.HitRatio)
 	if len(s.VIPs) > 0 {
@@ -138,6 +139,21 @@ func (a *app) status(s control.Status) {
 	}
 	a.backends(s.Backends)
 	a.origins(s.Origins)
+}
+
+func (a *app) quicLine(q control.QUICInfo) {
+	var counts []string
+	for _, name := range sortedKeys(q.Controllers) {
+		counts = append(counts, sprintf("%s %s", count(q.Controllers[name]), name))
+	}
+	line := or(strings.Join(counts, ", "), "none yet")
+	if q.Refused > 0 {
+		line += ", " + a.out.Paint(out.Warn, count(q.Refused)+" without all that their profile has")
+	}
+	if !q.Selectable {
+		line += "; " + a.out.Paint(out.Warn, q.Why)
+	}
+	a.out.Field("quic", "connections by controller: %s", line)
 }
 
 func handshakes(h control.Handshakes) string {

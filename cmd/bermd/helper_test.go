@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,8 +57,10 @@ type process struct {
 	dir    string
 	config string
 	client *control.Client
-	notes  chan string // what it tells systemd, which always listens
-	ended  chan error
+
+	metrics string      // where the next file has them; "": somewhere
+	notes   chan string // what it tells systemd, which always listens
+	ended   chan error
 }
 
 // mustStart runs bermd on loopback with a file of these lines, and waits until it is ready.
@@ -105,7 +108,7 @@ func (p *process) write(t *testing.T, lines ...string) {
 	if all := strings.Join(lines, "\n"); strings.Contains(all, "kernel:") {
 		text = "node: {name: edge1}\n"
 	}
-	text += fmt.Sprintf("admin: {socket: %s/berm.sock, metrics: \"127.0.0.1:0\"}\n", p.dir) + strings.Join(lines, "\n") + "\n"
+	text += fmt.Sprintf("admin: {socket: %s/berm.sock, metrics: %q}\n", p.dir, cmp.Or(p.metrics, "127.0.0.1:0")) + strings.Join(lines, "\n") + "\n"
 	if err := os.WriteFile(p.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -108,6 +108,11 @@ func TestCertRotation(t *testing.T) {
 	runScenario(t, "cert-rotation", "ip", "bird", "curl", "openssl", "tcpdump")
 }
 
+// TestZeroRTT runs the scenario "zero-rtt".
+func TestZeroRTT(t *testing.T) {
+	runScenario(t, "zero-rtt", "ip", "bird", "curl", "gtlsclient", "openssl", "tcpdump")
+}
+
 // TestWebRTC runs the scenario "webrtc".
 func TestWebRTC(t *testing.T) {
 	runScenario(t, "webrtc", "ip", "bird", "curl", "python3", "tcpdump")

@@ -30,7 +30,7 @@ func TestExamples(t *testing.T) {
 	}
 	for _, concern := range []string{
 		"loader", "userspace/transport", "userspace/certs", "userspace/control", "userspace/geo",
-		"userspace/cache", "userspace/origin", "userspace/quiclb", "userspace/pipeline", "userspace/observe", "userspace/anycast",
+		"userspace/cache", "userspace/cache/dictionary", "userspace/origin", "userspace/quiclb", "userspace/pipeline", "userspace/observe", "userspace/anycast",
 	} {
 		if !slices.Contains(shown, path.Join(concern, "README.md")) {
 			t.Errorf("%s: has settings, and no README.md with an example of them", concern)

@@ -35,6 +35,7 @@ func MaybeActor() {
 		"nat":    actNAT,
 		"unwrap": actUnwrap,
 		"unit":   actUnit,
+		"wire":   actWire,
 	}[os.Args[2]]
 	if !ok {
 		fmt.Fprintf(os.Stderr, "no actor %q\n", os.Args[2])

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -32,6 +33,8 @@ type originCounts struct {
 	Objects uint64 `json:"objects"` // below /o/
 	Paced   uint64 `json:"paced"`   // below /paced/
 	Other   uint64 `json:"other"`   // probes
+	// Early are requests below /early/: method, target and what Early-Data says.
+	Early map[string]uint64 `json:"early"`
 }
 
 // actOrigin serves cacheable objects below /o/ and, of any size, below /big/ at the first argument, counts at
@@ -39,6 +42,8 @@ type originCounts struct {
 func actOrigin(ctx context.Context, args []string) error {
 	var objects, paced, other atomic.Uint64
 	var ill atomic.Bool
+	var mu sync.Mutex
+	early := map[string]uint64{}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		other.Add(1)
@@ -58,6 +63,13 @@ func actOrigin(ctx context.Context, args []string) error {
 		h.Set("Content-Type", "text/plain")
 		h.Set("ETag", strconv.Quote(r.URL.Path))
 		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(objectBody(r.URL.Path)))
+	})
+	mux.HandleFunc("/early/", func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		early[fmt.Sprintf("%s %s early=%s", r.Method, r.URL, r.Header.Get("Early-Data"))]++
+		mu.Unlock()
+		w.Header().Set("Cache-Control", "no-store")
+		fmt.Fprintln(w, "lab origin")
 	})
 	mux.HandleFunc("/paced/", func(w http.ResponseWriter, r *http.Request) {
 		paced.Add(1)
@@ -91,7 +103,9 @@ func actOrigin(ctx context.Context, args []string) error {
 		if r.Method == http.MethodPost { // ill, or well again
 			ill.Store(!ill.Load())
 		}
-		_ = json.NewEncoder(w).Encode(originCounts{objects.Load(), paced.Load(), other.Load()}) // who asked is gone
+		mu.Lock()
+		defer mu.Unlock()
+		_ = json.NewEncoder(w).Encode(originCounts{objects.Load(), paced.Load(), other.Load(), early}) // who asked is gone
 	})
 	return errors.Join(err, srv.Close(), ignoreClosed(<-failed))
 }

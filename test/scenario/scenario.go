@@ -129,6 +129,10 @@ func All() []Scenario {
 		Summary: "the same: certificates change, break and mend under load, and sessions resume on every edge",
 		Up:      upCertRotation,
 	}, {
+		ID:      "zero-rtt",
+		Summary: "requests in a QUIC client's first packets: marked for the origin or refused, recorded and sent again in vain; resumption on every edge",
+		Up:      upZeroRTT,
+	}, {
 		ID:      "webrtc",
 		Summary: "WebRTC goes to the edge that gave out the ICE username fragment: checks, media, clients that rebind, made-up fragments",
 		Up:      upWebRTC,

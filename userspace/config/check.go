@@ -25,6 +25,8 @@ func (c *Config) check(d *decoder) {
 	d.reportTree("tls.early_data", c.TLS.EarlyData.Validate())
 	d.reportTree("admin", c.Admin.Validate())
 	d.reportTree("cache", c.Cache.Validate())
+	d.reportTree("compression.dictionaries", c.Compression.Dictionaries.Validate())
+	d.reportTree("headers", c.Headers.Validate())
 	d.reportTree("cc", c.CC.Validate())
 	d.reportTree("fec", c.FEC.Validate())
 	d.reportTree("log", c.Log.Validate())

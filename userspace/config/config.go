@@ -11,6 +11,7 @@ import (
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/anycast"
 	"github.com/bermedge/berm/userspace/cache"
+	"github.com/bermedge/berm/userspace/cache/dictionary"
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/congestion"
 	"github.com/bermedge/berm/userspace/control"
@@ -30,25 +31,27 @@ const DefaultPath = "/etc/berm/berm.yaml"
 
 // Config is the whole file.
 type Config struct {
-	Node     Node                       `yaml:"node"`
-	Kernel   Kernel                     `yaml:"kernel"`
-	Listen   transport.Config           `yaml:"listen"`
-	TLS      TLS                        `yaml:"tls"`
-	Admin    control.Config             `yaml:"admin"`
-	VIPs     []VIP                      `yaml:"vips"`
-	Backends map[string][]steer.Backend `yaml:"backends"`
-	Sites    map[string]steer.Site      `yaml:"sites"` // the others, by name
-	Steer    Steer                      `yaml:"steer"`
-	QUIC     quiclb.Config              `yaml:"quic"`
-	Anycast  anycast.Config             `yaml:"anycast"`
-	Geo      geo.Config                 `yaml:"geo"`
-	Rate     Rate                       `yaml:"rate"`
-	Cache    cache.Config               `yaml:"cache"`
-	Origins  map[string]origin.Config   `yaml:"origins"`
-	Routes   []pipeline.RouteConfig     `yaml:"routes"`
-	CC       congestion.Config          `yaml:"cc"`
-	FEC      fec.Config                 `yaml:"fec"`
-	Log      observe.Config             `yaml:"log"`
+	Node        Node                       `yaml:"node"`
+	Kernel      Kernel                     `yaml:"kernel"`
+	Listen      transport.Config           `yaml:"listen"`
+	TLS         TLS                        `yaml:"tls"`
+	Admin       control.Config             `yaml:"admin"`
+	VIPs        []VIP                      `yaml:"vips"`
+	Backends    map[string][]steer.Backend `yaml:"backends"`
+	Sites       map[string]steer.Site      `yaml:"sites"` // the others, by name
+	Steer       Steer                      `yaml:"steer"`
+	QUIC        quiclb.Config              `yaml:"quic"`
+	Anycast     anycast.Config             `yaml:"anycast"`
+	Geo         geo.Config                 `yaml:"geo"`
+	Rate        Rate                       `yaml:"rate"`
+	Cache       cache.Config               `yaml:"cache"`
+	Compression Compression                `yaml:"compression"`
+	Origins     map[string]origin.Config   `yaml:"origins"`
+	Routes      []pipeline.RouteConfig     `yaml:"routes"`
+	Headers     pipeline.DietConfig        `yaml:"headers"`
+	CC          congestion.Config          `yaml:"cc"`
+	FEC         fec.Config                 `yaml:"fec"`
+	Log         observe.Config             `yaml:"log"`
 }
 
 // TLS is the section tls.
@@ -56,6 +59,16 @@ type TLS struct {
 	certs.Config `yaml:",inline"`
 	Tickets      tickets.Config `yaml:"tickets"`
 	EarlyData    tickets.Early  `yaml:"early_data"`
+}
+
+// Compression is the section compression.
+type Compression struct {
+	Dictionaries dictionary.Config `yaml:"dictionaries"` // answers of the same origin that others are encoded with
+}
+
+// HeapLimit is a soft limit for the Go heap: that of the cache, with dictionaries beside it.
+func (c *Config) HeapLimit() int64 {
+	return c.Cache.HeapLimit() + int64(c.Compression.Dictionaries.Memory)
 }
 
 // Node is this edge.
@@ -156,7 +169,8 @@ func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
 		Listen: transport.Default(), TLS: TLS{Config: certs.Default(), Tickets: tickets.Default()}, Admin: control.Default(),
-		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman, Carry: steer.DefaultCarry()}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), CC: congestion.Default(), Log: observe.Default(),
+		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman, Carry: steer.DefaultCarry()}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), CC: congestion.Default(),
+		Compression: Compression{Dictionaries: dictionary.Default()}, Log: observe.Default(),
 	}
 }
 

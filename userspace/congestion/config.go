@@ -24,14 +24,48 @@ type Config struct {
 	Learn     Learn             `yaml:"learn"`
 }
 
-// Profile is a set of parameters of TCP connections. What is left out is the host's.
+// Profile is a set of parameters of connections. What is left out is the host's.
 type Profile struct {
-	// Controller is an algorithm that this host's kernel has: bbr, cubic, reno …
+	// Controller is an algorithm that this host's kernel has: bbr, cubic, reno … QUIC has these three.
 	Controller string `yaml:"controller"`
-	// InitialWindow is what may be sent before the first acknowledgement, in segments.
+	// InitialWindow is what may be sent before the first acknowledgement, in segments or packets.
 	InitialWindow uint32 `yaml:"initial_window"`
-	// RTOMin is the floor of the retransmission timeout: 1 ms to 200 ms, the kernel's own.
+	// RTOMin is the floor of TCP's retransmission timeout: 1 ms to 200 ms, the kernel's own.
 	RTOMin time.Duration `yaml:"rto_min"`
+	// QUIC are parameters that only QUIC connections have.
+	QUIC QUIC `yaml:"quic"`
+}
+
+// QUIC are parameters of QUIC connections. What is left out is the transport's.
+type QUIC struct {
+	// InitialRTT is taken for the round trip before one was measured: 1 ms to 2 s.
+	InitialRTT time.Duration `yaml:"initial_rtt"`
+	// PacketSize is that of packets before the path's largest is found, and at least: 1200 to 1452 bytes.
+	PacketSize uint16 `yaml:"packet_size"`
+	// KeepAlive is how often an idle connection is kept open, as NATs may need: 1 s to 1 h.
+	KeepAlive time.Duration `yaml:"keep_alive"`
+	// StreamWindow is what a client may send on a stream before it is read, in bytes: 16 KiB to 64 MiB.
+	StreamWindow uint64 `yaml:"stream_window"`
+	// ConnectionWindow is the same for all streams of a connection.
+	ConnectionWindow uint64 `yaml:"connection_window"`
+}
+
+// Validate reports everything that is wrong with the parameters.
+func (q QUIC) Validate() error {
+	var errs []error
+	within := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	within(q.InitialRTT == 0 || q.InitialRTT >= time.Millisecond && q.InitialRTT <= 2*time.Second, "initial_rtt: %s is not between 1ms and 2s", q.InitialRTT)
+	within(q.PacketSize == 0 || q.PacketSize >= 1200 && q.PacketSize <= 1452, "packet_size: %d is not between 1200 and 1452 bytes", q.PacketSize)
+	within(q.KeepAlive == 0 || q.KeepAlive >= time.Second && q.KeepAlive <= time.Hour, "keep_alive: %s is not between 1s and 1h", q.KeepAlive)
+	window := func(n uint64) bool { return n == 0 || n >= 16<<10 && n <= 64<<20 }
+	within(window(q.StreamWindow), "stream_window: %d is not between 16384 and 67108864 bytes", q.StreamWindow)
+	within(window(q.ConnectionWindow), "connection_window: %d is not between 16384 and 67108864 bytes", q.ConnectionWindow)
+	within(q.ConnectionWindow == 0 || q.ConnectionWindow >= q.StreamWindow, "connection_window: %d is below stream_window", q.ConnectionWindow)
+	return errors.Join(errs...)
 }
 
 // Prefix gives clients of a prefix a profile.
@@ -52,6 +86,9 @@ func (c Config) Validate() error {
 	for name, p := range c.Profiles {
 		if err := p.profile(name).Validate(); err != nil {
 			fail("profiles.%s: %w", name, err)
+		}
+		if err := p.QUIC.Validate(); err != nil {
+			fail("profiles.%s.quic: %w", name, err)
 		}
 	}
 	if most := maps.CCProfiles - 1; len(c.Profiles) > most {
@@ -81,6 +118,20 @@ func (c Config) Validate() error {
 	}
 	errs = append(errs, c.Learn.validate(c.Profiles))
 	return errors.Join(errs...)
+}
+
+// Choose decides for a client by the file alone, as far as that can: which country an address is of, it does not say.
+func (c Config) Choose(client netip.Addr) maps.CCProfile {
+	name, bits := c.Default, -1
+	for _, p := range c.Prefixes {
+		if p.Prefix.Contains(client) && p.Prefix.Bits() > bits {
+			name, bits = p.Profile, p.Prefix.Bits()
+		}
+	}
+	if name == "" {
+		return maps.CCProfile{}
+	}
+	return c.Profiles[name].profile(name)
 }
 
 func (p Profile) profile(name string) maps.CCProfile {

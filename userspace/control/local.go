@@ -20,6 +20,13 @@ type Local struct {
 	set     *maps.Set
 	geo     GeoCompiler
 	readCID CIDReader // nil: connection IDs are not explained
+	onQUIC  func(maps.CCProfile) CCQUIC
+}
+
+// WithQUIC has what QUIC connections begin with explained: what they get that have a profile.
+func (l *Local) WithQUIC(onQUIC func(maps.CCProfile) CCQUIC) *Local {
+	l.onQUIC = onQUIC
+	return l
 }
 
 var _ Tables = (*Local)(nil)

@@ -156,19 +156,30 @@ func (l *Local) ExplainCC(_ context.Context, ip netip.Addr) (CCChoice, error) {
 	if err := errors.Join(err1, err2); err != nil {
 		return CCChoice{}, err
 	}
+	var has maps.CCProfile
 	for _, p := range profiles {
 		if p.Name == c.Profile {
-			out.Profile = fromCCProfile(p, stats[p.Name])
+			has, out.Profile = p, fromCCProfile(p, stats[p.Name])
 		}
 	}
-	switch path, err := l.set.Paths.Get(ip, maps.ProtocolTCP); {
-	case errors.Is(err, maps.ErrNotFound):
-	case err != nil:
-		return CCChoice{}, err
-	default:
-		out.Path = fromPath(path)
+	if l.onQUIC != nil {
+		out.QUIC = l.onQUIC(has)
 	}
-	return out, nil
+	out.Path, err1 = l.path(ip, maps.ProtocolTCP)
+	out.QUIC.Path, err2 = l.path(ip, maps.ProtocolUDP)
+	return out, errors.Join(err1, err2)
+}
+
+// path returns what is known of an address's prefix, or nil.
+func (l *Local) path(ip netip.Addr, of maps.Protocol) (*Path, error) {
+	switch path, err := l.set.Paths.Get(ip, of); {
+	case errors.Is(err, maps.ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	default:
+		return fromPath(path), nil
+	}
 }
 
 func fromPath(p maps.Path) *Path {

@@ -36,6 +36,7 @@ type Status struct {
 	Cache     Cache      `json:"cache"`
 	Geo       GeoInfo    `json:"geo"`
 	TLS       TLSInfo    `json:"tls"`
+	QUIC      QUICInfo   `json:"quic"`
 	Requests  uint64     `json:"requests"`  // answered since the start
 	InFlight  int64      `json:"in_flight"` // being answered now
 

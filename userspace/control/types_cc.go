@@ -38,6 +38,23 @@ type CCChoice struct {
 	Owner   string     `json:"owner,omitempty"`  // of that rule
 	Country string     `json:"country"`          // "" when unknown
 	Path    *Path      `json:"path"`             // null: no connection was seen
+	QUIC    CCQUIC     `json:"quic"`
+}
+
+// CCQUIC is what the address's next QUIC connection begins with.
+type CCQUIC struct {
+	Controller    string `json:"controller"`
+	Why           string `json:"why,omitempty"`  // it is not the profile's
+	InitialWindow uint32 `json:"initial_window"` // packets
+	Path          *Path  `json:"path"`           // as QUIC connections measured it; null: none was seen
+}
+
+// QUICInfo tells how QUIC connections are controlled.
+type QUICInfo struct {
+	Selectable  bool              `json:"selectable"`    // by profile; else all run Reno
+	Why         string            `json:"why,omitempty"` // not
+	Controllers map[string]uint64 `json:"controllers"`   // connections since the start, by what they began with
+	Refused     uint64            `json:"refused"`       // of those that did not get all that their profile has
 }
 
 // Path is what TCP connections of a prefix measured.

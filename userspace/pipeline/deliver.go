@@ -7,7 +7,7 @@ import (
 )
 
 // deliver sends the answer and returns the number of body bytes sent. The error is why the body was cut short.
-func (x *Exchange) deliver(act Action) (int64, error) {
+func (x *Exchange) deliver(act Action, diet *Diet) (int64, error) {
 	if act == Wrote {
 		return 0, nil
 	}
@@ -17,6 +17,9 @@ func (x *Exchange) deliver(act Action) (int64, error) {
 	}
 	for _, f := range x.Extra {
 		h[f.Name] = f.Values
+	}
+	if diet != nil {
+		diet.trim(h)
 	}
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil // else net/http guesses one from the first bytes, which is the origin's to say

@@ -98,6 +98,7 @@ type Pipeline struct {
 	observers []Observer
 	clock     clock.Clock
 	counts    counts
+	diet      *Diet // nil: none
 	pool      sync.Pool
 }
 
@@ -207,7 +208,7 @@ func (p *Pipeline) finish(x *Exchange, at int, act Action) error {
 	if len(p.observers) > 0 {
 		head = p.clock.Now().Sub(x.Start)
 	}
-	n, err := x.deliver(act)
+	n, err := x.deliver(act, p.diet)
 	p.counts.add(countKey{name, act, x.Reason, false})
 	if len(p.observers) == 0 {
 		return err

@@ -417,6 +417,20 @@ func (c *Controller) SetDraining(on bool) error {
 	return c.writeRows()
 }
 
+// Relieved reports whether this edge, in each set where there are others, knows of one that takes its rows while it drains.
+func (c *Controller) Relieved() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.sets {
+		members := c.membersOf(s)
+		self := slices.ContainsFunc(members, func(m Member) bool { return m.Name == c.self })
+		if self && len(members) > 1 && !c.hasPeers(members) {
+			return false
+		}
+	}
+	return true
+}
+
 // Tidy removes the file's sets and backends that are not in it any more. Call it once the VIPs are as
 // the file says: a set that a VIP still names stays, and its backends with it.
 func (c *Controller) Tidy() error {

@@ -9,10 +9,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -92,10 +94,50 @@ type Responder struct {
 	conn net.PacketConn
 	key  atomic.Pointer[[32]byte]
 	says atomic.Pointer[Says]
+
+	mu    sync.Mutex
+	asked map[netip.Addr]asked // by edge: only edges have the key
 }
 
+// asked is when an edge was answered, and when the time before.
+type asked struct{ last, before time.Time }
+
 // NewResponder answers on a socket, which it closes in the end.
-func NewResponder(conn net.PacketConn) *Responder { return &Responder{conn: conn} }
+func NewResponder(conn net.PacketConn) *Responder {
+	return &Responder{conn: conn, asked: map[netip.Addr]asked{}}
+}
+
+// Told counts the edges that ask: those that have acted since a time on what they were answered, and those that have yet
+// to. An edge asks again only when its rows say what the answer before said.
+func (r *Responder) Told(since time.Time) (told, yet int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.asked {
+		switch {
+		case !a.before.Before(since):
+			told++
+		case since.Sub(a.last) < lately:
+			yet++
+		}
+	}
+	return told, yet
+}
+
+// lately bounds how long after its last probe an edge is expected to ask again.
+const lately = 2 * time.Second
+
+// note remembers who was answered, and forgets who asks no more.
+func (r *Responder) note(from net.Addr) {
+	a, ok := from.(*net.UDPAddr)
+	if !ok {
+		return
+	}
+	now, by := time.Now(), a.AddrPort().Addr()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked[by] = asked{now, r.asked[by].last}
+	maps.DeleteFunc(r.asked, func(_ netip.Addr, a asked) bool { return now.Sub(a.last) > 2*lately })
+}
 
 // SetKey says with what probes are authenticated; before, none is answered.
 func (r *Responder) SetKey(key [32]byte) { r.key.Store(&key) }
@@ -130,6 +172,7 @@ func (r *Responder) Serve(ctx context.Context) error {
 				says = *p
 			}
 			_, _ = r.conn.WriteTo(message(*key, says.kind(), nonce), from) // lost answers are what probes are for
+			r.note(from)
 		}
 	}
 }

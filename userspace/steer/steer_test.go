@@ -300,9 +300,19 @@ func TestControllerFollowsHealth(t *testing.T) {
 		t.Error("the secrets are not those of the file")
 	}
 
+	since := time.Now()
 	two.Say(Says{Draining: true})
-	took := within(t, 30*time.Second, "rows leave edge2", func() bool { return rowsOf(t, c)["edge2"] == 0 })
-	t.Logf("rows moved %s after edge2 said that it drains", took)
+	if told, yet := two.Told(since); told != 0 || yet != 1 {
+		t.Errorf("edge2 waits for edge1: told %d, yet %d", told, yet)
+	}
+	took := within(t, 30*time.Second, "edge1 acts on what edge2 said", func() bool { told, yet := two.Told(since); return told == 1 && yet == 0 })
+	if n := rowsOf(t, c)["edge2"]; n != 0 {
+		t.Errorf("edge2 may stop listening, and has %d rows", n)
+	}
+	t.Logf("edge2 may stop listening %s after it said that it drains", took)
+	if told, yet := two.Told(time.Now().Add(time.Minute)); told != 0 || yet != 0 {
+		t.Errorf("edge2 waits for who asks no more: told %d, yet %d", told, yet)
+	}
 	set, _ := k.Sets.List()
 	edge2, _ := k.Backends.Get("edge2")
 	rows, _ := k.Rows.Read(set[0].ID)
@@ -340,10 +350,26 @@ func TestControllerFollowsHealth(t *testing.T) {
 	})
 }
 
+// An edge that drains beside others that do not answer has nobody to give its rows to.
+func TestRelieved(t *testing.T) {
+	c := newController(t, mapstest.New(t))
+	if !c.Relieved() {
+		t.Error("an edge without rows has none to give")
+	}
+	if _, err := c.Apply(t.Context(), site(t, freePort(t))); err != nil {
+		t.Fatal(err)
+	}
+	if !c.Relieved() {
+		t.Error("edges of which nothing is known yet would not take rows")
+	}
+	within(t, 30*time.Second, "it is known that nobody else is there", func() bool { return !c.Relieved() })
+}
+
 func TestControllerReload(t *testing.T) {
 	k := mapstest.New(t)
 	c := newController(t, k)
 	cfg := site(t, freePort(t))
+	cfg.Probe.Failures = 1000 // nobody answers, and that is not to matter here
 	if _, err := c.Apply(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}

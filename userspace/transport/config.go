@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,9 @@ type Config struct {
 	StallTimeout  time.Duration `yaml:"stall_timeout"`  // without a byte of a body, either way
 	MaxHeader     int           `yaml:"max_header"`     // bytes of a request head
 	MaxStreams    int           `yaml:"max_streams"`    // of one h2 or h3 connection
+	// HeaderTable bounds the table of h2 connections by which heads of responses repeat what others said: 4096, 16384 or
+	// 65536 bytes of memory each. Clients that keep a smaller one have it so.
+	HeaderTable int `yaml:"header_table"`
 }
 
 // Default is what an empty section means.
@@ -32,7 +36,7 @@ func Default() Config {
 		HTTP: []string{":8080"}, HTTPS: []string{":8443"}, Drain: 10 * time.Second,
 		StatusAllow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
 		HeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, StallTimeout: 30 * time.Second,
-		MaxHeader: 64 << 10, MaxStreams: 250,
+		MaxHeader: 64 << 10, MaxStreams: 250, HeaderTable: 4 << 10,
 	}
 }
 
@@ -72,17 +76,20 @@ func (c Config) Validate() error {
 	if c.MaxStreams < 1 || c.MaxStreams > 10000 {
 		fail("max_streams: %d is not between 1 and 10000", c.MaxStreams)
 	}
+	if !slices.Contains([]int{4 << 10, 16 << 10, 64 << 10}, c.HeaderTable) {
+		fail("header_table: %d is none of 4096, 16384, 65536 bytes", c.HeaderTable)
+	}
 	return errors.Join(errs...)
 }
 
 // limits are the settings that a listener keeps from its opening to its end.
 type limits struct {
-	header, idle, stall   time.Duration
-	maxHeader, maxStreams int
+	header, idle, stall                time.Duration
+	maxHeader, maxStreams, headerTable int
 }
 
 func (c Config) limits() limits {
-	return limits{c.HeaderTimeout, c.IdleTimeout, c.StallTimeout, c.MaxHeader, c.MaxStreams}
+	return limits{c.HeaderTimeout, c.IdleTimeout, c.StallTimeout, c.MaxHeader, c.MaxStreams, c.HeaderTable}
 }
 
 // split takes an address apart. family is "4" for IPv4, "6" for IPv6, and "" when no host is

@@ -131,16 +131,30 @@ type stallWriter struct {
 	http.ResponseWriter
 	rc    *http.ResponseController
 	stall stall
+	raw   *atomic.Uint64 // bytes of heads before they are compressed
+	begun bool           // the head was sent
 }
 
-func newStallWriter(w http.ResponseWriter, after time.Duration) *stallWriter {
-	sw := &stallWriter{ResponseWriter: w, rc: http.NewResponseController(w)}
+func newStallWriter(w http.ResponseWriter, after time.Duration, raw *atomic.Uint64) *stallWriter {
+	sw := &stallWriter{ResponseWriter: w, rc: http.NewResponseController(w), raw: raw}
 	sw.stall = stall{after: after, cut: func() { _ = sw.rc.SetWriteDeadline(time.Unix(1, 0)) }}
 	return sw
 }
 
+// WriteHeader sends the head, and counts what it would take uncompressed.
+func (w *stallWriter) WriteHeader(status int) {
+	if !w.begun {
+		w.begun = status >= 200
+		w.raw.Add(uint64(rawHead(status, w.Header())))
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // Write sends p.
 func (w *stallWriter) Write(p []byte) (int, error) {
+	if !w.begun {
+		w.WriteHeader(http.StatusOK)
+	}
 	w.stall.begin()
 	defer w.stall.end()
 	return w.ResponseWriter.Write(p)
@@ -148,6 +162,9 @@ func (w *stallWriter) Write(p []byte) (int, error) {
 
 // Flush sends what is buffered.
 func (w *stallWriter) Flush() {
+	if !w.begun {
+		w.WriteHeader(http.StatusOK)
+	}
 	w.stall.begin()
 	defer w.stall.end()
 	_ = w.rc.Flush() // the next Write reports what is wrong with the stream

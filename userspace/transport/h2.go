@@ -23,7 +23,7 @@ func (u *unit) configureH2() error {
 			opts.Context = b.BaseContext()
 		}
 		cork, _ := c.NetConn().(*corkConn)
-		h2.ServeConn(h2Conn{newGatherConn(c, cork), c}, opts)
+		h2.ServeConn(h2Conn{newGatherConn(c, cork), c, &frameMeter{wire: &u.s.stats.H2.HeadWire}}, opts)
 	}
 	return nil
 }
@@ -31,7 +31,14 @@ func (u *unit) configureH2() error {
 // h2Conn is what the h2 server writes to.
 type h2Conn struct {
 	*gatherConn
-	tls *tls.Conn
+	tls   *tls.Conn
+	heads *frameMeter
+}
+
+// Write takes p; the server's writes come one after the other.
+func (c h2Conn) Write(p []byte) (int, error) {
+	c.heads.note(p)
+	return c.gatherConn.Write(p)
 }
 
 // ConnectionState lets requests tell how they are secured.

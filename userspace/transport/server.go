@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -33,6 +34,8 @@ type Options struct {
 	// EarlyData reports whether QUIC clients that resume a session may send before the handshake is done (0-RTT). It is
 	// asked for each new connection; nil: never. TLS decides which tickets are good for that.
 	EarlyData func() bool
+	// Tune changes the parameters of a QUIC connection to what its client should have, before it begins; nil: nothing does.
+	Tune func(client net.Addr, c *quic.Config)
 	// Failed is told when a listener breaks after it was opened.
 	Failed func(error)
 	// Keeper keeps the sockets open while no process serves them; nil when nobody does. Held are those that it kept
@@ -79,6 +82,8 @@ type ProtocolStats struct {
 	InFlight atomic.Int64
 	Accepted atomic.Uint64 // connections; of TCP they count as h1 until h2 is agreed on
 	Open     atomic.Int64
+	// Heads of responses over h2 and h3: as lines of HTTP/1.1 would have them, and as frames on the connection.
+	HeadRaw, HeadWire atomic.Uint64
 }
 
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.

@@ -50,7 +50,7 @@ func (s *Server) open(k unitKey, cfg Config) (u *unit, err error) {
 		IdleTimeout:       cfg.IdleTimeout,
 		MaxHeaderBytes:    cfg.MaxHeader,
 		ErrorLog:          slog.NewLogLogger(errorLog{s.opts.Log.Handler(), &s.stats}, slog.LevelDebug),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams, MaxEncoderHeaderTableSize: cfg.HeaderTable},
 		ConnState:         u.connState,
 	}
 	if k.scheme == "http" {
@@ -92,15 +92,16 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		HandshakeIdleTimeout: cfg.HeaderTimeout,
 		MaxIdleTimeout:       cfg.IdleTimeout,
 		MaxIncomingStreams:   int64(cfg.MaxStreams),
+		Tracer:               headTracer(&u.s.stats.H3.HeadWire),
 	}
-	if early := u.s.opts.EarlyData; early != nil {
-		may := qc.Clone()
-		may.Allow0RTT = true
-		qc.GetConfigForClient = func(*quic.ClientInfo) (*quic.Config, error) {
-			if early() {
-				return may, nil
+	if early, tune := u.s.opts.EarlyData, u.s.opts.Tune; early != nil || tune != nil {
+		qc.GetConfigForClient = func(client *quic.ClientInfo) (*quic.Config, error) {
+			own := qc.Clone()
+			own.Allow0RTT = early != nil && early()
+			if tune != nil {
+				tune(client.RemoteAddr, own)
 			}
-			return qc, nil
+			return own, nil
 		}
 	}
 	u.h3 = &http3.Server{
@@ -319,7 +320,7 @@ func (u *unit) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		r.Body = body
 	}
 	if r.ProtoMajor >= 2 {
-		sw := newStallWriter(w, u.limits.stall)
+		sw := newStallWriter(w, u.limits.stall, &p.HeadRaw)
 		defer sw.finish()
 		w = sw
 	}

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/bermedge/berm/userspace/cache"
+	"github.com/bermedge/berm/userspace/cache/dictionary"
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/origin"
@@ -16,11 +17,12 @@ import (
 
 // content is where answers come from: routes, cache and origins, each replaceable under requests.
 type content struct {
-	clock  clock.Clock
-	routes swap[*pipeline.Routes]
-	cache  swap[*cache.Cache]
-	origin swap[origin.Stage]
-	client fetcher
+	clock      clock.Clock
+	routes     swap[*pipeline.Routes]
+	dictionary swap[*dictionary.Stage]
+	cache      swap[*cache.Cache]
+	origin     swap[origin.Stage]
+	client     fetcher
 }
 
 // swap is a stage that can be exchanged for another of its kind.
@@ -63,10 +65,11 @@ func newContent(cfg *config.Config, clk clock.Clock) (*content, error) {
 
 // edition is content that is built and not yet used. What did not change is nil.
 type edition struct {
-	c      *content
-	routes *pipeline.Routes
-	client *origin.Client
-	cache  *cache.Cache
+	c          *content
+	routes     *pipeline.Routes
+	client     *origin.Client
+	dictionary *dictionary.Stage
+	cache      *cache.Cache
 }
 
 // build makes what differs between two configurations.
@@ -82,6 +85,11 @@ func (c *content) build(old, cfg *config.Config) (g *edition, err error) {
 	}
 	if old == nil || !reflect.DeepEqual(old.Origins, cfg.Origins) || old.Node.Name != cfg.Node.Name {
 		if g.client, err = origin.New(cfg.Node.Name, cfg.Origins); err != nil {
+			return nil, err
+		}
+	}
+	if old == nil || !reflect.DeepEqual(old.Compression, cfg.Compression) {
+		if g.dictionary, err = dictionary.New(cfg.Compression.Dictionaries); err != nil {
 			return nil, err
 		}
 	}
@@ -114,6 +122,9 @@ func (g *edition) use() {
 	}
 	if g.cache != nil {
 		c.cache.set(g.cache) // the one before is collected once its requests are done
+	}
+	if g.dictionary != nil {
+		c.dictionary.set(g.dictionary)
 	}
 	c.routes.set(g.routes)
 }

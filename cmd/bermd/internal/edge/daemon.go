@@ -18,7 +18,9 @@ import (
 
 // Tables calls f with the operations on the kernel half.
 func (e *Edge) Tables(f func(control.Tables) error) error {
-	return e.kernel.use(func(set *maps.Set) error { return f(control.NewLocal(set, e.kernel.compileGeo(set)).WithCIDs(readCID)) })
+	return e.kernel.use(func(set *maps.Set) error {
+		return f(control.NewLocal(set, e.kernel.compileGeo(set)).WithCIDs(readCID).WithQUIC(explainQUIC))
+	})
 }
 
 // Purge makes the cache forget an object.
@@ -79,7 +81,7 @@ func (e *Edge) Status(ctx context.Context) (control.Status, error) {
 		s.Generations = generations(set)
 		return nil
 	})
-	s.TLS = e.tlsInfo()
+	s.TLS, s.QUIC = e.tlsInfo(), e.quicInfo()
 	err := e.kernelStatus(ctx, &s)
 	return s, err
 }

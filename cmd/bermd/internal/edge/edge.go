@@ -24,6 +24,7 @@ import (
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/congestion"
+	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/diagnose"
 	"github.com/bermedge/berm/userspace/fec"
@@ -64,9 +65,11 @@ type Edge struct {
 	certs    *certs.Store
 	tickets  *tickets.Keys
 	early    tickets.EarlyStage
+	diet     pipeline.Diet
 	cids     *cids
 	content  *content
 	pipeline *pipeline.Pipeline
+	quiccc   *quiccc.Chooser
 	server   *transport.Server
 	kernel   *kernelLink
 	learner  *congestion.Learner
@@ -134,7 +137,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	e.kernel = newKernelLink(e, cfg)
 	e.learner = newLearner(cfg)
 	e.segments = diagnose.NewRecorder()
-	boundHeap(cfg.Cache.HeapLimit())
+	boundHeap(cfg.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
 	}
@@ -143,6 +146,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	}
 	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
 	e.early.Apply(cfg.TLS.EarlyData)
+	e.diet.Apply(cfg.Headers)
 	if e.content, err = newContent(cfg, e.clock); err != nil {
 		return nil, err
 	}
@@ -152,6 +156,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	if e.cids, err = newCIDs(cfg, e.generation.fits); err != nil {
 		return nil, err
 	}
+	e.quiccc = newQUICCC(e)
 	e.accept(cfg)
 	if opts.Predecessor != nil {
 		err = e.succeed(cfg, key)
@@ -168,15 +173,18 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	return e, nil
 }
 
-// begin opens everything.
+// begin opens everything: the maps before the admin socket, so that whoever asks there is answered from them.
 func (e *Edge) begin(cfg *config.Config, key [32]byte) error {
 	if err := e.listen(cfg, key); err != nil {
 		return err
 	}
+	there := e.kernel.open(cfg) == nil
 	if err := e.listenInside(cfg); err != nil {
 		return err
 	}
-	e.kernel.connect(cfg)
+	if there {
+		e.kernel.adopt(cfg)
+	}
 	return nil
 }
 
@@ -222,9 +230,9 @@ func (e *Edge) buildPipeline() (err error) {
 		&e.early,
 		selfCheckStage{pipeline.Local{Prefix: selfPath, Handler: http.HandlerFunc(answerSelfCheck), Allow: e.isSelfCheck}},
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
-		&e.content.routes, &e.content.cache, &e.content.origin,
+		&e.content.routes, &e.content.dictionary, &e.content.cache, &e.content.origin,
 	}
-	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}), pipeline.WithObserver(clients{e.segments}))
+	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}), pipeline.WithObserver(clients{e.segments}), pipeline.WithDiet(&e.diet))
 	return err
 }
 
@@ -244,7 +252,7 @@ func (e *Edge) listen(cfg *config.Config, key [32]byte) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: key, Failed: e.fail,
 		ConnectionIDs: e.cids.made, Keeper: e.opts.Keeper, Held: e.opts.Held,
-		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData,
+		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData, Tune: e.quiccc.Tune,
 		TokenKey: derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,
 	})
 	if err != nil {
@@ -352,11 +360,13 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.notify("STOPPING=1")
 	e.stopAnycast(context.WithoutCancel(ctx)) // while requests are still served: routers first
 	e.ready.Store(false)
+	since := time.Now()
 	e.probes.say(steer.Says{Draining: true}) // new flows that reach other edges stay there
 	keeps := e.cfg.Load().Steer.SecondChance > 0
 	if keeps { // new flows that come here go to the others, and those that are here stay to their end
 		e.kernel.handOver()
 	}
+	e.probes.heard(since, e.kernel.relieved)
 	err := e.close(context.WithoutCancel(ctx))
 	if !keeps { // nobody listens any more: what still comes is for the others
 		e.kernel.handOver()

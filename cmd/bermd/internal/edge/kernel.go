@@ -390,6 +390,13 @@ func (k *kernelLink) handOver() {
 	}
 }
 
+// relieved says whether others have this edge's rows, or there is nothing to have.
+func (k *kernelLink) relieved() (yes bool) {
+	yes = true // without a kernel half
+	_ = k.use(func(*maps.Set) error { yes = k.steer.Relieved(); return nil })
+	return yes
+}
+
 // beat records this edge's own sign of life.
 func (k *kernelLink) beat() {
 	err := k.use(func(set *maps.Set) error {

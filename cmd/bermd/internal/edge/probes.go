@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/bermedge/berm/userspace/steer"
 	"github.com/bermedge/berm/userspace/transport"
@@ -97,6 +98,32 @@ func (p *probes) setKey(key [32]byte) {
 	for _, r := range p.open {
 		r.SetKey(key)
 	}
+}
+
+// noticeWithin bounds the wait for an edge that is slow, or gone.
+const noticeWithin = 2 * time.Second
+
+// heard returns once all edges that ask have been answered since, and rows say so, theirs and relieved this edge's. New flows
+// for an edge that drains would else wait in a socket that nobody serves before the next process.
+func (p *probes) heard(since time.Time, relieved func() bool) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for time.Since(since) < noticeWithin {
+		if told, yet := p.told(since); yet == 0 && (told == 0 || relieved()) {
+			return
+		}
+		<-tick.C
+	}
+}
+
+func (p *probes) told(since time.Time) (told, yet int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.open {
+		t, y := r.Told(since)
+		told, yet = told+t, yet+y
+	}
+	return told, yet
 }
 
 // say tells other edges what this one is to be from now on.

@@ -98,13 +98,14 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	_ = e.kernel.use(e.generation.join) // new listeners; what fails is tried again each second
 	next.use()
 	e.early.Apply(cfg.TLS.EarlyData)
+	e.diet.Apply(cfg.Headers)
 	e.tickets.ApplyEarly(cfg.TLS.EarlyData)
 	if old.Listen.MaxHeader != cfg.Listen.MaxHeader || old.Listen.MaxStreams != cfg.Listen.MaxStreams {
 		e.tickets.ForgetEarly() // clients remember these, and early data must keep to them
 	}
 	e.log.Apply(cfg.Log)
 	e.access.Sample(cfg.Log.Access)
-	boundHeap(cfg.Cache.HeapLimit())
+	boundHeap(cfg.HeapLimit())
 	e.accept(cfg)
 	e.learner.Apply(cfg.CC)
 	e.look() // before profiles that it chose go

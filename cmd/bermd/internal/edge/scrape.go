@@ -60,7 +60,9 @@ func (e *Edge) registerMetrics() {
 	e.metrics.Set("kernel", observe.Kernel(e.kernel.use, warn))
 	e.metrics.Set("edge", e.emitEdge)
 	e.metrics.Set("transport", e.emitTransport)
+	e.metrics.Set("quic", e.emitQUIC)
 	e.metrics.Set("cache", e.emitCache)
+	e.metrics.Set("dictionary", e.emitDictionary)
 	e.metrics.Set("origins", e.emitOrigins)
 	e.metrics.Set("relays", e.emitRelays)
 	e.metrics.Set("anycast", e.emitAnycast)
@@ -122,6 +124,11 @@ func (e *Edge) emitTransport(emit observe.Emit) {
 	emit(observe.InFlight, float64(st.H1.InFlight.Load()), "h1")
 	emit(observe.InFlight, float64(st.H2.InFlight.Load()), "h2")
 	emit(observe.InFlight, float64(st.H3.InFlight.Load()), "h3")
+	for protocol, p := range map[string]*transport.ProtocolStats{"h2": &st.H2, "h3": &st.H3} {
+		emit(observe.HeadRaw, float64(p.HeadRaw.Load()), protocol)
+		emit(observe.HeadWire, float64(p.HeadWire.Load()), protocol)
+	}
+	emit(observe.DietFields, float64(e.diet.Dropped.Load()))
 	emit(observe.TLSFailures, float64(st.TLSFailures.Load()))
 	emit(observe.QUICRetries, float64(st.Retries.Load()))
 	for _, h := range e.tickets.Stats().Handshakes() {
@@ -153,6 +160,20 @@ func (e *Edge) emitCache(emit observe.Emit) {
 	for why, n := range s.NotStored {
 		emit(observe.CacheNotStored, float64(n), string(why))
 	}
+}
+
+func (e *Edge) emitDictionary(emit observe.Emit) {
+	s := e.content.dictionary.get().Stats()
+	for result, n := range s.Results {
+		emit(observe.DictionaryAnswers, float64(n), result)
+	}
+	emit(observe.DictionaryBytes, float64(s.BytesIn), "raw")
+	emit(observe.DictionaryBytes, float64(s.BytesOut), "wire")
+	emit(observe.DictionaryEncoded, float64(s.Encoded))
+	emit(observe.DictionaryLearnt, float64(s.Learnt))
+	emit(observe.DictionaryEvicted, float64(s.Evicted))
+	emit(observe.Dictionaries, float64(s.Dictionaries))
+	emit(observe.DictionaryHeld, float64(s.Bytes))
 }
 
 func (e *Edge) emitOrigins(emit observe.Emit) {

@@ -1,0 +1,105 @@
+//go:build quiccc
+
+package quiccc
+
+import (
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/bermedge/berm/userspace/congestion/controller"
+)
+
+// Selectable says whether connections can have a controller of their own.
+const Selectable = true
+
+// hook has quic-go ask for the controller of the connection's path, and for another one when its client moved.
+func (c *Chooser) hook(choice Choice, q *quic.Config) {
+	q.InitialRTT = choice.QUIC.InitialRTT
+	q.CongestionControl = func(path quic.CongestionPath) quic.CongestionController {
+		if path.Migrated {
+			choice = c.of(path.RemoteAddr)
+			path.InitialRTT = choice.QUIC.InitialRTT
+		}
+		return c.flow(choice, path)
+	}
+}
+
+// flow makes the controller of one path.
+func (c *Chooser) flow(choice Choice, path quic.CongestionPath) *flow {
+	name, refused := Controller(choice.Controller)
+	window := int64(InitialWindow(choice.InitialWindow)) * int64(path.MaxDatagramSize)
+	o := controller.Options{MaxDatagram: path.MaxDatagramSize, InitialWindow: window, InitialRTT: path.InitialRTT}
+	cc, err := controller.New(name, o)
+	if err != nil { // a window of one packet, say
+		refused = err
+		if cc, err = controller.New(name, controller.Options{}); err != nil {
+			panic(err) // a name of the package's own, and its defaults
+		}
+	}
+	f := &flow{Controller: cc, chooser: c, count: Count{Controller: cc.Name(), Profile: choice.Profile, Refused: refused != nil}}
+	if refused != nil {
+		c.once(choice.Profile, "QUIC connections do not get all that profile "+choice.Profile+" has", refused)
+	}
+	f.gauge.client = address(path.RemoteAddr)
+	return f
+}
+
+// flow is a controller as quic-go calls it. It belongs to the goroutine of one connection.
+type flow struct {
+	controller.Controller
+	chooser *Chooser
+	count   Count
+	counted bool
+	gauge   gauge
+	event   controller.Event // its slices are used again
+}
+
+// Sent tells of a packet.
+func (f *flow) Sent(inFlight int64, p quic.CongestionPacket) {
+	f.gauge.sent++
+	f.Controller.Sent(p.Sent, inFlight, controller.Packet(p))
+}
+
+// Update tells of acknowledgements and losses. A connection counts from its first round trip on: before that, its address
+// may be forged.
+func (f *flow) Update(e *quic.CongestionEvent) {
+	ev := &f.event
+	ev.Acked, ev.Lost, ev.Spurious = packets(ev.Acked, e.Acked), packets(ev.Lost, e.Lost), packets(ev.Spurious, e.Spurious)
+	ev.Now, ev.PriorInFlight, ev.ECNCE, ev.Persistent = e.Now, e.PriorInFlight, e.ECNCE, e.Persistent
+	ev.HasRTT, ev.RTT = e.HasRTT, controller.RTT{Latest: e.LatestRTT, Smoothed: e.SmoothedRTT, Min: e.MinRTT}
+	f.Controller.Update(*ev)
+	f.gauge.update(ev, e.MeanDeviation)
+	if !f.counted && f.gauge.rtt > 0 {
+		f.counted = true
+		f.chooser.count(f.count)
+	}
+	if f.gauge.due(ev.Now) {
+		f.tell(ev.Now)
+	}
+}
+
+// Closed reports the rest.
+func (f *flow) Closed() {
+	if f.gauge.rtt > 0 {
+		f.tell(0)
+	}
+}
+
+func (f *flow) tell(now time.Duration) {
+	s := f.gauge.take(now)
+	if f.chooser.report == nil {
+		return
+	}
+	if err := f.chooser.report.add(f.gauge.client, s); err != nil {
+		f.chooser.once("report", "what QUIC connections measure is not written to the table of paths", err)
+	}
+}
+
+func packets(to []controller.Packet, from []quic.CongestionPacket) []controller.Packet {
+	to = to[:0]
+	for _, p := range from {
+		to = append(to, controller.Packet(p))
+	}
+	return to
+}
