@@ -66,7 +66,7 @@ check-fmt: .build/tools/golangci-lint
 
 .PHONY: lint
 lint: .build/tools/golangci-lint ## run the linters of .golangci.yml
-	@$(AS) env PATH="$(dir $(GO)):$$PATH" .build/tools/golangci-lint run ./...
+	@$(AS) env PATH="$(dir $(GO)):$$PATH" GOWORK="$$PWD/.build/go.work" GOFLAGS='-buildvcs=false -tags=quiccc' .build/tools/golangci-lint run ./...
 
 .PHONY: setup
 setup: ## sudo make setup: install from Debian what the tests need

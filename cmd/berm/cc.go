@@ -250,7 +250,11 @@ func (a *app) ccExplained(x ccExplained) {
 		a.out.Field("because", "it is the default: neither its prefix nor its country has one")
 	}
 	if q := x.QUIC; q.Controller != "" {
-		a.out.Field("quic", "%s, %d packets at first", q.Controller, q.InitialWindow)
+		floor := ""
+		if q.LossFloor > 0 {
+			floor = sprintf(", losses up to %.1f %% taken for the path's own", 100*q.LossFloor)
+		}
+		a.out.Field("quic", "%s, %d packets at first%s", q.Controller, q.InitialWindow, floor)
 		if q.Why != "" {
 			a.out.Field("", "%s", a.out.Paint(out.Warn, q.Why))
 		}

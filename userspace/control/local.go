@@ -19,12 +19,15 @@ type GeoCompiler func(ctx context.Context, databases []string) ([]string, error)
 type Local struct {
 	set     *maps.Set
 	geo     GeoCompiler
-	readCID CIDReader // nil: connection IDs are not explained
-	onQUIC  func(maps.CCProfile) CCQUIC
+	readCID CIDReader     // nil: connection IDs are not explained
+	onQUIC  QUICExplainer // nil: QUIC is not explained
 }
 
-// WithQUIC has what QUIC connections begin with explained: what they get that have a profile.
-func (l *Local) WithQUIC(onQUIC func(maps.CCProfile) CCQUIC) *Local {
+// QUICExplainer tells what a client's QUIC connection that has a profile begins with.
+type QUICExplainer func(client netip.Addr, p maps.CCProfile) CCQUIC
+
+// WithQUIC has explained what QUIC connections begin with.
+func (l *Local) WithQUIC(onQUIC QUICExplainer) *Local {
 	l.onQUIC = onQUIC
 	return l
 }

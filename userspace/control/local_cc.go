@@ -163,7 +163,7 @@ func (l *Local) ExplainCC(_ context.Context, ip netip.Addr) (CCChoice, error) {
 		}
 	}
 	if l.onQUIC != nil {
-		out.QUIC = l.onQUIC(has)
+		out.QUIC = l.onQUIC(ip.Unmap(), has)
 	}
 	out.Path, err1 = l.path(ip, maps.ProtocolTCP)
 	out.QUIC.Path, err2 = l.path(ip, maps.ProtocolUDP)

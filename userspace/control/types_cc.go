@@ -43,10 +43,11 @@ type CCChoice struct {
 
 // CCQUIC is what the address's next QUIC connection begins with.
 type CCQUIC struct {
-	Controller    string `json:"controller"`
-	Why           string `json:"why,omitempty"`  // it is not the profile's
-	InitialWindow uint32 `json:"initial_window"` // packets
-	Path          *Path  `json:"path"`           // as QUIC connections measured it; null: none was seen
+	Controller    string  `json:"controller"`
+	Why           string  `json:"why,omitempty"`        // it is not the profile's
+	InitialWindow uint32  `json:"initial_window"`       // packets
+	LossFloor     float64 `json:"loss_floor,omitempty"` // share of losses that BBR does not take for congestion there
+	Path          *Path   `json:"path"`                 // as QUIC connections measured it; null: none was seen
 }
 
 // QUICInfo tells how QUIC connections are controlled.

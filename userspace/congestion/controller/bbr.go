@@ -59,7 +59,7 @@ type bbr struct {
 	rateSampler
 	mss, initialCwnd int64
 	floor            lossFloor
-	lastRTT          time.Duration
+	roundRTT         [2]time.Duration // the shortest of the round before, and of this one
 	now              time.Duration
 	inFlight         int64 // C.inflight
 
@@ -117,13 +117,14 @@ func newBBR(o Options) *bbr {
 		initialCwnd:      o.InitialWindow,
 		cwnd:             o.InitialWindow,
 		floor:            lossFloor(o.LossFloor),
+		roundRTT:         [2]time.Duration{unmeasured, unmeasured},
 		minRTT:           unmeasured,
 		probeRTTMinDelay: unmeasured,
 		inflightLongterm: unbounded,
 		recovery:         newEpisode(),
 	}
 	b.probeUpAckedPerInc = unbounded
-	b.rateSampler.reset()
+	b.reset()
 	b.resetShortTermModel()
 	// InitPacingRate (5.6.2): 1 ms where the round trip is not known.
 	rtt := o.InitialRTT
@@ -176,13 +177,13 @@ func (b *bbr) State() State {
 // Update is UpdateOnACK (5.2.3), and HandleLostPacket for what was lost (5.2.4).
 func (b *bbr) Update(e Event) {
 	b.now = e.Now
-	b.rateSampler.reset()
+	b.reset()
 	for _, p := range e.Acked {
 		b.onAcked(p, e.Now)
 		b.recovery.acknowledge(p)
 	}
 	if b.rs.hasData {
-		b.lastRTT = b.rs.rtt
+		b.roundRTT[1] = min(b.roundRTT[1], b.rs.rtt)
 	}
 	for _, p := range e.Spurious {
 		b.delivered += int64(p.Bytes)
@@ -235,6 +236,7 @@ func (b *bbr) updateRound() {
 		b.roundCount++
 		b.roundsSinceProbeUp++
 		b.cwndLimits.nextRound()
+		b.roundRTT = [2]time.Duration{b.roundRTT[1], unmeasured}
 	}
 }
 

@@ -134,10 +134,11 @@ func (b *bbr) isInflightTooHigh(lost, txInFlight int64) bool {
 	return float64(lost) > float64(txInFlight)*bbrLossThresh+b.floorInForce().allowance(txInFlight, b.mss)
 }
 
-// floorInForce is the floor while round trips say that no queue is full, and none else: a queue that drops packets is congestion
-// whatever the path loses besides.
+// floorInForce is the floor while some round trip of the last two rounds says that no queue is full, and none else: a queue that
+// drops packets is congestion whatever the path loses besides. One round trip is enough, since a radio path, or a busy
+// receiver, makes others longer; a full queue makes all.
 func (b *bbr) floorInForce() lossFloor {
-	if b.minRTT != unmeasured && b.lastRTT > b.minRTT+max(b.minRTT/2, floorQueue) {
+	if rtt := min(b.roundRTT[0], b.roundRTT[1]); b.minRTT != unmeasured && rtt != unmeasured && rtt > b.minRTT+max(b.minRTT/2, floorQueue) {
 		return 0
 	}
 	return b.floor

@@ -8,14 +8,14 @@ import (
 // TestBBRQueueIsBounded holds a lone flow's queue below a bandwidth-delay product where four are free, once Startup is over.
 func TestBBRQueueIsBounded(t *testing.T) {
 	s, f := newRun(t, deep)
-	got := s.goodput(f, 3*time.Second, 12*time.Second)
+	got := s.goodput(f, 3*time.Second, 7*time.Second)
 	if bdp := int64(312_500); s.link.maxQueue > bdp*11/10 || got < 0.95 {
 		t.Errorf("a queue of up to %.2f products at %.2f of the link", float64(s.link.maxQueue)/float64(bdp), got)
 	}
 	c := newSim(1, 0)
 	deep(&c.link)
 	g := c.add(t, Cubic, Options{}, 0)
-	c.goodput(g, 3*time.Second, 12*time.Second)
+	c.goodput(g, 3*time.Second, 7*time.Second)
 	if c.link.maxQueue < 2*s.link.maxQueue {
 		t.Errorf("CUBIC's queue of %d bytes is not far above BBR's of %d", c.link.maxQueue, s.link.maxQueue)
 	}
@@ -30,7 +30,7 @@ func TestTwoFlowsShare(t *testing.T) {
 		leastFirst    float64 // of the link
 		leastSecond   float64
 	}{
-		{"bbr, bbr", BBR, BBR, 0, 0.3, 0.3},
+		{"bbr, bbr", BBR, BBR, 0, 0.3, 0.2}, // on its way to halves, which takes a minute
 		{"cubic, cubic", Cubic, Cubic, 0, 0.3, 0.25},
 		{"reno, reno", Reno, Reno, 0, 0.25, 0.25},
 		{"cubic, bbr", Cubic, BBR, 0, 0.1, 0.2},
@@ -38,6 +38,7 @@ func TestTwoFlowsShare(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newSim(1, 0)
+			s.link.rate, s.link.queue = s.link.rate*0.4, s.link.queue*2/5 // 20 Mbit/s
 			a := s.add(t, tt.first, Options{}, 0)
 			b := s.add(t, tt.second, Options{LossFloor: tt.floor}, 5*time.Second)
 			s.run(20 * time.Second)
@@ -56,19 +57,22 @@ func TestTwoFlowsShare(t *testing.T) {
 func TestFloorIsOutOfForceWhereAQueueIsFull(t *testing.T) {
 	b := newBBR(Options{MaxDatagram: 1200, InitialWindow: 12_000, LossFloor: 0.1})
 	for _, tt := range []struct {
-		minRTT, rtt time.Duration
-		want        lossFloor
+		minRTT, before, now time.Duration
+		want                lossFloor
 	}{
-		{50 * ms, 50 * ms, 0.1},
-		{50 * ms, 75 * ms, 0.1},
-		{50 * ms, 76 * ms, 0},
-		{ms, 5 * ms, 0.1},
-		{ms, 7 * ms, 0},
-		{unmeasured, 50 * ms, 0.1},
+		{50 * ms, 50 * ms, 50 * ms, 0.1},
+		{50 * ms, 76 * ms, 75 * ms, 0.1},
+		{50 * ms, 75 * ms, 200 * ms, 0.1}, // jitter
+		{50 * ms, 76 * ms, 76 * ms, 0},
+		{50 * ms, 76 * ms, unmeasured, 0},
+		{ms, 5 * ms, 5 * ms, 0.1},
+		{ms, 7 * ms, 7 * ms, 0},
+		{50 * ms, unmeasured, unmeasured, 0.1},
+		{unmeasured, 50 * ms, 50 * ms, 0.1},
 	} {
-		b.minRTT, b.lastRTT = tt.minRTT, tt.rtt
+		b.minRTT, b.roundRTT = tt.minRTT, [2]time.Duration{tt.before, tt.now}
 		if got := b.floorInForce(); got != tt.want {
-			t.Errorf("floor %g at %s of at least %s, want %g", got, tt.rtt, tt.minRTT, tt.want)
+			t.Errorf("floor %g at %s, and %s the round before, of at least %s; want %g", got, tt.now, tt.before, tt.minRTT, tt.want)
 		}
 	}
 }
@@ -137,7 +141,7 @@ func TestMarksAreCongestion(t *testing.T) {
 		deep(&s.link)
 		s.link.mark = 100_000
 		f := s.add(t, tt.name, Options{LossFloor: tt.floor}, 0)
-		got := s.goodput(f, 4*time.Second, 8*time.Second)
+		got := s.goodput(f, 3*time.Second, 5*time.Second)
 		if s.link.maxQueue > 350_000 || got < 0.8 {
 			t.Errorf("%s with floor %g: a queue of up to %d bytes at %.2f of the link", tt.name, tt.floor, s.link.maxQueue, got)
 		}

@@ -103,7 +103,7 @@ func TestCubicAverage(t *testing.T) {
 	s.link.rate = 200 * megabit
 	s.link.drop = func(_ *flow, number int64) bool { return number%10_000 == 9_999 }
 	f := s.add(t, Cubic, Options{}, 0)
-	got := s.goodput(f, 15*time.Second, 60*time.Second) * s.link.rate / 1200 * 0.2
+	got := s.goodput(f, 15*time.Second, 30*time.Second) * s.link.rate / 1200 * 0.2
 	want := math.Pow(0.4*3.7/(4*0.3), 0.25) * math.Pow(0.2, 0.75) / math.Pow(1e-4, 0.75) // 316 segments; Reno: 122
 	if got < 0.85*want || got > 1.15*want {
 		t.Errorf("%.0f segments in flight on average, want %.0f", got, want)

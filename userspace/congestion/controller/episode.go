@@ -57,8 +57,3 @@ func (e *episode) undo(spurious []Packet) bool {
 	e.active, e.lost, e.undone = false, 0, 0
 	return true
 }
-
-// forget lets the next loss begin an episode, whenever its packet was sent.
-func (e *episode) forget() {
-	*e = newEpisode()
-}

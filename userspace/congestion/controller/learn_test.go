@@ -21,9 +21,9 @@ func TestLossMeter(t *testing.T) {
 		{"random losses of a BBR flow", BBR, 0.03, slow, 0.015, 0.04},
 		{"many", BBR, 0.08, slow, 0.05, 0.09},
 		{"random losses of a CUBIC flow", Cubic, 0.02, nil, 0.012, 0.024},
-		{"a CUBIC flow's own queue", Cubic, 0, nil, 0, 0.001},
-		{"a short queue", BBR, 0, shallow, 0, 0.002},
-		{"a shorter queue, and CUBIC", Cubic, 0, func(l *link) { l.queue /= 16 }, 0, 0.002},
+		{"a CUBIC flow's own queue", Cubic, 0, slow, 0, 0.001},
+		{"a short queue", BBR, 0, func(l *link) { slow(l); l.queue = 12_500 }, 0, 0.002},
+		{"a shorter queue, and CUBIC", Cubic, 0, func(l *link) { slow(l); l.queue = 4800 }, 0, 0.002},
 		{"a policer", BBR, 0, func(l *link) { l.rate = 10 * megabit; l.policer = 50_000 }, 0, 0.005},
 		{"a policer, and CUBIC", Cubic, 0, func(l *link) { l.rate = 10 * megabit; l.policer = 50_000 }, 0, 0.005},
 	} {

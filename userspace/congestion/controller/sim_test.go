@@ -122,9 +122,6 @@ func (s *sim) at(t time.Duration, e event) {
 	s.events.push(e)
 }
 
-// after calls f at a time of its own.
-func (s *sim) after(t time.Duration, f func()) { s.at(t, event{kind: call, call: f}) }
-
 func (s *sim) run(until time.Duration) {
 	for !s.stop && len(s.events) > 0 && s.events[0].at <= until {
 		e := s.events.pop()

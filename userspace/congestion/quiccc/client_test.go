@@ -9,6 +9,8 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -37,8 +39,8 @@ func (p *policy) choose(a netip.Addr) (Choice, error) {
 	return p.by[a], nil
 }
 
-// serve answers each stream with n bytes, over real sockets, until the test ends.
-func serve(t *testing.T, c *Chooser, n int64) *net.UDPAddr {
+// serve answers each stream with as many bytes as it asks for, over real sockets, until the test ends.
+func serve(t testing.TB, c *Chooser) *net.UDPAddr {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -72,7 +74,8 @@ func serve(t *testing.T, c *Chooser, n int64) *net.UDPAddr {
 					if err != nil {
 						return
 					}
-					_, _ = io.Copy(io.Discard, s)
+					var n int64
+					_, _ = fmt.Fscan(s, &n)
 					_, _ = io.CopyN(s, zeros{}, n)
 					_ = s.Close()
 				}
@@ -99,7 +102,7 @@ func mustOpen(t *testing.T, host string) *quic.Transport {
 	return tr
 }
 
-func mustDial(t *testing.T, tr *quic.Transport, to *net.UDPAddr) *quic.Conn {
+func mustDial(t testing.TB, tr *quic.Transport, to *net.UDPAddr) *quic.Conn {
 	t.Helper()
 	conn, err := tr.Dial(t.Context(), to, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"t"}}, &quic.Config{}) //nolint:gosec // the test's own
 	if err != nil {
@@ -108,13 +111,16 @@ func mustDial(t *testing.T, tr *quic.Transport, to *net.UDPAddr) *quic.Conn {
 	return conn
 }
 
-func mustGet(t *testing.T, conn *quic.Conn, want int64) {
+func mustGet(t testing.TB, conn *quic.Conn, want int64) {
 	t.Helper()
 	s, err := conn.OpenStreamSync(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = s.Close()
+	_, err = fmt.Fprint(s, want)
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
 	if got, err := io.Copy(io.Discard, s); err != nil || got != want {
 		t.Fatalf("%d of %d bytes: %v", got, want, err)
 	}
@@ -142,7 +148,7 @@ func TestControllerByClient(t *testing.T) {
 	}}
 	paths := newTable()
 	c := New(Options{Choose: p.choose, Paths: paths})
-	to := serve(t, c, bytes)
+	to := serve(t, c)
 	for _, from := range []string{"127.0.0.1", "127.0.1.2", "127.0.1.3", "127.0.1.4", "127.0.1.5"} {
 		conn := mustDial(t, mustOpen(t, from), to)
 		mustGet(t, conn, bytes)
@@ -176,7 +182,7 @@ func TestMigration(t *testing.T) {
 	}}
 	paths := newTable()
 	c := New(Options{Choose: p.choose, Paths: paths})
-	to := serve(t, c, bytes)
+	to := serve(t, c)
 	conn := mustDial(t, mustOpen(t, "127.0.0.1"), to)
 	mustGet(t, conn, bytes)
 	path, err := conn.AddPath(mustOpen(t, "127.0.1.1"))

@@ -29,7 +29,8 @@ func (c *Chooser) hook(choice Choice, q *quic.Config) {
 func (c *Chooser) flow(choice Choice, path quic.CongestionPath) *flow {
 	name, refused := Controller(choice.Controller)
 	window := int64(InitialWindow(choice.InitialWindow)) * int64(path.MaxDatagramSize)
-	o := controller.Options{MaxDatagram: path.MaxDatagramSize, InitialWindow: window, InitialRTT: path.InitialRTT}
+	client := address(path.RemoteAddr)
+	o := controller.Options{MaxDatagram: path.MaxDatagramSize, InitialWindow: window, InitialRTT: path.InitialRTT, LossFloor: c.floors.of(client)}
 	cc, err := controller.New(name, o)
 	if err != nil { // a window of one packet, say
 		refused = err
@@ -41,7 +42,7 @@ func (c *Chooser) flow(choice Choice, path quic.CongestionPath) *flow {
 	if refused != nil {
 		c.once(choice.Profile, "QUIC connections do not get all that profile "+choice.Profile+" has", refused)
 	}
-	f.gauge.client = address(path.RemoteAddr)
+	f.gauge.client = client
 	return f
 }
 
@@ -52,6 +53,7 @@ type flow struct {
 	count   Count
 	counted bool
 	gauge   gauge
+	meter   controller.LossMeter
 	event   controller.Event // its slices are used again
 }
 
@@ -70,6 +72,7 @@ func (f *flow) Update(e *quic.CongestionEvent) {
 	ev.HasRTT, ev.RTT = e.HasRTT, controller.RTT{Latest: e.LatestRTT, Smoothed: e.SmoothedRTT, Min: e.MinRTT}
 	f.Controller.Update(*ev)
 	f.gauge.update(ev, e.MeanDeviation)
+	f.meter.Observe(*ev)
 	if !f.counted && f.gauge.rtt > 0 {
 		f.counted = true
 		f.chooser.count(f.count)
@@ -83,6 +86,7 @@ func (f *flow) Update(e *quic.CongestionEvent) {
 func (f *flow) Closed() {
 	if f.gauge.rtt > 0 {
 		f.tell(0)
+		f.chooser.floors.learn(f.gauge.client, &f.meter)
 	}
 }
 

@@ -49,6 +49,7 @@ type Chooser struct {
 	choose func(netip.Addr) (Choice, error)
 	log    *slog.Logger
 	report *reporter
+	floors *floors
 
 	mu     sync.Mutex
 	counts map[Count]uint64
@@ -64,7 +65,7 @@ type Count struct {
 
 // New returns a chooser.
 func New(o Options) *Chooser {
-	c := &Chooser{choose: o.Choose, log: o.Log, counts: map[Count]uint64{}, said: map[string]bool{}}
+	c := &Chooser{choose: o.Choose, log: o.Log, counts: map[Count]uint64{}, said: map[string]bool{}, floors: newFloors()}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -155,6 +156,9 @@ func InitialWindow(n uint32) uint32 {
 	}
 	return n
 }
+
+// Floor is the share of losses that a client's next connection does not take for congestion, if it has BBR.
+func (c *Chooser) Floor(client netip.Addr) float64 { return c.floors.of(client.Unmap().WithZone("")) }
 
 // Controller is what a connection gets that asks for name, and why it is another one.
 func Controller(name string) (string, error) {

@@ -97,11 +97,7 @@ func (r *reporter) account(client netip.Addr) *account {
 		clear(r.clients)
 		clear(r.prefixes)
 	}
-	bits := 64
-	if client.Is4() {
-		bits = 32
-	}
-	key := netip.PrefixFrom(client, bits).Masked()
+	key := source(client)
 	a := r.clients[key]
 	if a == nil && len(r.clients) < turnClients {
 		a = &account{}

@@ -19,7 +19,7 @@ import (
 // Tables calls f with the operations on the kernel half.
 func (e *Edge) Tables(f func(control.Tables) error) error {
 	return e.kernel.use(func(set *maps.Set) error {
-		return f(control.NewLocal(set, e.kernel.compileGeo(set)).WithCIDs(readCID).WithQUIC(explainQUIC))
+		return f(control.NewLocal(set, e.kernel.compileGeo(set)).WithCIDs(readCID).WithQUIC(e.explainQUIC))
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/congestion/controller"
 	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/observe"
@@ -34,10 +35,13 @@ func (e *Edge) chooseQUIC(client netip.Addr) (quiccc.Choice, error) {
 	return quiccc.Choice{Profile: p.Name, Controller: p.Controller, InitialWindow: p.InitialWindow, QUIC: file.Profiles[p.Name].QUIC}, failed
 }
 
-// explainQUIC tells what a QUIC connection that has a profile begins with.
-func explainQUIC(p maps.CCProfile) control.CCQUIC {
+// explainQUIC tells what a client's QUIC connection that has a profile begins with.
+func (e *Edge) explainQUIC(client netip.Addr, p maps.CCProfile) control.CCQUIC {
 	name, err := quiccc.Controller(p.Controller)
 	out := control.CCQUIC{Controller: name, InitialWindow: quiccc.InitialWindow(p.InitialWindow)}
+	if name == controller.BBR {
+		out.LossFloor = e.quiccc.Floor(client)
+	}
 	if err != nil {
 		out.Why = err.Error()
 	}

@@ -1,0 +1,69 @@
+package quiccc
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/congestion/controller"
+)
+
+// maxFloors bounds the prefixes whose loss floor is kept: 1 KiB each. When there are more, any one of them is forgotten.
+const maxFloors = 4096
+
+// floors are the loss floors of prefixes, from what connections there met.
+type floors struct {
+	begun time.Time // learners count from here
+	seed  maphash.Seed
+
+	mu sync.Mutex
+	by map[netip.Prefix]*controller.FloorLearner
+}
+
+func newFloors() *floors {
+	return &floors{begun: time.Now(), seed: maphash.MakeSeed(), by: map[netip.Prefix]*controller.FloorLearner{}}
+}
+
+// of is the floor that a client's connection begins with.
+func (f *floors) of(client netip.Addr) float64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l := f.by[maps.PathPrefix(client)]; l != nil {
+		return l.Floor(time.Since(f.begun))
+	}
+	return 0
+}
+
+// learn takes in what a connection met.
+func (f *floors) learn(client netip.Addr, m *controller.LossMeter) {
+	packets, share := m.Share()
+	if packets == 0 || !client.IsValid() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	prefix := maps.PathPrefix(client)
+	l := f.by[prefix]
+	if l == nil {
+		if len(f.by) >= maxFloors {
+			for other := range f.by {
+				delete(f.by, other)
+				break
+			}
+		}
+		l = &controller.FloorLearner{}
+		f.by[prefix] = l
+	}
+	l.Learn(time.Since(f.begun), maphash.Comparable(f.seed, source(client)), packets, share)
+}
+
+// source is who counts as one: an IPv4 address or an IPv6 /64.
+func source(client netip.Addr) netip.Prefix {
+	bits := 64
+	if client.Is4() {
+		bits = 32
+	}
+	return netip.PrefixFrom(client, bits).Masked()
+}
