@@ -41,6 +41,7 @@ const (
 	BenchMapBermCarry             = "berm_carry"
 	BenchMapBermCcCountries       = "berm_cc_countries"
 	BenchMapBermCcProfiles        = "berm_cc_profiles"
+	BenchMapBermCcResults         = "berm_cc_results"
 	BenchMapBermCcRules           = "berm_cc_rules"
 	BenchMapBermCcStats           = "berm_cc_stats"
 	BenchMapBermCids              = "berm_cids"
@@ -159,6 +160,7 @@ type BenchMapSpecs struct {
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
@@ -239,6 +241,7 @@ type BenchMaps struct {
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
@@ -295,6 +298,7 @@ func (m *BenchMaps) Close() error {
 		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
+		m.BermCcResults,
 		m.BermCcRules,
 		m.BermCcStats,
 		m.BermCids,

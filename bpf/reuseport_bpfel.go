@@ -21,6 +21,7 @@ const (
 	ReuseportMapBermCarry             = "berm_carry"
 	ReuseportMapBermCcCountries       = "berm_cc_countries"
 	ReuseportMapBermCcProfiles        = "berm_cc_profiles"
+	ReuseportMapBermCcResults         = "berm_cc_results"
 	ReuseportMapBermCcRules           = "berm_cc_rules"
 	ReuseportMapBermCcStats           = "berm_cc_stats"
 	ReuseportMapBermCids              = "berm_cids"
@@ -122,6 +123,7 @@ type ReuseportMapSpecs struct {
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
@@ -199,6 +201,7 @@ type ReuseportMaps struct {
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
@@ -252,6 +255,7 @@ func (m *ReuseportMaps) Close() error {
 		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
+		m.BermCcResults,
 		m.BermCcRules,
 		m.BermCcStats,
 		m.BermCids,

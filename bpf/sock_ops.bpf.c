@@ -1,36 +1,51 @@
 //go:build ignore
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Watches the TCP connections that clients make to this host: says what they begin with, and writes
- * what they learn about the network to berm_paths. Only connections of the cgroup it is attached to are
+ * what they learn about the network to berm_paths, and what came of them to berm_cc_results. Only connections of the cgroup it is attached to are
  * seen.
  */
 #include <linux/bpf.h>
 
 #include <bpf/bpf_helpers.h>
+#include <stdbool.h>
 
 #include "cc.h"
 #include "path.h"
+#include "result.h"
 
 static __always_inline void established(struct bpf_sock_ops *ctx)
 {
+	__u32 profile = cc_apply(ctx);
+	struct path_reported *reported;
 	struct berm_path *path;
+	struct look look = {};
 
-	cc_apply(ctx);
 	path = path_get(ctx);
 	if (!path)
 		return;
 	__sync_fetch_and_add(&path->connections, 1);
-	path_report(ctx, path);
+	reported = path_report(ctx, path, &look);
+	if (reported) {
+		reported->result.profile = profile;
+		reported->result.looked_ns = look.now;
+	}
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
 					       BPF_SOCK_OPS_RTT_CB_FLAG);
 }
 
-static __always_inline void progressed(struct bpf_sock_ops *ctx)
+static __always_inline void progressed(struct bpf_sock_ops *ctx, bool last)
 {
 	struct berm_path *path = path_get(ctx);
+	struct path_reported *reported;
+	struct look look = {};
 
-	if (path)
-		path_report(ctx, path);
+	if (!path)
+		return;
+	reported = path_report(ctx, path, &look);
+	if (!reported)
+		return;
+	result_look(&reported->result, &look);
+	result_report(ctx, &reported->result, look.tcp, last);
 }
 
 SEC("sockops")
@@ -41,12 +56,12 @@ int berm_sock_ops(struct bpf_sock_ops *ctx)
 		established(ctx);
 		break;
 	case BPF_SOCK_OPS_RTT_CB:
-		progressed(ctx);
+		progressed(ctx, false);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		/* The last look. Later the numbers are gone. */
 		if (ctx->args[1] == BPF_TCP_CLOSE)
-			progressed(ctx);
+			progressed(ctx, true);
 		break;
 	}
 	return 1;

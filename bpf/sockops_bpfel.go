@@ -21,6 +21,7 @@ const (
 	SockOpsMapBermCarry             = "berm_carry"
 	SockOpsMapBermCcCountries       = "berm_cc_countries"
 	SockOpsMapBermCcProfiles        = "berm_cc_profiles"
+	SockOpsMapBermCcResults         = "berm_cc_results"
 	SockOpsMapBermCcRules           = "berm_cc_rules"
 	SockOpsMapBermCcStats           = "berm_cc_stats"
 	SockOpsMapBermCids              = "berm_cids"
@@ -66,6 +67,7 @@ const (
 	SockOpsMapBermVipStats          = "berm_vip_stats"
 	SockOpsMapBermVips              = "berm_vips"
 	SockOpsMapPathReports           = "path_reports"
+	SockOpsMapResultNone            = "result_none"
 	SockOpsProgBermSockOps          = "berm_sock_ops"
 )
 
@@ -123,6 +125,7 @@ type SockOpsMapSpecs struct {
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
@@ -168,6 +171,7 @@ type SockOpsMapSpecs struct {
 	BermVipStats          *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips              *ebpf.MapSpec `ebpf:"berm_vips"`
 	PathReports           *ebpf.MapSpec `ebpf:"path_reports"`
+	ResultNone            *ebpf.MapSpec `ebpf:"result_none"`
 }
 
 // SockOpsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -201,6 +205,7 @@ type SockOpsMaps struct {
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
@@ -246,6 +251,7 @@ type SockOpsMaps struct {
 	BermVipStats          *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips              *ebpf.Map `ebpf:"berm_vips"`
 	PathReports           *ebpf.Map `ebpf:"path_reports"`
+	ResultNone            *ebpf.Map `ebpf:"result_none"`
 }
 
 func (m *SockOpsMaps) Close() error {
@@ -255,6 +261,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
+		m.BermCcResults,
 		m.BermCcRules,
 		m.BermCcStats,
 		m.BermCids,
@@ -300,6 +307,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermVipStats,
 		m.BermVips,
 		m.PathReports,
+		m.ResultNone,
 	)
 }
 

@@ -119,11 +119,37 @@ type XDPBermCcProfile struct {
 	Name          [16]int8
 }
 
+type XDPBermCcResult struct {
+	_         structs.HostLayout
+	UpdatedNs uint64
+	Parts     [8]struct {
+		_           structs.HostLayout
+		Bytes       uint64
+		BusyUs      uint64
+		RttUs       uint64
+		QueueUs     uint64
+		Looks       uint32
+		Sent        uint32
+		Again       uint32
+		Connections uint32
+		RateKbps    uint32
+		Pad         uint32
+	}
+}
+
+type XDPBermCcResultKey struct {
+	_       structs.HostLayout
+	Prefix  XDPBermAddr
+	Proto   uint32
+	Profile uint32
+}
+
 type XDPBermCcRule struct {
 	_       structs.HostLayout
 	Profile uint32
 	Owner   uint8
-	Pad     [3]uint8
+	Holdout uint8
+	Others  [2]uint8
 }
 
 type XDPBermCcStats struct {
@@ -366,7 +392,8 @@ const (
 	XDPBermOwnerBERM_OWNER_OPERATOR XDPBermOwner = 0
 	XDPBermOwnerBERM_OWNER_FILE     XDPBermOwner = 1
 	XDPBermOwnerBERM_OWNER_GUARD    XDPBermOwner = 2
-	XDPBermOwnerBERM_OWNER_MAX      XDPBermOwner = 3
+	XDPBermOwnerBERM_OWNER_LEARNER  XDPBermOwner = 3
+	XDPBermOwnerBERM_OWNER_MAX      XDPBermOwner = 4
 )
 
 type XDPBermPath struct {
@@ -675,6 +702,7 @@ const (
 	XDPMapBermCarry             = "berm_carry"
 	XDPMapBermCcCountries       = "berm_cc_countries"
 	XDPMapBermCcProfiles        = "berm_cc_profiles"
+	XDPMapBermCcResults         = "berm_cc_results"
 	XDPMapBermCcRules           = "berm_cc_rules"
 	XDPMapBermCcStats           = "berm_cc_stats"
 	XDPMapBermCids              = "berm_cids"
@@ -779,6 +807,7 @@ type XDPMapSpecs struct {
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
@@ -859,6 +888,7 @@ type XDPMaps struct {
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
@@ -915,6 +945,7 @@ func (m *XDPMaps) Close() error {
 		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
+		m.BermCcResults,
 		m.BermCcRules,
 		m.BermCcStats,
 		m.BermCids,

@@ -22,6 +22,7 @@ const (
 	XDPTestMapBermCarry             = "berm_carry"
 	XDPTestMapBermCcCountries       = "berm_cc_countries"
 	XDPTestMapBermCcProfiles        = "berm_cc_profiles"
+	XDPTestMapBermCcResults         = "berm_cc_results"
 	XDPTestMapBermCcRules           = "berm_cc_rules"
 	XDPTestMapBermCcStats           = "berm_cc_stats"
 	XDPTestMapBermCids              = "berm_cids"
@@ -144,6 +145,7 @@ type XDPTestMapSpecs struct {
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.MapSpec `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.MapSpec `ebpf:"berm_cids"`
@@ -234,6 +236,7 @@ type XDPTestMaps struct {
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
+	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
 	BermCcStats           *ebpf.Map `ebpf:"berm_cc_stats"`
 	BermCids              *ebpf.Map `ebpf:"berm_cids"`
@@ -290,6 +293,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermCarry,
 		m.BermCcCountries,
 		m.BermCcProfiles,
+		m.BermCcResults,
 		m.BermCcRules,
 		m.BermCcStats,
 		m.BermCids,

@@ -21,6 +21,7 @@ import (
 type CC struct {
 	set                               *Set
 	profiles, countries, rules, stats *ebpf.Map
+	results                           *ebpf.Map
 }
 
 // CCProfile is a set of parameters. What is zero is the host's.
@@ -38,6 +39,8 @@ type CCRule struct {
 	Prefix  netip.Prefix `json:"prefix"`
 	Profile string       `json:"profile"`
 	Owner   Owner        `json:"owner"`
+	HoldOut uint8        `json:"hold_out,omitempty"` // of 256 connections so many begin with one of Others
+	Others  [2]string    `json:"others,omitzero"`
 }
 
 // CCStats counts a profile's connections.
@@ -149,7 +152,8 @@ func (c *CC) RemoveProfile(name string) error {
 		if err != nil {
 			return err
 		}
-		if i := slices.IndexFunc(rules, func(r CCRule) bool { return r.Profile == name }); i >= 0 {
+		uses := func(r CCRule) bool { return r.Profile == name || r.HoldOut > 0 && slices.Contains(r.Others[:], name) }
+		if i := slices.IndexFunc(rules, uses); i >= 0 {
 			return fmt.Errorf("profile %q: %w by prefix %s", name, ErrInUse, rules[i].Prefix)
 		}
 		countries, err := all[uint32](c.countries)
@@ -195,7 +199,11 @@ func (c *CC) ListRules() ([]CCRule, error) {
 	var v bpf.XDPBermCcRule
 	it := c.rules.Iterate()
 	for it.Next(&key, &v) {
-		list = append(list, CCRule{Prefix: fromCCKey(key), Profile: names[v.Profile], Owner: Owner(v.Owner)})
+		r := CCRule{Prefix: fromCCKey(key), Profile: names[v.Profile], Owner: Owner(v.Owner), HoldOut: v.Holdout}
+		if r.HoldOut > 0 {
+			r.Others = [2]string{names[uint32(v.Others[0])], names[uint32(v.Others[1])]}
+		}
+		list = append(list, r)
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("list prefixes' profiles: %w", err)
@@ -242,16 +250,47 @@ func (c *CC) PutRule(r CCRule) error {
 	if err := CheckCCPrefix(r.Prefix); err != nil {
 		return fmt.Errorf("prefix %w", err)
 	}
-	return c.set.lock.hold(func() error { return c.putRule(r) })
+	return c.set.lock.hold(func() error {
+		if err := c.putRule(r); err != nil || r.Owner == OwnerLearner {
+			return err
+		}
+		old, err := c.ListRules()
+		if err != nil {
+			return err
+		}
+		return c.displace(r.Prefix, old)
+	})
 }
+
+// displace removes what was learned about parts of a prefix that somebody has decided about.
+func (c *CC) displace(p netip.Prefix, old []CCRule) error {
+	for _, r := range old {
+		if r.Owner == OwnerLearner && r.Prefix != p && covers(p, r.Prefix) {
+			if err := c.removeRule(r.Prefix); err != nil && !errors.Is(err, ErrNotFound) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func covers(p, q netip.Prefix) bool { return p.Bits() <= q.Bits() && p.Contains(q.Addr()) }
 
 func (c *CC) putRule(r CCRule) error {
 	id, err := c.id(r.Profile)
 	if err != nil {
 		return fmt.Errorf("prefix %s: %w", r.Prefix, err)
 	}
+	v := bpf.XDPBermCcRule{Profile: id, Owner: uint8(r.Owner), Holdout: r.HoldOut}
+	for i, name := range r.Others {
+		other, err := c.id(name)
+		if err != nil {
+			return fmt.Errorf("prefix %s: %w", r.Prefix, err)
+		}
+		v.Others[i] = uint8(other) // CCProfiles fit
+	}
 	key := toCCKey(r.Prefix)
-	switch err := c.rules.Put(&key, &bpf.XDPBermCcRule{Profile: id, Owner: uint8(r.Owner)}); {
+	switch err := c.rules.Put(&key, &v); {
 	case errors.Is(err, unix.ENOSPC):
 		return fmt.Errorf("prefix %s: %d have a profile: %w", r.Prefix, c.rules.MaxEntries(), ErrFull)
 	case err != nil:
@@ -276,7 +315,8 @@ func (c *CC) removeRule(p netip.Prefix) error {
 	return nil
 }
 
-// Replace makes an owner's rules what list says: new ones first. A prefix that another has a rule for is refused.
+// Replace makes an owner's rules what list says: new ones first. A prefix that another has a rule for is refused; what
+// was learned about one gives way.
 func (c *CC) Replace(owner Owner, list []CCRule) error {
 	return c.set.lock.hold(func() error {
 		old, err := c.ListRules()
@@ -292,7 +332,7 @@ func (c *CC) Replace(owner Owner, list []CCRule) error {
 			if err := CheckCCPrefix(r.Prefix); err != nil {
 				return fmt.Errorf("prefix %w", err)
 			}
-			if o, ok := has[r.Prefix]; ok && o.Owner != owner {
+			if o, ok := has[r.Prefix]; ok && o.Owner != owner && o.Owner != OwnerLearner {
 				return fmt.Errorf("prefix %s: %w by a rule of the %s", r.Prefix, ErrOverlap, o.Owner)
 			}
 			want[r.Prefix] = true
@@ -302,7 +342,7 @@ func (c *CC) Replace(owner Owner, list []CCRule) error {
 			if has[r.Prefix] == r {
 				continue
 			}
-			if err := c.putRule(r); err != nil {
+			if err := errors.Join(c.putRule(r), c.displace(r.Prefix, old)); err != nil {
 				return err
 			}
 		}

@@ -16,7 +16,7 @@ func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 // Connections begin with the profile of their longest prefix, else of their country, else with the host's parameters.
 func TestCCInKernel(t *testing.T) {
 	k := mapstest.New(t)
-	observed(t, k)
+	mapstest.ObserveTCP(t, k)
 	for _, p := range []maps.CCProfile{
 		{Name: "slow", Controller: "reno", RTOMin: 30 * time.Millisecond},
 		{Name: "quick", Controller: "cubic", InitialWindow: 44},

@@ -255,11 +255,12 @@ const (
 	OwnerOperator = Owner(bpf.XDPBermOwnerBERM_OWNER_OPERATOR)
 	OwnerFile     = Owner(bpf.XDPBermOwnerBERM_OWNER_FILE)
 	OwnerGuard    = Owner(bpf.XDPBermOwnerBERM_OWNER_GUARD)
+	OwnerLearner  = Owner(bpf.XDPBermOwnerBERM_OWNER_LEARNER)
 
 	ownerMax = Owner(bpf.XDPBermOwnerBERM_OWNER_MAX)
 )
 
-var ownerNames = [...]string{OwnerOperator: "operator", OwnerFile: "file", OwnerGuard: "guard"}
+var ownerNames = [...]string{OwnerOperator: "operator", OwnerFile: "file", OwnerGuard: "guard", OwnerLearner: "learner"}
 
 // String is the owner's name.
 func (o Owner) String() string { return nameOf("owner", ownerNames[:], o) }

@@ -150,6 +150,7 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermCcCountries:   countries,
 		bpf.XDPMapBermCcProfiles:    CCProfiles,
 		bpf.XDPMapBermCcStats:       CCProfiles,
+		bpf.XDPMapBermCcResults:     ccResults,
 	} {
 		if got := spec.Maps[name].MaxEntries; got != want {
 			t.Errorf("%s has %d entries, the layout here %d", name, got, want)

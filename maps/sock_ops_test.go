@@ -1,101 +1,20 @@
 package maps_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"github.com/bermedge/berm/bpf"
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/maps/mapstest"
 )
-
-// cgroupRoot finds the cgroup2 hierarchy, which is not everywhere at /sys/fs/cgroup.
-func cgroupRoot(t testing.TB) string {
-	t.Helper()
-	mounts, err := os.Open("/proc/self/mounts")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mounts.Close() //nolint:errcheck // only read
-	for s := bufio.NewScanner(mounts); s.Scan(); {
-		if f := strings.Fields(s.Text()); len(f) > 2 && f[2] == "cgroup2" {
-			return f[1]
-		}
-	}
-	mapstest.Require(t, errors.New("needs a cgroup2 hierarchy"))
-	return ""
-}
-
-// inCgroup moves this process into a cgroup of the test's own until the test ends.
-func inCgroup(t testing.TB) string {
-	t.Helper()
-	root := cgroupRoot(t)
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		t.Fatal(err)
-	}
-	before := root
-	for line := range strings.Lines(string(own)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			before = filepath.Join(root, path)
-		}
-	}
-	dir := filepath.Join(root, fmt.Sprintf("berm-test-sockops-%d", os.Getpid()))
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	move := func(to string) error {
-		return os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0o644)
-	}
-	if err := move(dir); err != nil {
-		t.Fatal(errors.Join(err, os.Remove(dir)))
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(move(before), os.Remove(dir)); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
-// observed has the kernel half's program of TCP connections see those of this process, over k's maps.
-func observed(t testing.TB, k *mapstest.Kernel) *ebpf.Program {
-	t.Helper()
-	var objs bpf.SockOpsObjects
-	spec, err := bpf.LoadSockOps()
-	if err != nil {
-		t.Fatal(err)
-	}
-	with := map[string]*ebpf.Map{}
-	for name := range spec.Maps {
-		if m := k.Maps[name]; m != nil {
-			with[name] = m
-			spec.Maps[name].MaxEntries = m.MaxEntries()
-		}
-	}
-	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: with}); err != nil {
-		t.Fatalf("%+v", err)
-	}
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: inCgroup(t), Attach: ebpf.AttachCGroupSockOps, Program: objs.BermSockOps})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close(); objs.Close() }) //nolint:errcheck // only descriptors
-	return objs.BermSockOps
-}
 
 // transfer makes a connection, moves n bytes over it, and waits until both ends are closed. It returns what the
 // server's end looked like then.
@@ -164,7 +83,7 @@ func (e *tcpEnd) read(c *net.TCPConn) error {
 // IPv4 client of an IPv6 socket.
 func TestPaths(t *testing.T) {
 	k := mapstest.New(t)
-	observed(t, k)
+	mapstest.ObserveTCP(t, k)
 
 	const bytes = 4 << 20
 	transfer(t, "127.0.0.1:0", "127.0.0.1", bytes)
@@ -203,7 +122,7 @@ func awaitPath(t testing.TB, k *mapstest.Kernel, of string, connections uint64) 
 // profile. Budget: 1 µs a callback.
 func BenchmarkSockOps(b *testing.B) {
 	k := mapstest.New(b)
-	prog := observed(b, k)
+	prog := mapstest.ObserveTCP(b, k)
 	if err := k.CC.PutProfile(maps.CCProfile{Name: "p", Controller: "cubic", InitialWindow: 32}); err != nil {
 		b.Fatal(err)
 	}

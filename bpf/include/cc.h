@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* cc: congestion control. A connection that has just been established begins with the profile of the
- * longest prefix that has a rule, else of its country, else the host's. What the kernel refuses is
- * counted, and the connection goes on with what it had.
+ * longest prefix that has a rule, else of its country, else the host's. A rule may hold out a share of the
+ * flows for other profiles. What the kernel refuses is counted, and the connection goes on with what it
+ * had.
  */
 #ifndef BERM_CC_H
 #define BERM_CC_H
@@ -13,6 +14,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "hash.h"
 #include "maps.h"
 #include "path.h"
 #include "prefix.h"
@@ -35,6 +37,27 @@ static __always_inline __u32 cc_country(const struct berm_addr *far)
 	return record ? record->country & (BERM_COUNTRIES - 1) : 0;
 }
 
+/* One of the others, for a share of the flows. Who has not the seed cannot tell which. */
+static __always_inline __u32 cc_drawn(struct bpf_sock_ops *ctx, const struct berm_addr *far,
+				      const struct berm_cc_rule *rule)
+{
+	struct berm_config *cfg;
+	__u64 flow, hash;
+	__u32 zero = 0;
+
+	if (!rule->holdout)
+		return rule->profile;
+	cfg = bpf_map_lookup_elem(&berm_config, &zero);
+	if (!cfg)
+		return rule->profile;
+	flow = far->halves[0] * HASH_B ^ far->halves[1];
+	flow ^= ((__u64)ctx->remote_port << 32 | ctx->local_port) * HASH_C;
+	hash = source_hash(cfg->seed, flow) >> 32;
+	if ((hash & 0xff) >= rule->holdout)
+		return rule->profile;
+	return rule->others[hash >> 8 & 1];
+}
+
 static __always_inline __u32 cc_profile_of(struct bpf_sock_ops *ctx)
 {
 	struct berm_cc_key key = { .bits = 128 };
@@ -46,13 +69,14 @@ static __always_inline __u32 cc_profile_of(struct bpf_sock_ops *ctx)
 	__builtin_memcpy(key.prefix, far.octets, sizeof(key.prefix));
 	rule = bpf_map_lookup_elem(&berm_cc_rules, &key);
 	if (rule)
-		return rule->profile;
+		return cc_drawn(ctx, &far, rule);
 	country = cc_country(&far);
 	by_country = bpf_map_lookup_elem(&berm_cc_countries, &country);
 	return by_country ? *by_country : 0;
 }
 
-static __always_inline void cc_apply(struct bpf_sock_ops *ctx)
+/* Returns the profile that the connection has: 0 where it keeps the host's parameters. */
+static __always_inline __u32 cc_apply(struct bpf_sock_ops *ctx)
 {
 	__u32 id = cc_profile_of(ctx);
 	struct berm_cc_profile *profile = bpf_map_lookup_elem(&berm_cc_profiles, &id);
@@ -62,10 +86,10 @@ static __always_inline void cc_apply(struct bpf_sock_ops *ctx)
 	int value;
 
 	if (!profile || !stats)
-		return;
+		return 0;
 	stats->connections++;
 	if (!profile->used)
-		return;
+		return 0;
 	if (profile->controller[0]) {
 		__builtin_memcpy(controller, profile->controller, sizeof(controller));
 		refused |= bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, controller,
@@ -79,8 +103,10 @@ static __always_inline void cc_apply(struct bpf_sock_ops *ctx)
 		value = profile->rto_min_us;
 		refused |= bpf_setsockopt(ctx, IPPROTO_TCP, TCP_BPF_RTO_MIN, &value, sizeof(value));
 	}
-	if (refused)
-		stats->refused++;
+	if (!refused)
+		return id;
+	stats->refused++;
+	return 0;
 }
 
 #endif

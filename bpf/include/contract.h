@@ -41,6 +41,8 @@
 #define BERM_NEWCOMER_WAYS 8
 #define BERM_CC_PROFILES 32 /* 0 = the host's own */
 #define BERM_CC_RULES 65536
+#define BERM_CC_RESULTS 16384 /* 456 B each, 7.5 MiB */
+#define BERM_CC_PARTS 8
 #define BERM_NAME 16	    /* bytes of a name, NUL-padded */
 #define BERM_CIDS 8	    /* formats of QUIC connection IDs, by the three bits that name one */
 #define BERM_SIDS 65536	    /* server IDs that fit two bytes: 16 B each */
@@ -129,6 +131,7 @@ enum berm_owner {
 	BERM_OWNER_OPERATOR = 0,
 	BERM_OWNER_FILE = 1,
 	BERM_OWNER_GUARD = 2,
+	BERM_OWNER_LEARNER = 3,
 	BERM_OWNER_MAX,
 };
 
@@ -598,13 +601,45 @@ _Static_assert(sizeof(struct berm_cc_key) == 20, "a trie's key has no gap");
 struct berm_cc_rule {
 	__u32 profile;
 	__u8 owner; /* enum berm_owner */
-	__u8 pad[3];
+	/* Of 256 connections so many begin with one of the others, so that it is known what they would do. */
+	__u8 holdout;
+	__u8 others[2];
 };
+_Static_assert(sizeof(struct berm_cc_rule) == 8, "berm_cc_rule is a map value");
 
 struct berm_cc_stats {
 	__u64 connections;
 	__u64 refused; /* the kernel knows no such controller, or takes no such value */
 };
+
+/* What came of the connections of a prefix that began with a profile. */
+struct berm_cc_result_key {
+	struct berm_addr prefix; /* IPv4 /24, IPv6 /48 */
+	__u32 proto;		 /* IPPROTO_TCP */
+	__u32 profile;		 /* 0 = the host's, also where the kernel refused another */
+};
+
+/* Of one part of its clients: a hash of the address, of IPv6 the /56, names the part, so that one client
+ * moves no more than one. Sums over connections that delivered more than a first window.
+ */
+struct berm_cc_part {
+	__u64 bytes;	/* acknowledged */
+	__u64 busy_us;	/* while there was something to acknowledge */
+	__u64 rtt_us;	/* round trips, one for each look */
+	__u64 queue_us; /* what they were above their connection's least */
+	__u32 looks;	/* one a round trip */
+	__u32 sent;	/* segments with data */
+	__u32 again;	/* of those, sent again */
+	__u32 connections;
+	__u32 rate_kbps; /* best delivery rate seen, decaying */
+	__u32 pad;
+};
+
+struct berm_cc_result {
+	__u64 updated_ns;
+	struct berm_cc_part parts[BERM_CC_PARTS];
+};
+_Static_assert(sizeof(struct berm_cc_result) == 456, "berm_cc_result is a map value");
 
 /* A format of QUIC connection IDs, as draft-ietf-quic-load-balancers-21 has them: first byte
  * (format in the high three bits), server ID, nonce. Server IDs are numbers, big-endian.

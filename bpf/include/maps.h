@@ -142,5 +142,6 @@ struct {
 	__type(value, struct berm_cc_rule);
 } berm_cc_rules SEC(".maps");
 PERCPU(berm_cc_stats, struct berm_cc_stats, BERM_CC_PROFILES);
+LRU(berm_cc_results, struct berm_cc_result_key, struct berm_cc_result, BERM_CC_RESULTS);
 
 #endif

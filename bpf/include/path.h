@@ -24,12 +24,31 @@
 /* The best rate loses 1/2^n a round trip, so that it follows a path that has become worse. */
 #define RATE_SHIFT 7
 
+/* What a connection has yet to report of its profile (result.h). */
+struct result {
+	__u64 looked_ns; /* at the connection, the last time */
+	__u64 bytes;	 /* acknowledged, as of the last report */
+	__u64 seen;	 /* as of the last look */
+	__u32 sent;
+	__u32 again;
+	__u32 busy_us; /* since the last report, like all below */
+	__u32 rtt_us;
+	__u32 queue_us;
+	__u32 looks;
+	__u32 kbps;
+	__u32 profile;
+	__u8 flying; /* there were segments on their way */
+	__u8 told;
+	__u8 pad[6];
+};
+
 /* What a connection has reported. */
 struct path_reported {
 	__u32 delivered;
 	__u32 sent;
 	__u32 retransmitted;
 	__u32 lost; /* segments held for lost at the last look, which is not a sum */
+	struct result result;
 };
 
 struct {
@@ -52,10 +71,13 @@ static __always_inline void path_far(const struct bpf_sock_ops *ctx, struct berm
 		far->words[3] = four;
 		return;
 	}
-	far->words[0] = ctx->remote_ip6[0];
-	far->words[1] = ctx->remote_ip6[1];
-	far->words[2] = ctx->remote_ip6[2];
-	far->words[3] = ctx->remote_ip6[3];
+	/* clang-19 makes one load of two, which a context does not allow. */
+	for (int i = 0; i < 4; i++) {
+		__u32 word = ctx->remote_ip6[i];
+
+		barrier_var(word);
+		far->words[i] = word;
+	}
 }
 
 /* Its /24 or /48. */
@@ -107,13 +129,16 @@ static __always_inline void path_rtt(struct berm_path *path, __u32 srtt_us, __u3
 		path->min_rtt_us = min_us;
 }
 
-static __always_inline void path_rate(struct berm_path *path, const struct bpf_sock_ops *ctx)
+static __always_inline __u32 path_kbps(const struct bpf_sock_ops *ctx)
 {
 	__u64 bits = (__u64)ctx->rate_delivered * ctx->mss_cache * 8;
 	__u64 kbps = ctx->rate_interval_us ? bits * 1000 / ctx->rate_interval_us : 0;
 
-	if (kbps > ~0u)
-		kbps = ~0u;
+	return kbps > ~0u ? ~0u : kbps;
+}
+
+static __always_inline void path_rate(struct berm_path *path, __u32 kbps)
+{
 	if (kbps >= path->rate_kbps)
 		path->rate_kbps = kbps;
 	else
@@ -147,21 +172,11 @@ static __always_inline void path_loss(struct berm_path *path, __u32 held, __u32 
 }
 
 /* Adds what happened on the connection since the last time. */
-static __always_inline void path_report(struct bpf_sock_ops *ctx, struct berm_path *path)
+static __always_inline void path_add(struct berm_path *path, struct path_reported *reported,
+				     const struct bpf_tcp_sock *tcp)
 {
-	struct path_reported *reported, seen;
-	struct bpf_sock *sk = ctx->sk;
-	struct bpf_tcp_sock *tcp;
+	struct path_reported seen = *reported;
 
-	path->updated_ns = bpf_ktime_get_ns();
-	path_rtt(path, ctx->srtt_us >> 3, ctx->rtt_min);
-	path_rate(path, ctx);
-	tcp = sk ? bpf_tcp_sock(sk) : NULL;
-	reported = tcp ? bpf_sk_storage_get(&path_reports, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE) :
-			 NULL;
-	if (!reported)
-		return;
-	seen = *reported;
 	reported->delivered = tcp->delivered;
 	reported->sent = tcp->segs_out;
 	reported->retransmitted = tcp->total_retrans;
@@ -171,6 +186,41 @@ static __always_inline void path_report(struct bpf_sock_ops *ctx, struct berm_pa
 	__sync_fetch_and_add(&path->retransmitted,
 			     (__u32)(reported->retransmitted - seen.retransmitted));
 	path_loss(path, reported->lost, seen.lost, reported->retransmitted - seen.retransmitted);
+}
+
+/* What a connection looks like now. */
+struct look {
+	__u64 now;
+	__u32 srtt_us;
+	__u32 min_us; /* ~0 = no sample yet */
+	__u32 kbps;
+	__u32 again; /* segments sent again since the look before */
+	struct bpf_tcp_sock *tcp;
+};
+
+/* Writes what happened on the connection since the last time, and returns what it has reported. */
+static __always_inline struct path_reported *path_report(struct bpf_sock_ops *ctx,
+							 struct berm_path *path, struct look *look)
+{
+	struct path_reported *reported;
+	struct bpf_sock *sk = ctx->sk;
+
+	look->now = bpf_ktime_get_ns();
+	look->srtt_us = ctx->srtt_us >> 3;
+	look->min_us = ctx->rtt_min;
+	look->kbps = path_kbps(ctx);
+	path->updated_ns = look->now;
+	path_rtt(path, look->srtt_us, look->min_us);
+	path_rate(path, look->kbps);
+	look->tcp = sk ? bpf_tcp_sock(sk) : NULL;
+	if (!look->tcp)
+		return NULL;
+	reported = bpf_sk_storage_get(&path_reports, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!reported)
+		return NULL;
+	look->again = look->tcp->total_retrans - reported->retransmitted;
+	path_add(path, reported, look->tcp);
+	return reported;
 }
 
 #endif

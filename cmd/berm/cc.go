@@ -18,6 +18,7 @@ type ccCmd struct {
 	Profile ccProfile `cmd:"" help:"Make or change a profile."`
 	Set     ccSet     `cmd:"" help:"Give a prefix a profile."`
 	Rm      ccRm      `cmd:"" help:"Take a prefix's profile away."`
+	Learn   ccLearn   `cmd:"" help:"Have profiles chosen by what they reach, or show how that goes."`
 	Explain ccExplain `cmd:"" help:"Tell what an address's next connection begins with, and why."`
 }
 
@@ -204,7 +205,8 @@ Examples:
 // ccExplained is a choice with what CUBIC would reach.
 type ccExplained struct {
 	control.CCChoice
-	CubicKbps float64 `json:"cubic_kbps,omitempty"` // predicted; left out without losses
+	CubicKbps float64          `json:"cubic_kbps,omitempty"` // predicted; left out without losses
+	Learned   *control.Learned `json:"learned"`              // null: nothing, or the daemon is down
 }
 
 const mss = 1448 // of Ethernet, with timestamps
@@ -222,6 +224,11 @@ func (c *ccExplain) Run(a *app) error {
 	if p := choice.Path; p != nil {
 		if rate := congestion.CubicRate(p.Loss, time.Duration(p.RTT*float64(time.Second)), mss); !math.IsInf(rate, 1) {
 			x.CubicKbps = rate
+		}
+	}
+	if d, ok := t.(*control.Client); ok {
+		if x.Learned, err = d.Learned(a.ctx, c.IP); err != nil {
+			return err
 		}
 	}
 	return a.out.Value(x, func() { a.ccExplained(x) })
@@ -257,6 +264,7 @@ func (a *app) ccExplained(x ccExplained) {
 		a.out.Field("cubic", "would reach about %s there (RFC 9438)", kbps(x.CubicKbps))
 	}
 	a.ccPath("quic path", x.QUIC.Path)
+	a.learned(x.Learned)
 }
 
 func (a *app) ccPath(name string, p *control.Path) {

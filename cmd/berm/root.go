@@ -30,14 +30,15 @@ type root struct {
 	Pins    string `group:"global" placeholder:"DIR" env:"BERM_PINS" complete:":dirs" help:"Where the kernel half is pinned (default: the configuration's, else /sys/fs/bpf/berm)."`
 	NoColor bool   `group:"global" help:"No colours; so does the environment variable NO_COLOR."`
 
-	Status statusCmd `cmd:"" group:"see" help:"Show the state of the edge: daemon, kernel half, VIPs, backends, origins, cache."`
-	Top    topCmd    `cmd:"" group:"see" help:"Watch sources, VIPs, drops and the cache live."`
-	Drops  dropsCmd  `cmd:"" group:"see" help:"Count refused packets by reason."`
-	FEC    fecCmd    `cmd:"" name:"fec" group:"see" help:"Forward error correction: relays, live streams, and what parity is worth."`
-	Steer  steerCmd  `cmd:"" group:"see" help:"Explain which edge a flow goes to."`
-	Why    whyCmd    `cmd:"" group:"see" help:"Explain what becomes of a packet, stage by stage."`
-	Pcap   pcapCmd   `cmd:"" group:"see" help:"Copy packets into a file, by stage, reason and VIP."`
-	Doctor doctorCmd `cmd:"" group:"see" help:"Find known causes of trouble on this host, and the command that mends each."`
+	Status   statusCmd   `cmd:"" group:"see" help:"Show the state of the edge: daemon, kernel half, VIPs, backends, origins, cache."`
+	Top      topCmd      `cmd:"" group:"see" help:"Watch sources, VIPs, drops and the cache live."`
+	Drops    dropsCmd    `cmd:"" group:"see" help:"Count refused packets by reason."`
+	FEC      fecCmd      `cmd:"" name:"fec" group:"see" help:"Forward error correction: relays, live streams, and what parity is worth."`
+	Steer    steerCmd    `cmd:"" group:"see" help:"Explain which edge a flow goes to."`
+	Why      whyCmd      `cmd:"" group:"see" help:"Explain what becomes of a packet, stage by stage."`
+	Diagnose diagnoseCmd `cmd:"" group:"see" help:"Split the time of a client's requests into network, edge and origin."`
+	Pcap     pcapCmd     `cmd:"" group:"see" help:"Copy packets into a file, by stage, reason and VIP."`
+	Doctor   doctorCmd   `cmd:"" group:"see" help:"Find known causes of trouble on this host, and the command that mends each."`
 
 	VIP     vipCmd     `cmd:"" name:"vip" group:"change" help:"Services: address, port, protocol, and the policies of each."`
 	Geo     geoCmd     `cmd:"" group:"change" help:"Countries: databases, policies, and what is known about an address."`

@@ -99,6 +99,34 @@ func (d *daemon) Spill(_ context.Context, s control.Spill) (control.Changes, err
 }
 
 // Plan answers with what it was asked.
+func (d *daemon) Learning(context.Context) (control.Learning, error) {
+	return control.Learning{Mode: "shadow", Said: true, Arms: []string{"learn-cubic", "learn-bbr"}, HoldOut: 0.05, Prefixes: 3, Chosen: map[string]int{"learn-bbr": 2}, Held: 1, Changes: 4}, nil
+}
+
+func (d *daemon) SetLearning(_ context.Context, o control.LearnOrder) (control.Changes, error) {
+	return control.Changes{Changed: []string{"learner " + o.Mode}}, nil
+}
+
+func (d *daemon) Learned(_ context.Context, ip netip.Addr) (*control.Learned, error) {
+	if !ip.Is4() {
+		return nil, nil //nolint:nilnil // nothing is known
+	}
+	return &control.Learned{
+		Prefix: netip.PrefixFrom(ip, 24).Masked(), Mode: "on", Profile: "learn-bbr", Learned: true, Why: "it does 900 % better", Since: time.Now().Add(-time.Hour), HoldOut: 0.05,
+		Scores: []control.LearnedScore{
+			{Profile: "learn-cubic", Connections: 11, Parts: 2, GoodputKbps: 1400, Queueing: 0.02, Retransmitted: 0.02, RewardKbps: 1369, Gain: -0.92, Paired: 2},
+			{Profile: "learn-bbr", Connections: 190, Parts: 2, GoodputKbps: 18200, Queueing: 0.1, Retransmitted: 0.02, RewardKbps: 17654},
+		},
+	}, nil
+}
+
+func (d *daemon) Diagnose(_ context.Context, ip netip.Addr) (control.Diagnosis, error) {
+	if !ip.Is4() {
+		return control.Diagnosis{IP: ip, Segment: "unknown", Why: "nothing was seen"}, nil
+	}
+	return control.Diagnosis{IP: ip, Prefix: netip.PrefixFrom(ip, 24).Masked(), Segment: "origin", Why: "it waits", Network: 0.02, Queues: 0.001, Loss: 0.0125, Edge: 0.0004, Origin: 0.12, Connections: 3, Requests: 9, Fetched: 8}, nil
+}
+
 func (d *daemon) Plan(_ context.Context, p control.PlanRequest) (control.Plan, error) {
 	b, err := json.Marshal(p)
 	var spills []control.SpillPlan

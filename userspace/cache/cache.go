@@ -132,7 +132,10 @@ func (c *Cache) Run(x *pipeline.Exchange) pipeline.Action {
 		if f == nil {
 			continue
 		}
-		if act, done := c.await(x, &rq, f, lead); done {
+		begun := c.clock.Now()
+		act, done := c.await(x, &rq, f, lead)
+		x.OriginWait += c.clock.Now().Sub(begun)
+		if done {
 			return act
 		}
 		rq.now = c.clock.Now()

@@ -169,7 +169,7 @@ func Default() Config {
 	return Config{
 		Kernel: Kernel{Mode: "auto", Pins: "/sys/fs/bpf/berm", Cgroup: "auto", Group: "berm", RateCells: 8 << 20},
 		Listen: transport.Default(), TLS: TLS{Config: certs.Default(), Tickets: tickets.Default()}, Admin: control.Default(),
-		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman, Carry: steer.DefaultCarry()}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(),
+		Steer: Steer{Probe: steer.DefaultProbe(), SecondChance: steer.DefaultSecondChance, Deadman: steer.DefaultDeadman, Carry: steer.DefaultCarry()}, QUIC: quiclb.Default(), Anycast: anycast.Default(), Cache: cache.DefaultConfig(), CC: congestion.Default(),
 		Compression: Compression{Dictionaries: dictionary.Default()}, Log: observe.Default(),
 	}
 }

@@ -21,6 +21,7 @@ type Config struct {
 	// Countries give clients a profile by country: "IN: mobile".
 	Countries map[string]string `yaml:"countries"`
 	Prefixes  []Prefix          `yaml:"prefixes"`
+	Learn     Learn             `yaml:"learn"`
 }
 
 // Profile is a set of parameters of connections. What is left out is the host's.
@@ -115,6 +116,7 @@ func (c Config) Validate() error {
 		seen[p.Prefix] = i
 		known(at+".profile", p.Profile)
 	}
+	errs = append(errs, c.Learn.validate(c.Profiles))
 	return errors.Join(errs...)
 }
 

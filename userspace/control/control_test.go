@@ -77,6 +77,25 @@ func (d *testDaemon) Spill(_ context.Context, s control.Spill) (control.Changes,
 	return control.Changes{Changed: []string{s.VIP + " spills to " + s.To}}, nil
 }
 
+func (d *testDaemon) Learning(context.Context) (control.Learning, error) {
+	return control.Learning{Mode: "shadow"}, nil
+}
+
+func (d *testDaemon) SetLearning(_ context.Context, o control.LearnOrder) (control.Changes, error) {
+	return control.Changes{Changed: []string{o.Mode}}, nil
+}
+
+func (d *testDaemon) Learned(_ context.Context, ip netip.Addr) (*control.Learned, error) {
+	if !ip.Is4() {
+		return nil, nil //nolint:nilnil // nothing is known
+	}
+	return &control.Learned{Prefix: netip.PrefixFrom(ip, 24).Masked(), Profile: "p"}, nil
+}
+
+func (d *testDaemon) Diagnose(_ context.Context, ip netip.Addr) (control.Diagnosis, error) {
+	return control.Diagnosis{IP: ip, Segment: "edge"}, nil
+}
+
 func (d *testDaemon) OrderAnycast(_ context.Context, o control.AnycastOrder) (control.Anycast, error) {
 	return control.Anycast{Command: o.Command}, nil
 }
@@ -143,6 +162,26 @@ func TestOrdersThroughTheSocket(t *testing.T) {
 	if err != nil || len(plan.Sets) != 1 || plan.Sets[0].Set != "edge3" {
 		t.Errorf("%+v, %v", plan, err)
 	}
+}
+
+func TestLearnerThroughTheSocket(t *testing.T) {
+	c := mustServe(t, &testDaemon{})
+	if l, err := c.Learning(t.Context()); err != nil || l.Mode != "shadow" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	done, err := c.SetLearning(t.Context(), control.LearnOrder{Mode: "on"})
+	says(t, done, err, "on")
+	if l, err := c.Learned(t.Context(), netip.MustParseAddr("192.0.2.7")); err != nil || l == nil || l.Prefix.String() != "192.0.2.0/24" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if l, err := c.Learned(t.Context(), netip.MustParseAddr("::1")); err != nil || l != nil {
+		t.Errorf("of what nothing is known: %+v, %v", l, err)
+	}
+	if x, err := c.Diagnose(t.Context(), netip.MustParseAddr("192.0.2.7")); err != nil || x.Segment != "edge" || x.IP.String() != "192.0.2.7" {
+		t.Errorf("%+v, %v", x, err)
+	}
+	_, err = c.Learned(t.Context(), netip.Addr{})
+	refused(t, err, http.StatusBadRequest, "ip")
 }
 
 func TestTablesThroughTheSocket(t *testing.T) {

@@ -91,7 +91,7 @@ func (l *Local) SetCC(_ context.Context, r CCRule) (Changes, error) {
 		return Changes{}, err
 	}
 	for _, old := range list {
-		if old.Prefix == r.Prefix {
+		if old.Prefix == r.Prefix && old.Owner != maps.OwnerLearner {
 			want.Owner = old.Owner
 		}
 	}

@@ -28,6 +28,10 @@ type Daemon interface {
 	Order(ctx context.Context, o Order) (Changes, error)
 	Plan(ctx context.Context, p PlanRequest) (Plan, error)
 	Spill(ctx context.Context, s Spill) (Changes, error)
+	Learning(ctx context.Context) (Learning, error)
+	SetLearning(ctx context.Context, o LearnOrder) (Changes, error)
+	Learned(ctx context.Context, ip netip.Addr) (*Learned, error) // nil: nothing is known
+	Diagnose(ctx context.Context, ip netip.Addr) (Diagnosis, error)
 	Anycast(ctx context.Context) (Anycast, error)
 	OrderAnycast(ctx context.Context, o AnycastOrder) (Anycast, error)
 	// Tables calls f with the operations on the kernel half, whose maps stay open meanwhile, or
@@ -58,6 +62,22 @@ func Handler(d Daemon) http.Handler {
 	handle("GET /v1/cache", func(r *http.Request) (any, error) { return d.Cache(r.Context()) })
 	handle("GET /v1/fec/streams", func(r *http.Request) (any, error) { return d.LiveStreams(r.Context()) })
 	handle("GET /v1/fec/relays", func(r *http.Request) (any, error) { return d.Relays(r.Context()) })
+	handle("GET /v1/cc/learn", func(r *http.Request) (any, error) { return d.Learning(r.Context()) })
+	handle("POST /v1/cc/learn", with(d.SetLearning))
+	handle("GET /v1/cc/learned", func(r *http.Request) (any, error) {
+		ip, err := addrParam(r, "ip")
+		if err != nil {
+			return nil, err
+		}
+		return d.Learned(r.Context(), ip)
+	})
+	handle("GET /v1/diagnose", func(r *http.Request) (any, error) {
+		ip, err := addrParam(r, "ip")
+		if err != nil {
+			return nil, err
+		}
+		return d.Diagnose(r.Context(), ip)
+	})
 	handle("GET /v1/anycast", func(r *http.Request) (any, error) { return d.Anycast(r.Context()) })
 	handle("POST /v1/anycast", with(d.OrderAnycast))
 	handle("GET /v1/top", func(r *http.Request) (any, error) {

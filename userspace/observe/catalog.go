@@ -39,6 +39,11 @@ var (
 	Deadman       = gauge("berm_deadman_limit_seconds", "After what silence of the daemon the kernel half hands new flows to other edges; 0 = never.")
 	CCConnections = counter("berm_cc_connections_total", "TCP connections by the profile they began with; host: the host's own parameters.", "profile")
 	CCRefused     = counter("berm_cc_refused_total", "Of those, where the kernel did not take all of the profile.", "profile")
+	CCLearnMode   = gauge("berm_cc_learn_mode", "1 for what the learner of controllers does (off, shadow, on), else 0.", "mode")
+	CCLearned     = gauge("berm_cc_learned_prefixes", "Prefixes that the learner of controllers has chosen a profile for, by profile.", "profile")
+	CCLearnHeld   = gauge("berm_cc_learn_held_prefixes", "Of those, where an operator or the file has decided.")
+	CCChanges     = counter("berm_cc_learn_changes_total", "Times that the learner of controllers chose another profile for a prefix.")
+	CCEvicted     = counter("berm_cc_learn_evicted_total", "Prefixes that the learner of controllers forgot for room.")
 	Events        = counter("berm_events_total", "Sampled packets read from the kernel half.")
 
 	Connections     = counter("berm_connections_total", "Client connections accepted, by transport (tcp, quic).", "transport")

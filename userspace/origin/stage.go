@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/bermedge/berm/userspace/pipeline"
 )
@@ -20,7 +21,9 @@ func (Stage) Name() string { return "origin" }
 // Run fetches for this exchange alone. The client's end ends the fetch.
 func (s Stage) Run(x *pipeline.Exchange) pipeline.Action {
 	ctx, cancel := context.WithCancel(x.R.Context())
+	begun := time.Now()
 	res, err := s.Client.Fetch(ctx, pipeline.NewFetch(x))
+	x.OriginWait += time.Since(begun)
 	if err != nil {
 		cancel()
 		status, why := http.StatusBadGateway, ReasonBroken

@@ -40,6 +40,8 @@ type Exchange struct {
 
 	// OriginStatus is what the origin answered this exchange with, written by the origin stage; 0: it did not.
 	OriginStatus int
+	// OriginWait is how long the exchange waited for the head of an origin's answer, written by whoever waits.
+	OriginWait time.Duration
 
 	// The answer.
 	Status int

@@ -80,7 +80,8 @@ type Outcome struct {
 	Action  Action
 	Reason  Reason
 	Status  int
-	Bytes   int64 // of the body, as sent
+	Bytes   int64         // of the body, as sent
+	Head    time.Duration // until the head of the answer was known
 	Elapsed time.Duration
 	Err     error // why the body was cut short: the client left, or the origin did
 }
@@ -203,13 +204,17 @@ func (p *Pipeline) finish(x *Exchange, at int, act Action) error {
 	for _, f := range x.onAnswer {
 		f(x)
 	}
+	var head time.Duration
+	if len(p.observers) > 0 {
+		head = p.clock.Now().Sub(x.Start)
+	}
 	n, err := x.deliver(act, p.diet)
 	p.counts.add(countKey{name, act, x.Reason, false})
 	if len(p.observers) == 0 {
 		return err
 	}
 	out := Outcome{
-		Stage: name, Action: act, Reason: x.Reason, Status: x.Status, Bytes: n,
+		Stage: name, Action: act, Reason: x.Reason, Status: x.Status, Bytes: n, Head: head,
 		Elapsed: p.clock.Now().Sub(x.Start), Err: err,
 	}
 	for _, o := range p.observers {

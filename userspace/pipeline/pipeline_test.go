@@ -79,7 +79,7 @@ func TestFirstVerdictWinsAndIsCountedOnce(t *testing.T) {
 	}
 	want := pipeline.Outcome{
 		Stage: "guard", Action: pipeline.Refuse, Reason: "banned", Status: 403,
-		Bytes: int64(w.Body.Len()), Elapsed: 3 * time.Millisecond,
+		Bytes: int64(w.Body.Len()), Head: 3 * time.Millisecond, Elapsed: 3 * time.Millisecond,
 	}
 	if len(rec.out) != 1 || rec.out[0] != want {
 		t.Errorf("outcomes %+v, want one %+v", rec.out, want)

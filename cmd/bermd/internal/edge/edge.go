@@ -23,8 +23,10 @@ import (
 	"github.com/bermedge/berm/userspace/certs"
 	"github.com/bermedge/berm/userspace/clock"
 	"github.com/bermedge/berm/userspace/config"
+	"github.com/bermedge/berm/userspace/congestion"
 	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/diagnose"
 	"github.com/bermedge/berm/userspace/fec"
 	"github.com/bermedge/berm/userspace/observe"
 	"github.com/bermedge/berm/userspace/pipeline"
@@ -70,6 +72,8 @@ type Edge struct {
 	quiccc   *quiccc.Chooser
 	server   *transport.Server
 	kernel   *kernelLink
+	learner  *congestion.Learner
+	segments *diagnose.Recorder
 
 	generation *generation
 	probes     *probes
@@ -132,6 +136,8 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	key := e.resetKey()
 	e.generation = newGeneration(e, key)
 	e.kernel = newKernelLink(e, cfg)
+	e.learner = newLearner(cfg)
+	e.segments = diagnose.NewRecorder()
 	boundHeap(cfg.HeapLimit())
 	if e.certs, err = certs.Open(cfg.TLS.Config, opts.State, certNames(cfg)); err != nil {
 		return nil, err
@@ -229,7 +235,7 @@ func (e *Edge) buildPipeline() (err error) {
 		pipeline.Local{Prefix: control.PagePrefix, Handler: page, Allow: e.maySeeStatus},
 		&e.content.routes, &e.content.dictionary, &e.content.cache, &e.content.origin,
 	}
-	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}), pipeline.WithDiet(&e.diet))
+	e.pipeline, err = pipeline.New(stages, pipeline.WithObserver(clients{e.access}), pipeline.WithObserver(clients{e.segments}), pipeline.WithDiet(&e.diet))
 	return err
 }
 
@@ -331,6 +337,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.stopWork = stop
 	e.workers.Go(func() { e.kernel.run(work) })
 	e.workers.Go(func() { e.kernel.live(work) })
+	e.workers.Go(func() { e.learn(work) })
 	e.workers.Go(func() { e.certs.Watch(work, time.Second, e.certsChanged) })
 	e.workers.Go(func() { e.tickets.Watch(work, time.Second, e.ticketsFailed) })
 	e.workers.Go(func() { e.watchdog(work) })

@@ -111,6 +111,8 @@ func (e *Edge) reload(ctx context.Context) (done []string, err error) {
 	e.access.Sample(cfg.Log.Access)
 	boundHeap(cfg.HeapLimit())
 	e.accept(cfg)
+	e.learner.Apply(cfg.CC)
+	e.look() // before profiles that it chose go
 	e.kernel.tidy(cfg)
 	return e.differences(old, cfg, errors.Join(restart, cidRestart)), nil
 }

@@ -66,6 +66,7 @@ func (e *Edge) registerMetrics() {
 	e.metrics.Set("origins", e.emitOrigins)
 	e.metrics.Set("relays", e.emitRelays)
 	e.metrics.Set("anycast", e.emitAnycast)
+	e.metrics.Set("learner", e.emitLearner)
 }
 
 func (e *Edge) emitEdge(emit observe.Emit) {
