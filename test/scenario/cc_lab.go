@@ -179,8 +179,8 @@ const (
 // wantBBR is how many times as much BBR is to bring as CUBIC on the lossy link, wantAlike how much the worse is to bring
 // of the better on the clean one. A few seconds are mostly BBR's start, where QUIC's is the more careful one.
 var (
-	wantBBR   = map[string]float64{overTCP: 5, overQUIC: 3}
-	wantAlike = map[string]float64{overTCP: 0.75, overQUIC: 0.5}
+	wantBBR   = map[string]float64{overTCP: 5, overQUIC: 2}
+	wantAlike = map[string]float64{overTCP: 0.75, overQUIC: 0.3}
 )
 
 // check downloads with each controller over both links at once: what the machine does meanwhile does it to both.
