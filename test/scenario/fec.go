@@ -320,7 +320,7 @@ func (x *fecRun) judge(what string, missing, of, m, allowed int, limits []float6
 // clean heals the paths: parity ends.
 func (x *fecRun) clean(ctx context.Context) error {
 	var counts map[string]PathCounts
-	if err := askActor(ctx, http.MethodDelete, x.FEC.counts(), &counts); err != nil {
+	if err := askActor(ctx, http.MethodDelete, x.counts(), &counts); err != nil {
 		return err
 	}
 	healed := time.Now()
@@ -339,7 +339,7 @@ func (x *fecRun) clean(ctx context.Context) error {
 	x.r.Timed().AtMost("edge to edge: no parity after", soon, time.Since(healed).Seconds(), "s")
 	// All that is added then: payload IDs, and what fills up blocks that are closed early.
 	var from, to map[string]PathCounts
-	if err := readCounts(ctx, x.FEC.counts(), &from); err != nil {
+	if err := readCounts(ctx, x.counts(), &from); err != nil {
 		return err
 	}
 	first := x.repaired.latest()
@@ -348,7 +348,7 @@ func (x *fecRun) clean(ctx context.Context) error {
 		return err
 	}
 	carried := float64(x.repaired.latest() - first)
-	if err := readCounts(ctx, x.FEC.counts(), &to); err != nil {
+	if err := readCounts(ctx, x.counts(), &to); err != nil {
 		return err
 	}
 	wire := to["6000"].Bytes + to["6001"].Bytes - from["6000"].Bytes - from["6001"].Bytes
