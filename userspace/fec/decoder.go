@@ -17,7 +17,7 @@ type Counts struct {
 	Residual   uint64         `json:"residual"`   // packets that no repair brought back
 	Lost       uint64         `json:"lost"`       // symbols that did not arrive
 	Expected   uint64         `json:"expected"`   // symbols that should have
-	Duplicates uint64         `json:"duplicates"` // that were there already
+	Duplicates uint64         `json:"duplicates"` // that were there already, or of a block that is forgotten
 	Refused    uint64         `json:"refused"`    // whose ID cannot be, or contradicts others
 	Bursts     [Bursts]uint64 `json:"bursts"`     // of lost symbols, by length
 }
@@ -31,11 +31,17 @@ type Decoder struct {
 	blocks  map[uint32]*block
 	order   []uint32 // of blocks, oldest first
 	window  int
+	past    [pastBlocks]uint32 // numbers of blocks that are forgotten, plus one; a ring
+	pasts   int
 	spare   [][]byte // buffers for symbols
 	idle    []*block
 	shards  [][]byte // scratch
 	counts  Counts
 }
+
+// pastBlocks is how many forgotten blocks are known for such: what comes late of one was handed on before or counted as
+// lost, and would else push out a block that still fills.
+const pastBlocks = 64
 
 // block is what has arrived of one. Symbols are kept until all k are known.
 type block struct {
@@ -112,6 +118,10 @@ func (d *Decoder) Repair(pkt []byte) error {
 func (d *Decoder) arrive(id payloadID, err error) (b *block, fresh bool, _ error) {
 	if err == nil {
 		if b = d.blocks[id.sbn]; b == nil {
+			if slices.Contains(d.past[:], id.sbn+1) {
+				d.counts.Duplicates++
+				return nil, false, nil
+			}
 			b = d.open(id)
 		} else if b.k != id.k {
 			err = fmt.Errorf("block %d of %d packets, earlier of %d: %w", id.sbn, id.k, b.k, ErrConflict)
@@ -161,6 +171,8 @@ func (d *Decoder) Flush() {
 func (d *Decoder) forget(sbn uint32) {
 	b := d.blocks[sbn]
 	delete(d.blocks, sbn)
+	d.past[d.pasts%pastBlocks] = sbn + 1
+	d.pasts++
 	run := 0
 	for i := range b.k + b.repair {
 		d.counts.Expected++

@@ -314,6 +314,28 @@ func TestDuplicates(t *testing.T) {
 	}
 }
 
+// What comes late of a block that is forgotten is not handed on again, and pushes no other block out.
+func TestLate(t *testing.T) {
+	e := mustEncoder(t, Params{3, 1}, 100, sbnMask) // the next number is 0
+	adus := packets(rand.New(rand.NewPCG(9, 9)), 15, 100)
+	out := mustEncode(t, e, adus)
+	d, got := mustDecoder(t, 2, 100)
+	order := []int{0, 2, 3} // the first block, but for a packet that is rebuilt
+	for i := 4; i < 12; i++ {
+		order = append(order, i) // two others, whole
+	}
+	order = append(order, 12, 1, 0, 13, 3, 14) // the fourth, between what comes late of the first
+	for _, i := range order {
+		if err := give(d, out[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkSame(t, adus[:12], *got)
+	if c := d.Counts(); c.Duplicates != 3 || c.Repaired != 1 || c.Residual != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestBadArguments(t *testing.T) {
 	for _, p := range []Params{{0, 1}, {1, -1}, {200, 56}} {
 		if _, err := NewEncoder(p, 100, 0); err == nil {

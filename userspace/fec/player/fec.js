@@ -83,6 +83,8 @@ function solve(a, b) {
   return true;
 }
 
+const pastBlocks = 64;
+
 // Decoder rebuilds packets. It remembers a bounded number of blocks, the newest to arrive.
 export class Decoder {
   constructor(deliver, { window = 8, longest = 1200 } = {}) {
@@ -90,6 +92,7 @@ export class Decoder {
     this.window = window;
     this.longest = longest;
     this.blocks = new Map(); // by number, oldest first
+    this.past = []; // numbers of the last blocks that were forgotten: what comes late of one is not new
     this.counts = { received: 0, delivered: 0, repaired: 0, residual: 0, lost: 0, expected: 0, bursts: 0, duplicates: 0, refused: 0 };
   }
 
@@ -135,6 +138,10 @@ export class Decoder {
   arrive(id) {
     let block = this.blocks.get(id.sbn);
     if (!block) {
+      if (this.past.includes(id.sbn)) {
+        this.counts.duplicates++;
+        return null;
+      }
       if (this.blocks.size >= this.window) this.forget(this.blocks.keys().next().value);
       block = { k: id.k, seen: new Uint8Array(maxSymbols), have: 0, repair: 0, length: 0, done: false, symbols: [] };
       this.blocks.set(id.sbn, block);
@@ -157,6 +164,8 @@ export class Decoder {
   forget(sbn) {
     const block = this.blocks.get(sbn);
     this.blocks.delete(sbn);
+    this.past.push(sbn);
+    if (this.past.length > pastBlocks) this.past.shift();
     let run = false;
     for (let i = 0; i < block.k + block.repair; i++) {
       this.counts.expected++;
