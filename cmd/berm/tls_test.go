@@ -41,7 +41,7 @@ func auditServer(t *testing.T, c *tls.Config, h3 bool) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: answer, TLSConfig: c, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	srv := &http.Server{Handler: answer, TLSConfig: c.Clone(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	if len(c.NextProtos) > 0 { // net/http would add h2, and want the suites that it needs
 		srv.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){}
 	}

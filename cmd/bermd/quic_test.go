@@ -60,11 +60,12 @@ func TestControllerOfQUIC(t *testing.T) {
 	p := mustStart(t, onLoopback, origin, fmt.Sprintf(section, "lossy"))
 	fetch(p)
 	expect(p, "bbr", 1)
-	if says := strings.Contains(p.out.String(), "QUIC connections run Reno"); says == quiccc.Selectable || info(p).Selectable != quiccc.Selectable {
-		t.Errorf("it says of itself %+v", info(p))
-	}
+	itself := info(p)
 	if err := p.stop(t, syscall.SIGTERM); err != nil {
 		t.Error(err)
+	}
+	if says := strings.Contains(p.out.String(), "QUIC connections run Reno"); says == quiccc.Selectable || itself.Selectable != quiccc.Selectable {
+		t.Errorf("it says of itself %+v", itself)
 	}
 
 	lines := []string{onLoopback, origin, fmt.Sprintf("kernel: {pins: %s}", pins), fmt.Sprintf(section, "odd")}

@@ -479,12 +479,13 @@ func TestEarlyData(t *testing.T) {
 		}
 	}
 
-	// quic-go, too.
+	// quic-go, too. The way is long: its client has a data race where the first answer comes while it sends early data.
 	client := &tls.Config{InsecureSkipVerify: true, ServerName: "localhost", ClientSessionCache: newSessions()}
+	far := mustPath(t, address).LocalAddr().String()
 	for target, want := range map[string]int{"/a": 200, "/a?q=1": 425} {
-		mustAsk(t, address, client, http.MethodGet, "/first")
+		mustAsk(t, far, client, http.MethodGet, "/first")
 		asked.take()
-		resp, conn := mustAsk(t, address, client, http3.MethodGet0RTT, target)
+		resp, conn := mustAsk(t, far, client, http3.MethodGet0RTT, target)
 		if !conn.Used0RTT || resp.StatusCode != want {
 			t.Errorf("%s: 0-RTT %v, status %d", target, conn.Used0RTT, resp.StatusCode)
 		}

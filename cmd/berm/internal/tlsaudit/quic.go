@@ -11,15 +11,15 @@ import (
 	"github.com/quic-go/quic-go/http3"
 )
 
-// quic asks for HTTP/3 three times: a full handshake, one that resumes, and one with early data.
+// quic connects three times: a full handshake, one that resumes, and one that may send early data.
 func (a *auditor) quic() {
 	cache := &sessions{ClientSessionCache: tls.NewLRUClientSessionCache(1)}
-	first, err := a.h3(cache, false)
+	first, err := a.h3(cache)
 	if err != nil {
 		a.found("h3", nil, Warn, "nobody answers QUIC there: "+err.Error())
 		return
 	}
-	second, err := a.h3(cache, false)
+	second, err := a.h3(cache)
 	note := "group " + first.TLS.CurveID.String()
 	switch {
 	case err != nil:
@@ -30,7 +30,7 @@ func (a *auditor) quic() {
 	default:
 		a.found("h3", []string{"h3"}, Warn, note+"; every connection is a full handshake")
 	}
-	third, err := a.h3(cache, true)
+	third, err := a.early(cache)
 	switch {
 	case !cache.early.Load():
 		a.found("early_data", nil, OK, "not offered")
@@ -42,27 +42,19 @@ func (a *auditor) quic() {
 }
 
 // h3 asks for the root of the site and returns how the connection was.
-func (a *auditor) h3(cache tls.ClientSessionCache, early bool) (state quic.ConnectionState, err error) {
+func (a *auditor) h3(cache tls.ClientSessionCache) (state quic.ConnectionState, err error) {
 	ctx, cancel := context.WithTimeout(a.ctx, a.Wait)
 	defer cancel()
 	var conn *quic.Conn
 	tr := &http3.Transport{
-		TLSClientConfig: a.complete(&tls.Config{ClientSessionCache: cache, MinVersion: tls.VersionTLS13}),
+		TLSClientConfig: a.quicTLS(cache),
 		Dial: func(ctx context.Context, _ string, c *tls.Config, q *quic.Config) (_ *quic.Conn, err error) {
-			dial := quic.DialAddr
-			if early {
-				dial = quic.DialAddrEarly
-			}
-			conn, err = dial(ctx, a.Address, c, q)
+			conn, err = quic.DialAddr(ctx, a.Address, c, q)
 			return conn, err
 		},
 	}
 	defer func() { _ = tr.Close() }() // the answer is what counts
-	method := http.MethodHead
-	if early {
-		method = http3.MethodHead0RTT
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "https://"+urlHost(a.Name)+"/", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, "https://"+urlHost(a.Name)+"/", nil)
 	if err != nil {
 		return state, err
 	}
@@ -75,6 +67,31 @@ func (a *auditor) h3(cache tls.ClientSessionCache, early bool) (state quic.Conne
 		return state, err
 	}
 	return conn.ConnectionState(), nil
+}
+
+// early makes a connection that may send early data, sends none, and returns how it was.
+func (a *auditor) early(cache tls.ClientSessionCache) (state quic.ConnectionState, err error) {
+	ctx, cancel := context.WithTimeout(a.ctx, a.Wait)
+	defer cancel()
+	c := a.quicTLS(cache)
+	c.NextProtos = []string{http3.NextProtoH3}
+	conn, err := quic.DialAddrEarly(ctx, a.Address, c, &quic.Config{})
+	if err != nil {
+		return state, err
+	}
+	defer func() { _ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "") }() // all is known
+	select {
+	case <-conn.HandshakeComplete():
+		return conn.ConnectionState(), nil
+	case <-conn.Context().Done():
+		return state, context.Cause(conn.Context())
+	case <-ctx.Done():
+		return state, ctx.Err()
+	}
+}
+
+func (a *auditor) quicTLS(cache tls.ClientSessionCache) *tls.Config {
+	return a.complete(&tls.Config{ClientSessionCache: cache, MinVersion: tls.VersionTLS13})
 }
 
 // sessions notes whether a ticket was good for early data.
