@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -40,8 +41,19 @@ type unit struct {
 // core completes about 2,000 a second.
 const retryAbove = 1000
 
-// open binds an address without serving it.
+// open binds an address without serving it. Where the kernel chooses TCP's port, UDP's of the same number may be taken.
 func (s *Server) open(k unitKey, cfg Config) (u *unit, err error) {
+	const tries = 10
+	_, port, _ := split(k.address)
+	for range tries {
+		if u, err = s.bind(k, cfg); port != 0 || !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
+	}
+	return u, err
+}
+
+func (s *Server) bind(k unitKey, cfg Config) (u *unit, err error) {
 	u = &unit{key: k, s: s, limits: cfg.limits(), flood: flood{limit: s.retryAbove}}
 	if u.tcp, err = s.heldTCP(k); err != nil {
 		return nil, fmt.Errorf("listen.%s: %w", k.scheme, err)
