@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,7 +110,7 @@ func (v *viewer) counts() (c fec.Counts, kinds [2]int) {
 	return v.dec.Counts(), v.kinds
 }
 
-// contribute sends numbered packets into a stream, some 1500 a second, until the test ends.
+// contribute sends numbered packets into a stream, some 750 a second, until the test ends.
 func contribute(t *testing.T, to string) {
 	t.Helper()
 	conn, err := net.Dial("udp", to)
@@ -121,7 +122,7 @@ func contribute(t *testing.T, to string) {
 	ctx := t.Context()
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(2 * time.Millisecond)
+		tick := time.NewTicker(4 * time.Millisecond)
 		defer tick.Stop()
 		pkt := make([]byte, 500)
 		for number := uint32(0); ; {
@@ -151,23 +152,25 @@ func TestStreams(t *testing.T) {
 	plain := mustView(t, url+"?fec=off", func(n int) bool { return n%20 == 7 })
 	contribute(t, in)
 
-	var planned, last fec.Counts
-	err := rig.Until(t.Context(), 20*time.Second, "2000 packets after parity came", func() (bool, error) {
+	// Parity is planned for single losses, which are all that the viewer makes. A busy machine loses runs of packets by
+	// itself, and then we begin anew: they are not what parity was planned for.
+	var from, last fec.Counts
+	err := rig.Until(t.Context(), 60*time.Second, "800 packets with parity, and no run lost", func() (bool, error) {
 		c, kinds := lossy.counts()
-		if planned.Delivered == 0 && kinds[1] > 50 {
-			planned = c
+		if kinds[1] < 50 || from.Delivered == 0 || !slices.Equal(c.Bursts[1:], from.Bursts[1:]) {
+			from = c
 		}
 		last = c
-		return planned.Delivered > 0 && c.Delivered > planned.Delivered+2000, nil
+		return c.Delivered >= from.Delivered+800, nil
 	})
 	if err != nil {
 		t.Fatalf("%v: %+v", err, last)
 	}
-	// Without repair 100 of 2000 would be missing.
-	if missing := last.Residual - planned.Residual; missing > 10 || last.Repaired < 50 || last.Refused > 0 {
-		t.Errorf("%d packets missing: %+v, when parity began %+v", missing, last, planned)
+	// Without repair 40 of 800 would be missing.
+	if missing := last.Residual - from.Residual; missing > 8 || last.Repaired < from.Repaired+20 || last.Refused > 0 {
+		t.Errorf("%d packets missing: %+v, and from %+v", missing, last, from)
 	}
-	if c, kinds := clean.counts(); kinds[1] > 0 || c.Received < 1000 {
+	if c, kinds := clean.counts(); kinds[1] > 0 || c.Received < 500 {
 		t.Errorf("a clean path: %v datagrams, %+v", kinds, c)
 	}
 	if c, kinds := plain.counts(); kinds[1] > 0 || c.Residual < 30 {
