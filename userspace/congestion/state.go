@@ -44,7 +44,8 @@ type stateEntry struct {
 
 // partsAt is a part that has something to say.
 type partsAt struct {
-	Part int `json:"part"`
+	Part int  `json:"part"`
+	QUIC bool `json:"quic,omitempty"`
 	part
 }
 
@@ -99,9 +100,11 @@ func (l *Learner) state() []stateEntry {
 			s.Chosen = l.arms[e.chosen].name
 		}
 		for i, a := range l.arms {
-			for j := range e.arms[i].Parts {
-				if p := e.arms[i].Parts[j]; p.counts() {
-					s.Arms[a.name] = append(s.Arms[a.name], partsAt{j, p})
+			for protocol := range protocols {
+				for j, p := range e.arms[i][protocol] {
+					if p.counts() {
+						s.Arms[a.name] = append(s.Arms[a.name], partsAt{j, protocol == overQUIC, p})
+					}
 				}
 			}
 		}
@@ -147,7 +150,11 @@ func (l *Learner) restore(s stateEntry, now time.Time) {
 			e.chosen, e.learned, e.why = i, s.Learned, s.Why
 		}
 		for _, p := range s.Arms[a.name] {
-			e.arms[i].Parts[p.Part] = p.part
+			protocol := overTCP
+			if p.QUIC {
+				protocol = overQUIC
+			}
+			e.arms[i][protocol][p.Part] = p.part
 		}
 	}
 	l.prefixes[s.Prefix] = e

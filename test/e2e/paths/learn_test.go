@@ -236,7 +236,7 @@ func TestLearn(t *testing.T) {
 
 	cfg := congestion.Default()
 	cfg.Learn.Mode, cfg.Learn.HoldOut = congestion.On, 0.25
-	l := congestion.NewLearner("cubic")
+	l := congestion.NewLearner("cubic", "cubic")
 	l.Apply(cfg)
 	var ticks sync.Mutex
 	learned := func(name string) (congestion.Learned, bool) {

@@ -11,6 +11,7 @@ import (
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/congestion"
+	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/observe"
 )
@@ -27,7 +28,7 @@ func newLearner(cfg *config.Config) *congestion.Learner {
 	if err != nil {
 		host = nil // then nothing is known of the host's own
 	}
-	l := congestion.NewLearner(strings.TrimSpace(string(host)))
+	l := congestion.NewLearner(strings.TrimSpace(string(host)), quiccc.Default)
 	l.Apply(cfg.CC)
 	return l
 }
@@ -37,6 +38,7 @@ func (e *Edge) learn(ctx context.Context) {
 	if err := e.learner.Load(e.opts.State, e.clock.Now()); err != nil {
 		e.log.Warn("learner", "error", err)
 	}
+	e.look() // what is counted from here on is new
 	tick := time.NewTicker(learnEvery)
 	defer tick.Stop()
 	kept := time.Now()
