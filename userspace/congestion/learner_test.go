@@ -401,7 +401,7 @@ func TestStateDamaged(t *testing.T) {
 		}
 		next := newTestLearner()
 		err := next.Load(dir, epoch)
-		if !errors.Is(err, errState) || !strings.Contains(err.Error(), says) || next.Status().Prefixes != 0 {
+		if !errors.Is(err, ErrState) || !strings.Contains(err.Error(), says) || next.Status().Prefixes != 0 {
 			t.Errorf("%q: %v, %+v", says, err, next.Status())
 		}
 		if _, err := os.Stat(path + ".refused"); err != nil {

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
 	"os"
@@ -35,7 +36,7 @@ func newLearner(cfg *config.Config) *congestion.Learner {
 
 // learn runs the learner until ctx ends.
 func (e *Edge) learn(ctx context.Context) {
-	if err := e.learner.Load(e.opts.State, e.clock.Now()); err != nil {
+	if err := errors.Join(e.learner.Load(e.opts.State, e.clock.Now()), e.quiccc.LoadFloors(e.opts.State)); err != nil {
 		e.log.Warn("learner", "error", err)
 	}
 	e.look() // what is counted from here on is new
@@ -58,7 +59,7 @@ func (e *Edge) learn(ctx context.Context) {
 }
 
 func (e *Edge) keepLearned() {
-	if err := e.learner.Save(e.opts.State); err != nil {
+	if err := errors.Join(e.learner.Save(e.opts.State), e.quiccc.SaveFloors(e.opts.State)); err != nil {
 		e.log.Warn("learner", "error", err)
 	}
 }
