@@ -74,7 +74,8 @@ func (l *Learner) Apply(c Config) {
 	if len(c.Learn.Arms) > 0 {
 		arms = nil
 		for _, name := range c.Learn.Arms {
-			arms = append(arms, newArm(name, c.Profiles[name]))
+			p, _ := c.Profile(name)
+			arms = append(arms, newArm(name, p))
 		}
 	}
 	if slices.Equal(arms, l.arms) {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/congestion"
 	"github.com/bermedge/berm/userspace/congestion/controller"
 	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
@@ -32,13 +33,25 @@ func (e *Edge) chooseQUIC(client netip.AddrPort) (quiccc.Choice, error) {
 		}
 		return nil
 	})
-	return quiccc.Choice{Profile: p.Name, ID: p.ID, Controller: p.Controller, InitialWindow: p.InitialWindow, QUIC: file.Profiles[p.Name].QUIC}, failed
+	return quiccc.Choice{Profile: p.Name, ID: p.ID, Controller: p.Controller, InitialWindow: p.InitialWindow, QUIC: onlyQUIC(file, p)}, failed
+}
+
+// onlyQUIC is what a profile has that only QUIC connections do: the kernel half has no place for it.
+func onlyQUIC(file congestion.Config, p maps.CCProfile) congestion.QUIC {
+	if p.Owner != maps.OwnerFile {
+		return congestion.QUIC{}
+	}
+	of, _ := file.Profile(p.Name)
+	return of.QUIC
 }
 
 // explainQUIC tells what a client's QUIC connection that has a profile begins with.
 func (e *Edge) explainQUIC(client netip.Addr, p maps.CCProfile) control.CCQUIC {
 	name, err := quiccc.Controller(p.Controller)
 	out := control.CCQUIC{Controller: name, InitialWindow: quiccc.InitialWindow(p.InitialWindow)}
+	only := onlyQUIC(e.cfg.Load().CC, p)
+	out.InitialRTT, out.PacketSize, out.KeepAlive = only.InitialRTT.Seconds(), only.PacketSize, only.KeepAlive.Seconds()
+	out.StreamWindow, out.ConnectionWindow = only.StreamWindow, only.ConnectionWindow
 	if name == controller.BBR {
 		out.LossFloor = e.quiccc.Floor(client)
 	}
