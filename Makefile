@@ -17,6 +17,9 @@ VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo 0
 # needs the patched quic-go.
 export GOFLAGS := -buildvcs=false -tags=quiccc $(GOFLAGS)
 
+# Each process with the race detector would sleep for a second when it exits, and tests start a thousand.
+export GORACE ?= atexit_sleep_ms=0
+
 # Without a home (env -i, a unit) go has no place for its caches.
 export HOME ?= $(shell getent passwd "$$(id -u)" | cut -d: -f6)
 

@@ -76,6 +76,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 // setup keeps a script away from a Berm that this machine runs.
 func setup(e *testscript.Env) error {
 	e.Values[stopKey{}] = new(func())
+	e.Setenv("GORACE", os.Getenv("GORACE"))
 	e.Setenv("BERM_SOCKET", e.WorkDir+"/berm.sock")
 	e.Setenv("BERM_CONFIG", e.WorkDir+"/berm.yaml")
 	e.Setenv("BERM_PINS", "/sys/fs/bpf/berm-test-none")
