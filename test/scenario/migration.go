@@ -106,7 +106,7 @@ func (m *Migration) Steps() []Step {
 const (
 	roamAfter = time.Second // at home, after the handshake
 	roamWatch = 2 * time.Second
-	roamSize  = 14 << 20 // more than home carries before
+	roamSize  = 10 << 20 // more than home carries before
 )
 
 var roamObject = fmt.Sprintf("/big/%d", roamSize)
