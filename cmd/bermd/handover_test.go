@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -53,7 +54,7 @@ func newServedIn(t *testing.T, cgroup string, lines ...string) *served {
 	}
 	dir := t.TempDir()
 	s := &served{t: t, program: filepath.Join(dir, "bermd"), config: filepath.Join(dir, "berm.yaml"), address: freePort(t)}
-	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	origin := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		if strings.HasPrefix(r.URL.Path, "/big") {
 			_, _ = w.Write(make([]byte, bigAnswer))
@@ -66,6 +67,14 @@ func newServedIn(t *testing.T, cgroup string, lines ...string) *served {
 		}
 		_, _ = io.WriteString(w, "second half")
 	}))
+	// Its own connections are no clients': they have another prefix.
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = origin.Listener.Close()
+	origin.Listener = l
+	origin.Start()
 	t.Cleanup(origin.Close)
 	pins := fmt.Sprintf("/sys/fs/bpf/bermd-handover-%d", os.Getpid())
 	opts := loader.Options{Pins: pins, Cgroup: cgroup, Group: "0", Lock: filepath.Join(dir, "lock")}

@@ -60,7 +60,7 @@ func TestLearnedOutlives(t *testing.T) {
 		})
 		return l
 	}
-	const n = 3
+	const n = 2 // twice of each: fewer than a choice stays for, whatever comes
 	over := func(at float64) func(tcp, quic float64) bool {
 		return func(tcp, quic float64) bool { // nearly: what is older counts a little less
 			return tcp > at-0.5 && (quic > at-0.5 || !quiccc.Selectable)
