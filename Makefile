@@ -106,8 +106,8 @@ test-fuzz: ## 60,000 mutated packets through the loaded program (as root)
 	@$(GO) test -run '^$$' -fuzz '^FuzzXDP$$' -fuzztime 60000x -parallel 1 ./bpf
 
 .PHONY: test-e2e
-test-e2e: ## labs in network namespaces, with real clients (as root)
-	@$(GO_TEST) -timeout 20m ./test/e2e/...
+test-e2e: build ## labs in network namespaces, with real clients (as root)
+	@BERM_BIN="$$PWD/bin" $(GO_TEST) -timeout 20m ./test/e2e/...
 
 .PHONY: test-kernels
 test-kernels: ## old kernels under emulation: load, packet tests, what the verifiers need

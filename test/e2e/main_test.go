@@ -58,6 +58,8 @@ func binaries(t *testing.T) string {
 	return bin
 }
 
+// Labs that check what happens, rather than how fast, run beside each other, and after those that measure.
+
 // TestMainPath runs the scenario "main".
 func TestMainPath(t *testing.T) {
 	runScenario(t, "main", "ip", "bird", "curl", "gtlsclient", "wrk", "ss", "taskset", "chrt", "tcpdump")
@@ -65,6 +67,7 @@ func TestMainPath(t *testing.T) {
 
 // TestQUICRebind runs the scenario "quic-rebind".
 func TestQUICRebind(t *testing.T) {
+	t.Parallel()
 	runScenario(t, "quic-rebind", "ip", "bird", "curl", "gtlsclient", "tcpdump")
 }
 
@@ -75,6 +78,7 @@ func TestDrain(t *testing.T) {
 
 // TestTwoSites runs the scenario "two-sites".
 func TestTwoSites(t *testing.T) {
+	t.Parallel()
 	runScenario(t, "two-sites", "ip", "curl", "gtlsclient", "tcpdump")
 }
 
@@ -95,26 +99,31 @@ func TestFlood(t *testing.T) {
 
 // TestICMP runs the scenario "icmp".
 func TestICMP(t *testing.T) {
+	t.Parallel()
 	runScenario(t, "icmp", "ip", "bird", "curl", "gtlsclient", "nft", "ping", "ss", "tcpdump")
 }
 
 // TestFragments runs the scenario "fragments".
 func TestFragments(t *testing.T) {
+	t.Parallel()
 	runScenario(t, "fragments", "ip", "bird", "curl", "ping", "tcpdump")
 }
 
 // TestCertRotation runs the scenario "cert-rotation".
 func TestCertRotation(t *testing.T) {
+	t.Parallel()
 	runScenario(t, "cert-rotation", "ip", "bird", "curl", "openssl", "tcpdump")
 }
 
 // TestZeroRTT runs the scenario "zero-rtt".
 func TestZeroRTT(t *testing.T) {
+	t.Parallel()
 	runScenario(t, "zero-rtt", "ip", "bird", "curl", "gtlsclient", "openssl", "tcpdump")
 }
 
 // TestWebRTC runs the scenario "webrtc".
 func TestWebRTC(t *testing.T) {
+	t.Parallel()
 	runScenario(t, "webrtc", "ip", "bird", "curl", "python3", "tcpdump")
 }
 
@@ -130,6 +139,7 @@ func TestMigration(t *testing.T) {
 
 // TestBackends runs the scenario "backends".
 func TestBackends(t *testing.T) {
+	t.Parallel()
 	runScenario(t, "backends", "ip", "curl", "tcpdump")
 }
 

@@ -100,7 +100,7 @@ func (d *Deadman) checkHang(ctx context.Context, r *Recorder) error {
 			served++
 		}
 	}
-	r.Equal("kill -STOP: new flows failed before it", 0, early, "flows")
+	r.Timed().Equal("kill -STOP: new flows failed before it", 0, early, "flows")
 	r.Timed().AtMost("kill -STOP: last new flow that failed, begun after it by", 1, last.Seconds(), "s (500 ms of silence, and what is under way)")
 	r.Timed().AtLeast("kill -STOP: new flows that the peer served", 50, float64(served), "flows")
 	r.Equal("kill -STOP: flows begun meanwhile that the hung edge has", 0, uint64(len(during.on(victim.Name))), "flows")

@@ -77,17 +77,22 @@ func (e *Edge) connect(ctx context.Context) (err error) {
 }
 
 // start brings up everything but the announcement.
-func (e *Edge) start(ctx context.Context) (err error) {
+func (e *Edge) start(ctx context.Context) error {
+	if err := e.prepare(ctx); err != nil {
+		return err
+	}
+	return e.raise(ctx)
+}
+
+// prepare lays what both halves need, and starts the sink.
+func (e *Edge) prepare(ctx context.Context) (err error) {
 	if err := e.lay(); err != nil {
 		return err
 	}
 	if e.sink, err = startActor(e.node, "sink", vipPort(vip4, sinkPort), vipPort(vip6, sinkPort), e.sinkCounts); err != nil {
 		return err
 	}
-	if err := awaitCounts(ctx, e.sink, e.sinkCounts); err != nil {
-		return err
-	}
-	return e.raise(ctx)
+	return awaitCounts(ctx, e.sink, e.sinkCounts)
 }
 
 // lay makes the edge's directories and its file.
@@ -108,10 +113,17 @@ func (e *Edge) lay() (err error) {
 
 // raise brings both halves up.
 func (e *Edge) raise(ctx context.Context) error {
-	if out, err := e.berm(ctx, "kernel", "up"); err != nil {
-		return fmt.Errorf("%w: %s", err, out)
+	if err := e.loadKernel(ctx); err != nil {
+		return err
 	}
 	return e.startDaemon(ctx)
+}
+
+func (e *Edge) loadKernel(ctx context.Context) error {
+	if out, err := e.berm(ctx, "kernel", "up"); err != nil {
+		return fmt.Errorf("%s: %w: %s", e.Name, err, out)
+	}
+	return nil
 }
 
 // reload gives the edge the file that it should have now.

@@ -250,7 +250,7 @@ func reportFresh(r *Recorder, what string, n *freshFlows, survivor string, lost 
 			served++
 		}
 	}
-	r.Equal(what+": new flows failed before it", 0, early, "flows")
+	r.Timed().Equal(what+": new flows failed before it", 0, early, "flows")
 	r.Timed().AtMost(what+": last new flow that failed, started after it by", 1, last.Seconds(), "s")
 	r.Timed().AtLeast(what+": new flows that went to the survivor", 80, float64(served), "flows")
 	r.Equal(what+": new flows answered by the lost one", 0, wrong, "flows")

@@ -131,7 +131,7 @@ func (l *met) enough() bool {
 func (l *met) check(r *Recorder, what string) {
 	for _, k := range l.kinds() {
 		r.AtLeast(what+": "+k.name, float64(k.least), float64(k.sum.requests), k.unit)
-		r.Equal(what+": of those lost", 0, k.sum.lost, k.unit+failures(k.sum.failures))
+		k.sum.checkLost(r, what, k.unit)
 	}
 }
 

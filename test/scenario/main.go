@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/bermedge/berm/test/rig"
 	"github.com/bermedge/berm/userspace/control"
 )
@@ -220,7 +222,25 @@ func (m *Main) makeCertificate(context.Context) error {
 
 func (m *Main) startEdges(ctx context.Context) error {
 	for _, e := range m.edges {
-		if err := e.start(ctx); err != nil {
+		if err := e.prepare(ctx); err != nil {
+			return fmt.Errorf("%s: %w", e.Name, err)
+		}
+	}
+	// All at once: what takes long is the kernel's verifier.
+	var all errgroup.Group
+	for _, e := range m.edges {
+		all.Go(func() error { return e.loadKernel(ctx) })
+	}
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	for _, e := range m.edges {
+		if err := e.launchDaemon(ctx); err != nil {
+			return fmt.Errorf("%s: %w", e.Name, err)
+		}
+	}
+	for _, e := range m.edges {
+		if err := e.awaitReady(ctx); err != nil {
 			return fmt.Errorf("%s: %w", e.Name, err)
 		}
 	}
