@@ -17,6 +17,7 @@ type fakeSession struct {
 	ctx  context.Context
 	back chan []byte
 	slow chan struct{} // nil: sends at once; else one datagram for each
+	rtt  time.Duration
 
 	mu  sync.Mutex
 	got [][]byte
@@ -25,6 +26,8 @@ type fakeSession struct {
 func newSession(t *testing.T) *fakeSession {
 	return &fakeSession{ctx: t.Context(), back: make(chan []byte, 100)}
 }
+
+func (s *fakeSession) RTT() time.Duration { return s.rtt }
 
 func (s *fakeSession) Context() context.Context { return s.ctx }
 
@@ -124,7 +127,7 @@ func TestParityForEach(t *testing.T) {
 	shape := *x.shape.Load()
 	emit := func(pkt []byte, repair bool) error { return x.emit(pkt, repair) }
 	e := mustEncoder(t, Params{1, 0}, 100, 9)
-	if err := e.SetParams(x.beginBlock()); err != nil {
+	if err := e.SetParams(x.beginBlock(9)); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 20 {
