@@ -255,6 +255,33 @@ func TestSlowSubscriber(t *testing.T) {
 	}
 }
 
+// What the edge did not send, and nobody reports as lost, hides no losses that come later.
+func TestUnsentIsForgotten(t *testing.T) {
+	sub, now := new(subscriber), time.Now()
+	sub.late.Store(5000) // most of it whole blocks, of which the receiver knows nothing
+	sub.report(report{expected: 1000, lost: 100, bursts: 1}, now)
+	if n := sub.estimate.last.lost; n != 0 {
+		t.Errorf("%d losses of what was not sent", n)
+	}
+	sub.report(report{expected: 1200, lost: 110, bursts: 11}, now.Add(lateReports/2))
+	if n := sub.estimate.last.lost; n != 0 {
+		t.Errorf("%d losses while more of it may be reported", n)
+	}
+	sub.report(report{expected: 2000, lost: 150, bursts: 51}, now.Add(2*lateReports))
+	if n := sub.estimate.last.lost; n != 40 {
+		t.Errorf("%d losses afterwards, want 40", n)
+	}
+	sub.late.Add(10)
+	sub.report(report{expected: 3000, lost: 180, bursts: 70}, now.Add(3*lateReports))
+	if n := sub.estimate.last.lost; n != 60 {
+		t.Errorf("%d losses, want 20 more and not 10 that were late again", n)
+	}
+	sub.report(report{expected: 100, lost: 5, bursts: 5}, now.Add(4*lateReports))
+	if n := sub.estimate.last.lost; n != 5 {
+		t.Errorf("%d losses of a new receiver, want 5", n)
+	}
+}
+
 // A stream keeps its subscribers over a change of its settings, and ends with them; addresses in use change nothing.
 func TestStreamsApply(t *testing.T) {
 	s, x := mustStream(t, nil, func(c *StreamConfig) { c.Subscribers = 1 })

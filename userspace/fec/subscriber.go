@@ -89,9 +89,36 @@ type subscriber struct {
 	nacks              atomic.Uint64 // blocks that it asked more parity of
 	refused            atomic.Uint64 // datagrams that are neither reports nor NACKs, or came too fast
 
-	mu    sync.Mutex
-	told  report // last
-	heard time.Time
+	mu     sync.Mutex
+	told   report // last
+	heard  time.Time
+	unsent unsent
+}
+
+// unsent are symbols that the edge did not send in time: the subscriber reports them as lost, but parity would not help.
+type unsent struct {
+	late uint64    // until the last report
+	grew time.Time // when there were more than before
+	owed uint64    // of these, not reported as lost yet
+	in   uint64    // of these, in what was reported
+}
+
+// lateReports is how long after it was late a symbol may be reported as lost. What is not by then never will be: of a block
+// of which nothing came its receiver knows nothing.
+const lateReports = time.Second
+
+// take finds those among the symbols that are newly reported as lost, now that so many were late.
+func (u *unsent) take(lost, late uint64, now time.Time) {
+	switch {
+	case late > u.late:
+		u.owed += late - u.late
+		u.late, u.grew = late, now
+	case now.Sub(u.grew) > lateReports:
+		u.owed = 0
+	}
+	n := min(lost, u.owed)
+	u.owed -= n
+	u.in += n
 }
 
 // Subscribe sends the stream over a session until either ends. plain wants no parity. The error says which.
@@ -233,9 +260,12 @@ func (x *Stream) listen(ctx context.Context, session Session, s *subscriber) {
 func (s *subscriber) report(r report, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.lost < s.told.lost { // a new receiver's
+		s.told, s.unsent.in = report{}, 0
+	}
+	s.unsent.take(r.lost-s.told.lost, s.late.Load(), now)
 	s.told, s.heard = r, now
-	// What the edge itself did not send in time is missing too, but parity would not help.
-	r.lost = max(r.lost-min(r.lost, s.late.Load()), min(s.estimate.lost(), r.lost))
+	r.lost -= s.unsent.in
 	r.bursts = min(max(r.bursts, s.estimate.bursts()), r.lost)
 	s.estimate.add(r, now)
 }
