@@ -44,20 +44,33 @@ func TestLossMeter(t *testing.T) {
 	}
 }
 
-// TestLossMeterForgets has losses end: their share is gone after as many packets as the meter remembers.
+// TestLossMeterForgets has losses end: their share is gone after some times as many packets as the meter remembers.
 func TestLossMeterForgets(t *testing.T) {
-	s := newSim(1, 0.03)
-	f := s.add(t, BBR, Options{}, 0)
 	var m LossMeter
-	f.meter = &m
-	s.run(15 * time.Second)
-	if _, share := m.Share(); share < 0.02 {
-		t.Fatalf("%.4f of a path that loses 0.03", share)
+	now := time.Duration(0)
+	rounds := func(n int, lost ...Packet) {
+		for i := range n {
+			inFlight := int64(100 - 10*(i%6)) // packets
+			e := Event{PriorInFlight: inFlight * 1200, RTT: RTT{50 * ms, 50 * ms, 50 * ms}, HasRTT: true}
+			for range inFlight {
+				e.Acked = append(e.Acked, packet(0, now+ms))
+			}
+			for _, p := range lost {
+				p.Sent = now + ms
+				e.Lost = append(e.Lost, p)
+			}
+			now += 51 * ms
+			e.Now = now
+			m.Observe(e)
+		}
 	}
-	s.link.loss = 0
-	s.run(90 * time.Second)
-	if packets, share := m.Share(); packets == 0 || share > 0.003 {
-		t.Errorf("%.4f of %d packets, more than a minute after the last loss", share, packets)
+	rounds(100, packet(0, 0), packet(0, 0))
+	if _, share := m.Share(); share < 0.02 || share > 0.03 {
+		t.Fatalf("%.4f of a path that loses two packets of some 77", share)
+	}
+	rounds(8 * meterKept / 77)
+	if packets, share := m.Share(); packets == 0 || share > 0.0005 {
+		t.Errorf("%.4f of %d packets, long after the last loss", share, packets)
 	}
 }
 
@@ -82,7 +95,7 @@ func TestConnectionLearnsItsFloor(t *testing.T) {
 		{"more than its prefix has", 0.03, 0.01, nil, 0.02, 0.031, 0.04, 0.85},
 		{"none", 0, 0, nil, 0, 0, 0.001, 0.9},
 		{"none, though its prefix has", 0, MaxLossFloor, nil, 0, 0, 0.001, 0.9},
-		{"a policer's", 0, 0, policed, 0, 0.02, 0.03, 0.9},
+		{"a policer's", 0, 0, policed, 0, 0.02, 0.04, 0.9},
 		{"a short queue's", 0, 0, short, 0, 0.001, 0.004, 0.9},
 		{"a short queue's, where its prefix has others", 0, MaxLossFloor, short, 0, 0.001, 0.01, 0.9},
 	} {
@@ -96,7 +109,7 @@ func TestConnectionLearnsItsFloor(t *testing.T) {
 			f.meter = &m
 			s.run(2 * time.Second)
 			sent, lost := len(f.packets), f.lost
-			got := s.goodput(f, 2*time.Second, 10*time.Second)
+			got := s.goodput(f, 2*time.Second, 6*time.Second)
 			if floor := f.cc.State().LossFloor; floor < tt.low || floor > tt.high {
 				t.Errorf("floor %.4f, want %g to %g (low %+v, high %+v)", floor, tt.low, tt.high, m.low, m.high)
 			}
