@@ -1,8 +1,8 @@
 //go:build ignore
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Watches the TCP connections that clients make to this host: says what they begin with, and writes
- * what they learn about the network to berm_paths, and what came of them to berm_cc_results. Only connections of the cgroup it is attached to are
- * seen.
+ * what they learn about the network to berm_paths, and what came of them to berm_cc_results. Only
+ * connections of the cgroup it is attached to are seen.
  */
 #include <linux/bpf.h>
 

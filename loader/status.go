@@ -219,7 +219,7 @@ func (s *State) readXDP(l pinnedLink) Interface {
 	on, err := xdpOn(i.Index)
 	switch {
 	case i.Index == 0:
-		i.Problem = "the device was removed (berm kernel up attaches to its successor)"
+		i.Problem = fmt.Sprintf("the device was removed (berm kernel up --interface %s attaches to its successor)", i.Name)
 	case err != nil || on.program != i.Program:
 		i.Problem = fmt.Sprintf("attached to device %d of another network namespace", i.Index)
 		i.Attached = true

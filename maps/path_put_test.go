@@ -14,7 +14,7 @@ import (
 // What the daemon writes of QUIC is beside what the kernel half writes of TCP, and reads as it was written.
 func TestPutPaths(t *testing.T) {
 	k := mapstest.New(t)
-	for _, of := range []string{"192.0.2.77", "2001:db8:1:2::3"} {
+	for _, of := range []string{"192.0.2.77", "2001:db8:1:2::3", "::1"} {
 		a := netip.MustParseAddr(of)
 		want := maps.Path{
 			Prefix: maps.PathPrefix(a), Protocol: maps.ProtocolUDP, Connections: 3, Sent: 5, Delivered: 4, Lost: 1, Retransmitted: 2,

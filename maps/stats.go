@@ -239,7 +239,7 @@ func (p Path) Burst() float64 {
 	return lost / runs
 }
 
-// PathPrefix is the prefix that network facts about an address are kept under.
+// PathPrefix is the prefix that network facts about an address are kept under: ::/48 for ::1, whose key is all zeros.
 func PathPrefix(a netip.Addr) netip.Prefix {
 	a = a.Unmap().WithZone("")
 	n := 48
@@ -286,7 +286,7 @@ func (p *Paths) Get(a netip.Addr, proto Protocol) (Path, error) {
 func decodePath(key *bpf.XDPBermPathKey, v *bpf.XDPBermPath) Path {
 	us := func(n uint32) time.Duration { return time.Duration(n) * time.Microsecond }
 	return Path{
-		Prefix: PathPrefix(fromAddr(key.Prefix)), Protocol: Protocol(key.Proto), Updated: wall(v.UpdatedNs),
+		Prefix: PathPrefix(netip.AddrFrom16(key.Prefix.Octets)), Protocol: Protocol(key.Proto), Updated: wall(v.UpdatedNs),
 		Connections: v.Connections, Sent: v.Sent, Delivered: v.Delivered, Lost: v.Lost, Retransmitted: v.Retransmitted,
 		RTT: us(v.SrttUs), MinRTT: us(v.MinRttUs), RTTVar: us(v.RttvarUs), RateKbps: v.RateKbps, Bursts: v.Bursts,
 	}

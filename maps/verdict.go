@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/bermedge/berm/bpf"
 )
@@ -46,7 +47,8 @@ func (v *Verdicts) bit(seed [2]uint64, source netip.Addr) uint64 {
 	return SourceHash(seed, source) >> 20 % verdictBits
 }
 
-// Put adds a verdict, or replaces the one about the same source and VIP; its hits stay.
+// Put adds a verdict, or replaces the one about the same source and VIP; its hits stay. A full table gives up those that
+// have expired; when none has, the error is ErrFull.
 func (v *Verdicts) Put(x Verdict) error {
 	e, err := x.encode()
 	if err != nil {
@@ -57,8 +59,23 @@ func (v *Verdicts) Put(x Verdict) error {
 		if err != nil {
 			return err
 		}
-		return v.put(key, e, x.Source)
+		return v.putOr(v.sweep, key, e, x.Source)
 	})
+}
+
+// putOr makes room when the table is full, and tries again if there was some to make.
+func (v *Verdicts) putOr(makeRoom func() (int, error), key bpf.XDPBermVerdictKey, e bpf.XDPBermVerdict, source netip.Addr) error {
+	err := v.put(key, e, source)
+	if !errors.Is(err, ErrFull) {
+		return err
+	}
+	switch n, sweepErr := makeRoom(); {
+	case sweepErr != nil:
+		return errors.Join(err, sweepErr)
+	case n > 0:
+		return v.put(key, e, source)
+	}
+	return err
 }
 
 func (v *Verdicts) put(key bpf.XDPBermVerdictKey, e bpf.XDPBermVerdict, source netip.Addr) error {
@@ -74,7 +91,10 @@ func (v *Verdicts) put(key bpf.XDPBermVerdictKey, e bpf.XDPBermVerdict, source n
 	}
 	bit := v.bit(v.set.Config.Get().Seed, source)
 	atomic.OrUint64(&v.bits.words()[bit/64], 1<<(bit%64))
-	if err := v.m.Put(&key, &e); err != nil {
+	switch err := v.m.Put(&key, &e); {
+	case errors.Is(err, unix.E2BIG):
+		return fmt.Errorf("verdict about %s: %d others exist: %w (remove some, or decide by prefix: geo.overrides)", source, v.m.MaxEntries(), ErrFull)
+	case err != nil:
 		return fmt.Errorf("verdict about %s: %w", source, err)
 	}
 	v.wrote(key, &e)
@@ -106,6 +126,7 @@ func (v *Verdicts) Change(list []VerdictChange) (errs []error, err error) {
 			ids[x.Name] = x.ID
 		}
 		removed := false
+		once := v.sweepOnce()
 		for i, c := range list {
 			id, ok := ids[c.VIP]
 			if !ok {
@@ -113,7 +134,7 @@ func (v *Verdicts) Change(list []VerdictChange) (errs []error, err error) {
 				continue
 			}
 			key := bpf.XDPBermVerdictKey{Source: toAddr(SourceOf(c.Source)), Vip: id}
-			errs[i] = v.change(key, c)
+			errs[i] = v.change(once, key, c)
 			removed = removed || c.Remove && errs[i] == nil
 		}
 		if removed {
@@ -124,7 +145,7 @@ func (v *Verdicts) Change(list []VerdictChange) (errs []error, err error) {
 	return errs, err
 }
 
-func (v *Verdicts) change(key bpf.XDPBermVerdictKey, c VerdictChange) error {
+func (v *Verdicts) change(makeRoom func() (int, error), key bpf.XDPBermVerdictKey, c VerdictChange) error {
 	if c.Remove {
 		return v.remove(key, c.Source, c.Owner)
 	}
@@ -132,7 +153,19 @@ func (v *Verdicts) change(key bpf.XDPBermVerdictKey, c VerdictChange) error {
 	if err != nil {
 		return err
 	}
-	return v.put(key, e, c.Source)
+	return v.putOr(makeRoom, key, e, c.Source)
+}
+
+// sweepOnce is a sweep that looks through the table the first time only: of many changes one pays for it.
+func (v *Verdicts) sweepOnce() func() (int, error) {
+	looked := false
+	return func() (int, error) {
+		if looked {
+			return 0, nil
+		}
+		looked = true
+		return v.sweep()
+	}
 }
 
 func (v *Verdicts) remove(key bpf.XDPBermVerdictKey, source netip.Addr, owner Owner) error {
@@ -274,11 +307,16 @@ func (v *Verdicts) Remove(source netip.Addr, vip string) error {
 }
 
 // Sweep removes verdicts that have expired and says how many.
-func (v *Verdicts) Sweep() (int, error) {
+func (v *Verdicts) Sweep() (int, error) { return v.removeIf(expired()) }
+
+// sweep is Sweep for who holds the lock.
+func (v *Verdicts) sweep() (int, error) { return v.removeLocked(expired()) }
+
+func expired() func(*bpf.XDPBermVerdictKey, *bpf.XDPBermVerdict) bool {
 	now := monotonic()
-	return v.removeIf(func(_ *bpf.XDPBermVerdictKey, e *bpf.XDPBermVerdict) bool {
+	return func(_ *bpf.XDPBermVerdictKey, e *bpf.XDPBermVerdict) bool {
 		return e.ExpiresNs != 0 && e.ExpiresNs <= now
-	})
+	}
 }
 
 // RemoveOwner removes all verdicts of one owner and says how many.

@@ -156,6 +156,53 @@ func TestVerdictExpiry(t *testing.T) {
 	}
 }
 
+// A full table gives up what has expired, then refuses: what was decided is never thrown out for something newer.
+func TestVerdictsFull(t *testing.T) {
+	k := mapstest.New(t)
+	table := k.Maps[bpf.XDPMapBermVerdicts]
+	source := func(i uint32) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
+	fill := make([]maps.VerdictChange, table.MaxEntries())
+	for i := range fill {
+		fill[i].Verdict = maps.Verdict{Source: source(uint32(i)), Action: maps.ActionDrop}
+	}
+	errs, err := k.Verdicts.Change(fill)
+	if err := errors.Join(append(errs, err)...); err != nil {
+		t.Fatal(err)
+	}
+	more := maps.Verdict{Source: source(table.MaxEntries()), Action: maps.ActionDrop}
+	one := []maps.VerdictChange{{Verdict: more}}
+	for what, err := range map[string]error{
+		"one": k.Verdicts.Put(more),
+		"many": func() error {
+			errs, err := k.Verdicts.Change(one)
+			return errors.Join(append(errs, err)...)
+		}(),
+	} {
+		if !errors.Is(err, maps.ErrFull) || !strings.Contains(err.Error(), "remove some") {
+			t.Errorf("%s more than fit: %v", what, err)
+		}
+	}
+	if v, err := k.Verdicts.Get(source(0), ""); err != nil || v.Action != maps.ActionDrop {
+		t.Errorf("the first: %v, %v", v, err)
+	}
+	// Replacing one takes no room; one that has expired leaves some.
+	short := maps.Verdict{Source: source(7), Action: maps.ActionShadow, Expires: time.Now().Add(time.Millisecond)}
+	if err := k.Verdicts.Put(short); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		if err = k.Verdicts.Put(more); !errors.Is(err, maps.ErrFull) || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if v, err := k.Verdicts.Get(source(7), ""); !errors.Is(err, maps.ErrNotFound) {
+		t.Errorf("what has expired: %v, %v", v, err)
+	}
+}
+
 func TestVerdictErrors(t *testing.T) {
 	k := mapstest.New(t)
 	a := netip.MustParseAddr("192.0.2.1")

@@ -10,7 +10,7 @@ packages=(
 	# networks
 	iproute2 ethtool tcpdump procps bird2 nftables iputils-ping
 	# clients and load generators
-	ca-certificates curl wrk nghttp2-client ngtcp2-client chromium python3-aioice
+	ca-certificates curl wrk nghttp2-client ngtcp2-client ngtcp2-server chromium python3-aioice
 	# old kernels under emulation
 	qemu-system-x86 cpio xz-utils
 	# units, pages, packages and completion

@@ -160,8 +160,31 @@ static __always_inline __u32 sid_backend(__u64 server, __u32 set)
 	return sid && sid->sets >> (set & 63) & 1 ? sid->backend : 0;
 }
 
-/* The packet's ID names nobody, though it should: it is not one that a client makes up. */
-#define CID_LOST -1
+/* The backend that an ID names which is of the usual kind: plain, in a short header, and with no tag, option
+ * or tunnel before it; 0 where more has to be looked at. In line: with safe returns a call costs 15 ns.
+ */
+static __always_inline __u32 cid_usual(const struct packet *pkt, __u32 set)
+{
+	const __u64 unusual =
+		PACKET_OTHER | PACKET_FRAGMENT | PACKET_OUTER | PACKET_TAGGED | PACKET_OPTIONS;
+	__u32 headers = sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct udphdr) +
+			fact(pkt, PACKET_V6) * (sizeof(struct ipv6hdr) - sizeof(struct iphdr));
+	struct cursor cur = cur_from(pkt->ctx);
+	struct quic_header *quic;
+	struct berm_cid *format;
+	__u64 server;
+	__u32 key;
+
+	if (is(pkt, unusual) || !cur_skip(&cur, headers) ||
+	    !(quic = TAKE(&cur, struct quic_header)) || quic->first & QUIC_LONG)
+		return 0;
+	key = quic->cid[0] >> 5;
+	format = bpf_map_lookup_elem(&berm_cids, &key);
+	if (!format || format->flags != BERM_CID_USED)
+		return 0;
+	server = cid_server(format, quic->cid);
+	return server < BERM_SIDS ? sid_backend(server, set) : 0;
+}
 
 /* Skips what is in front of the payload of a UDP packet that came in no tunnel. */
 static __always_inline bool skip_to_payload(struct cursor *cur, struct xdp_md *ctx, __u64 facts)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* deliver: to this host's stack, or in IPIP / IP6IP6 to the flow's owner; to servers that run no Berm
- * also in GUE, or as it is to their Ethernet address (server.h). The inner packet is never changed, and VLAN tags stay on frames that leave where they came from. Failing
- * before the first write passes the packet to the stack; after it, XDP_ABORTED.
+ * also in GUE, or as it is to their Ethernet address (server.h). The inner packet is never changed, and
+ * VLAN tags stay on frames that leave where they came from. Failing before the first write passes the
+ * packet to the stack; after it, XDP_ABORTED.
  */
 #ifndef BERM_DELIVER_H
 #define BERM_DELIVER_H

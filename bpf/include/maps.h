@@ -62,9 +62,14 @@ ARRAY(berm_newcomers, struct berm_newcomer_set, BERM_NEWCOMER_SETS, BPF_F_MMAPAB
 
 ARRAY(berm_gate_states, struct berm_gate_state, BERM_VIPS, BPF_F_MMAPABLE);
 
-/* guard, operator (hits: XDP) */
+/* guard, operator (hits: XDP). No LRU: a full table refuses the next verdict aloud, and loses none. */
 ARRAY(berm_verdict_bits, __u64, BERM_VERDICT_WORDS, BPF_F_MMAPABLE);
-LRU(berm_verdicts, struct berm_verdict_key, struct berm_verdict, BERM_VERDICTS);
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, BERM_VERDICTS);
+	__type(key, struct berm_verdict_key);
+	__type(value, struct berm_verdict);
+} berm_verdicts SEC(".maps");
 
 /* steering */
 ARRAY(berm_rows, __u64, BERM_SETS * BERM_ROW_CELLS, BPF_F_MMAPABLE);

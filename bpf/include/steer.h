@@ -47,6 +47,18 @@ __noinline int row_of_cid(struct xdp_md *ctx, __u64 facts, __u32 set, __u32 self
 	return PACKET_CID_LOST;
 }
 
+/* The same for any packet to a service that speaks QUIC. Of the usual kind it finds the backend too. */
+static __always_inline __u32 steer_by_cid(struct packet *pkt, __u32 set, __u32 self)
+{
+	__u32 named = cid_usual(pkt, set);
+
+	if (named && named == self)
+		return named | PACKET_CID;
+	pkt->backend = backend_ready(named);
+	return LIKELY(pkt->backend) ? unknown(pkt, PACKET_CID) :
+				      row_of_cid(pkt->ctx, pkt->facts, set, self);
+}
+
 /* A row for a packet of a flow that has shown an ICE username fragment: of the backend that has given
  * that out, with PACKET_STUN; PACKET_STUN alone if it cannot be reached, 0 if none is known. An
  * ICMP error about the flow has its hash. Verified by itself.
@@ -129,7 +141,7 @@ static __always_inline bool is_contested(const struct packet *pkt, const struct 
 static __always_inline int steer(struct packet *pkt, const struct now *now)
 {
 	__u32 set = pkt->vip->set, self = pkt->cfg->self;
-	__u32 row, named, key, owner, second;
+	__u32 row, named = 0, key, owner, second;
 	bool silent = false;
 	__u64 *cell;
 
@@ -140,17 +152,19 @@ static __always_inline int steer(struct packet *pkt, const struct now *now)
 				      pkt->ports);
 	else if (!is(pkt, PACKET_TRUSTED))
 		return STAGE_NEXT;
+	if (UNLIKELY(pkt->vip->flags & BERM_VIP_QUIC)) {
+		named = steer_by_cid(pkt, set, self);
+		pkt->facts |= named & (PACKET_CID | PACKET_CID_LOST);
+		if (LIKELY(pkt->backend))
+			return STAGE_NEXT;
+	}
 	row = flow_row(pkt->flow);
 	key = set * BERM_ROW_CELLS + row / 2;
 	cell = bpf_map_lookup_elem(&berm_rows, &key);
 	if (!cell)
 		return fail_open(pkt, BERM_STAGE_STEER);
 	row = *cell >> (row & 1) * 32;
-	if (UNLIKELY(pkt->vip->flags & BERM_VIP_QUIC)) {
-		named = row_of_cid(pkt->ctx, pkt->facts, set, self);
-		row = named & PACKET_CID ? named : row;
-		pkt->facts |= named & (PACKET_CID | PACKET_CID_LOST);
-	}
+	row = named & PACKET_CID ? named : row;
 	if (UNLIKELY(pkt->vip->flags & BERM_VIP_STUN)) {
 		named = row_of_stun(pkt->ctx, pkt->facts, pkt->flow, set,
 				    stun_seconds(now, pkt->cfg));

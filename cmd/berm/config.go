@@ -27,7 +27,7 @@ type configCheck struct {
 
 // Help is what berm config check --help adds.
 func (configCheck) Help() string {
-	return `All mistakes are reported at once, with line and column: unknown keys, bad values, and what contradicts itself across sections. Nothing is changed. Exit code 0: the file is right. 2: it is not. 3: there is none.
+	return `All mistakes are reported at once, with line and column: unknown keys, bad values, what contradicts itself across sections, and files that it names and that cannot be used: certificates, geo databases. Nothing is changed. Exit code 0: the file is right. 2: it is not. 3: there is none.
 
 Examples:
 
@@ -48,7 +48,7 @@ func (c *configCheck) Run(a *app) error {
 	if !exists(path) {
 		return fail(exitAbsent, "Name the file to check: berm config check FILE.", "config check: %s does not exist", path)
 	}
-	loaded, err := config.Load(path)
+	loaded, err := config.Check(path)
 	problems, ok := errors.AsType[config.Problems](err)
 	switch {
 	case err != nil && !ok:

@@ -215,6 +215,7 @@ func (c *fecExplain) subscriber(a *app) error {
 			}
 			a.out.Field("plan", "%s: %s", fec.Params{K: v.K, M: v.M}, v.Why)
 			a.out.Field("sent", "%s packets and %s of parity; %s were too late for its connection", count(v.Sent), count(v.Parity), count(v.Late))
+			a.out.Field("asked", "more parity of %s, which it gets where its round trip is within the stream's delay", plural(int(v.Nacks), "block"))
 			a.out.Field("missing", "%s packets stayed lost (%.2g)", count(v.Missing), v.Residual)
 		}
 	})

@@ -124,11 +124,6 @@ func (a *app) load(do func(context.Context, loader.Options) (*loader.Report, err
 		if len(r.Changed) == 0 {
 			a.out.Printf("nothing to change: the kernel half is up\n")
 		}
-		for _, i := range r.Interfaces {
-			if i.Why != "" {
-				a.note("%s runs in %s mode: %s", i.Name, i.Mode, i.Why)
-			}
-		}
 		for _, n := range r.Notes {
 			a.note("%s", n)
 		}

@@ -73,7 +73,7 @@ func (d *daemon) LiveStreams(context.Context) ([]control.LiveStream, error) {
 	return []control.LiveStream{{
 		Name: "stage", Listen: netip.MustParseAddrPort("127.0.0.1:5004"), Host: "*", Path: "/live/stage", Packets: 9000, K: 20, M: 6, Joined: 3,
 		Subscribers: []control.Subscriber{{
-			Client: netip.MustParseAddrPort("198.51.100.7:4433"), Seconds: 61, Loss: 0.05, Burst: 1.1, Before: 0.02, K: 20, M: 6,
+			Client: netip.MustParseAddrPort("198.51.100.7:4433"), Seconds: 61, Loss: 0.05, Burst: 1.1, Before: 0.02, K: 20, M: 6, Nacks: 2,
 			Why: "enough", Sent: 6000, Parity: 1800, Missing: 1, Residual: 1. / 6000,
 		}},
 	}}, nil

@@ -74,6 +74,7 @@ func (c *statusCmd) down(a *app) error {
 		}
 		st.Loaded = true
 	}
+	st.Drops.Drops, st.Drops.Stages = orEmpty(st.Drops.Drops), orEmpty(st.Drops.Stages)
 	problems := []string{"bermd is not running: nobody listens at " + a.settings().socket}
 	if !st.Loaded {
 		problems = append(problems, st.Error)

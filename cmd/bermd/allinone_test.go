@@ -287,3 +287,29 @@ func TestAllInOneWithoutXDP(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// So it does for somebody who is not root.
+func TestAllInOneWithoutRoot(t *testing.T) {
+	l, edge, client := pair(t)
+	if err := os.Mkdir(l.Path("own"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(l.Path("own"), 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	p, err := edge.Start(rig.Daemon{Name: "bermd", Args: []string{
+		"setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
+		bermd, "run", "--all-in-one", "--socket", l.Path("own", "a.sock"), "--state", l.Path("own"),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	within(t, 60*time.Second, "an answer", func() (bool, error) { return curlCode(t, client, "http://192.0.2.1:8080/") == "200", nil })
+	log, err := os.ReadFile(p.Log)
+	if err != nil || !strings.Contains(string(log), "it takes root to load it") {
+		t.Errorf("%v:\n%s", err, log)
+	}
+	if err := p.Stop(20 * time.Second); err != nil {
+		t.Error(err)
+	}
+}

@@ -21,6 +21,7 @@ import (
 	"github.com/bermedge/berm/test/browser"
 	"github.com/bermedge/berm/test/rig"
 	"github.com/bermedge/berm/test/rig/rigtest"
+	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/fec"
 )
 
@@ -185,6 +186,10 @@ func TestBrowser(t *testing.T) {
 	if plain.Repaired > 0 || repaired.Refused+plain.Refused > 0 {
 		t.Error("parity for who wants none, or packets that are refused")
 	}
+	streams, err := p.client.LiveStreams(ctx)
+	if err != nil || len(streams) != 1 || !slices.ContainsFunc(streams[0].Subscribers, func(s control.Subscriber) bool { return s.Nacks > 0 }) {
+		t.Errorf("the page asked for no more parity: %+v, %v", streams, err)
+	}
 	var views struct{ Whole, PlainWhole, Samples int }
 	if err := page.Eval(ctx, `({whole: berm.repaired.view.whole, plainWhole: berm.plain.view.whole, samples: berm.samples.length})`, &views); err != nil {
 		t.Fatal(err)
@@ -237,6 +242,15 @@ func decoderCases(t *testing.T) (cases [][]given) {
 		}
 		r.Shuffle(len(block), func(i, j int) { block[i], block[j] = block[j], block[i] })
 		block = append(block[min(shape.M+n/6%3-1, len(block)-1):], block[len(block)-1])
+		for range 3 { // of the next block: what this one lacks is asked for
+			err := enc.Add([]byte{byte(n)}, func(pkt []byte, repair bool) error {
+				block = append(block, given{repair, slices.Clone(pkt)})
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 		if n >= 30 { // forged: a bit, a length, the kind
 			for range 1 + n%4 {
 				bad := block[r.IntN(len(block))]
@@ -260,6 +274,7 @@ func decoderCases(t *testing.T) (cases [][]given) {
 // outcome is what a decoder makes of a sequence.
 type outcome struct {
 	Packets [][]byte `json:"packets"`
+	Nacks   [][]byte `json:"nacks"`
 	Counts  watched  `json:"counts"`
 }
 
@@ -276,17 +291,22 @@ func checkDecoder(t *testing.T, ctx context.Context, page *browser.Page) { //nol
 		const { Decoder } = await import(location.href + '/fec.js');
 		const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 		return `+string(in)+`.map((packets) => {
-			const out = [];
-			const decoder = new Decoder((adu) => out.push(btoa(String.fromCharCode(...adu))), { window: 2, longest: 60 });
-			for (const { repair, packet } of packets) repair ? decoder.repair(bytes(packet)) : decoder.source(bytes(packet));
+			const out = [], nacks = [];
+			const text = (bytes) => btoa(String.fromCharCode(...bytes));
+			const decoder = new Decoder((adu) => out.push(text(adu)), { window: 2, longest: 60 });
+			for (const { repair, packet } of packets) {
+				repair ? decoder.repair(bytes(packet)) : decoder.source(bytes(packet));
+				const nack = decoder.nack();
+				if (nack) nacks.push(text(nack));
+			}
 			decoder.flush();
-			return { packets: out, counts: decoder.counts };
+			return { packets: out, nacks, counts: decoder.counts };
 		});
 	})()`, &got)
 	if err != nil {
 		t.Fatal(err)
 	}
-	repaired, refused := uint64(0), uint64(0)
+	repaired, refused, nacks := uint64(0), uint64(0), 0
 	for i, packets := range cases {
 		var want outcome
 		dec, err := fec.NewDecoder(2, 60, func(adu []byte, _ bool) { want.Packets = append(want.Packets, slices.Clone(adu)) })
@@ -299,16 +319,19 @@ func checkDecoder(t *testing.T, ctx context.Context, page *browser.Page) { //nol
 			} else {
 				_ = dec.Source(g.Packet)
 			}
+			if b := dec.AppendNack(nil); len(b) > 0 {
+				want.Nacks = append(want.Nacks, b)
+			}
 		}
 		dec.Flush()
 		c := dec.Counts()
 		want.Counts = watched{c.Received, c.Delivered, c.Repaired, c.Residual, c.Lost, c.Expected, c.Refused}
-		if got[i].Counts != want.Counts || !slices.EqualFunc(got[i].Packets, want.Packets, slices.Equal) {
-			t.Errorf("case %d: the page's decoder %+v with %d packets, ours %+v with %d", i, got[i].Counts, len(got[i].Packets), want.Counts, len(want.Packets))
+		if got[i].Counts != want.Counts || !slices.EqualFunc(got[i].Packets, want.Packets, slices.Equal) || !slices.EqualFunc(got[i].Nacks, want.Nacks, slices.Equal) {
+			t.Errorf("case %d: the page's decoder %+v with %d packets and NACKs %x, ours %+v with %d and %x", i, got[i].Counts, len(got[i].Packets), got[i].Nacks, want.Counts, len(want.Packets), want.Nacks)
 		}
-		repaired, refused = repaired+c.Repaired, refused+c.Refused
+		repaired, refused, nacks = repaired+c.Repaired, refused+c.Refused, nacks+len(want.Nacks)
 	}
-	if repaired < 100 || refused < 10 {
-		t.Errorf("the cases repair %d packets and refuse %d", repaired, refused)
+	if repaired < 100 || refused < 10 || nacks < 10 {
+		t.Errorf("the cases repair %d packets, refuse %d, and NACK %d times", repaired, refused, nacks)
 	}
 }

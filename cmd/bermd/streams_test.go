@@ -9,105 +9,38 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/quic-go/quic-go"
-	"github.com/quic-go/webtransport-go"
 
 	"github.com/bermedge/berm/test/rig"
 	"github.com/bermedge/berm/userspace/fec"
+	"github.com/bermedge/berm/userspace/fec/viewer"
 )
 
-// viewer subscribes to a stream with another's implementation of WebTransport, and loses some datagrams on purpose.
-type viewer struct {
-	session *webtransport.Session
-	lose    func(n int) bool // of the n-th datagram; nil: none, and none is reported
-
-	mu    sync.Mutex
-	dec   *fec.Decoder
-	seen  map[uint32]int
-	kinds [2]int
-}
-
-func mustView(t *testing.T, url string, lose func(n int) bool) *viewer {
+func mustView(t *testing.T, url string, change func(*viewer.Options)) *viewer.Viewer {
 	t.Helper()
-	v, res, err := view(t, url, http.Header{}, lose)
+	v, res, err := view(t, url, change)
 	if err != nil {
 		t.Fatal(res, err)
 	}
 	return v
 }
 
-func view(t *testing.T, url string, head http.Header, lose func(n int) bool) (*viewer, *http.Response, error) {
+func view(t *testing.T, url string, change func(*viewer.Options)) (*viewer.Viewer, *http.Response, error) {
 	t.Helper()
-	dialer := &webtransport.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, //nolint:gosec // the daemon's self-signed one
-		QUICConfig:      &quic.Config{EnableDatagrams: true, EnableStreamResetPartialDelivery: true},
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	res, session, err := dialer.Dial(ctx, url, head)
-	if err != nil {
-		return nil, res, err
+	opts := viewer.Options{TLS: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // the daemon's self-signed one
+	if change != nil {
+		change(&opts)
 	}
-	v := &viewer{session: session, lose: lose, seen: map[uint32]int{}}
-	v.dec, err = fec.NewDecoder(8, 1200, func(adu []byte, _ bool) { v.seen[binary.BigEndian.Uint32(adu)]++ })
-	if err != nil {
-		t.Fatal(err)
+	v, res, err := viewer.Subscribe(ctx, url, opts)
+	if err == nil {
+		t.Cleanup(v.Close)
 	}
-	t.Cleanup(func() { _ = session.CloseWithError(0, "") })
-	go v.receive(t.Context())
-	go v.report(t.Context())
-	return v, res, nil
-}
-
-func (v *viewer) receive(ctx context.Context) {
-	for n := 0; ; n++ {
-		b, err := v.session.ReceiveDatagram(ctx)
-		if err != nil {
-			return
-		}
-		v.mu.Lock()
-		v.kinds[b[0]&1]++
-		switch {
-		case v.lose != nil && v.lose(n):
-		case b[0] == fec.KindRepair:
-			_ = v.dec.Repair(b[1:])
-		default:
-			_ = v.dec.Source(b[1:])
-		}
-		v.mu.Unlock()
-	}
-}
-
-func (v *viewer) report(ctx context.Context) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		v.mu.Lock()
-		c := v.dec.Counts()
-		v.mu.Unlock()
-		if v.lose == nil { // what a busy machine loses by itself is not the path's
-			c.Lost, c.Bursts = 0, [fec.Bursts]uint64{}
-		}
-		b := c.AppendReport(nil)
-		if v.session.SendDatagram(b) != nil {
-			return
-		}
-	}
-}
-
-func (v *viewer) counts() (c fec.Counts, kinds [2]int) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.dec.Counts(), v.kinds
+	return v, res, err
 }
 
 // contribute sends numbered packets into a stream, some 750 a second, until the test ends.
@@ -147,17 +80,22 @@ func TestStreams(t *testing.T) {
 	p := mustStart(t, onLoopback, "fec:", "  streams:",
 		fmt.Sprintf("    - {name: stage, listen: %q, path: /live/stage, subscribers: 3, page: true}", in))
 	url := p.url(t, "h3") + "/live/stage"
-	lossy := mustView(t, url, func(n int) bool { return n%20 == 7 })
-	clean := mustView(t, url, nil)
-	plain := mustView(t, url+"?fec=off", func(n int) bool { return n%20 == 7 })
+	loses := func(o *viewer.Options) { o.Lose, o.Silent = func(n int) bool { return n%20 == 7 }, true }
+	lossy := mustView(t, url, loses)
+	clean := mustView(t, url, func(o *viewer.Options) {
+		// What a busy machine loses by itself is not the path's.
+		o.Tell, o.Silent = func(c *fec.Counts) { c.Lost, c.Bursts = 0, [fec.Bursts]uint64{} }, true
+	})
+	plain := mustView(t, url+"?fec=off", loses)
 	contribute(t, in)
 
 	// Parity is planned for single losses, which are all that the viewer makes. A busy machine loses runs of packets by
 	// itself, and then we begin anew: they are not what parity was planned for.
 	var from, last fec.Counts
 	err := rig.Until(t.Context(), 60*time.Second, "800 packets with parity, and no run lost", func() (bool, error) {
-		c, kinds := lossy.counts()
-		if kinds[1] < 50 || from.Delivered == 0 || !slices.Equal(c.Bursts[1:], from.Bursts[1:]) {
+		c := lossy.Counts()
+		_, parity, _ := lossy.Kinds()
+		if parity < 50 || from.Delivered == 0 || !slices.Equal(c.Bursts[1:], from.Bursts[1:]) {
 			from = c
 		}
 		last = c
@@ -170,13 +108,15 @@ func TestStreams(t *testing.T) {
 	if missing := last.Residual - from.Residual; missing > 8 || last.Repaired < from.Repaired+20 || last.Refused > 0 {
 		t.Errorf("%d packets missing: %+v, and from %+v", missing, last, from)
 	}
-	if c, kinds := clean.counts(); kinds[1] > 0 || c.Received < 500 {
-		t.Errorf("a clean path: %v datagrams, %+v", kinds, c)
+	_, parity, _ := clean.Kinds()
+	if c := clean.Counts(); parity > 0 || c.Received < 500 {
+		t.Errorf("a clean path: %d packets of parity, %+v", parity, c)
 	}
-	if c, kinds := plain.counts(); kinds[1] > 0 || c.Residual < 30 {
-		t.Errorf("without parity: %v datagrams, %+v", kinds, c)
+	_, parity, _ = plain.Kinds()
+	if c := plain.Counts(); parity > 0 || c.Residual < 30 {
+		t.Errorf("without parity: %d packets of it, %+v", parity, c)
 	}
-	if _, res, err := view(t, url, http.Header{}, nil); err == nil || res == nil || res.StatusCode != http.StatusServiceUnavailable {
+	if _, res, err := view(t, url, nil); err == nil || res == nil || res.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("a fourth of three subscribers: %v, %v", res, err)
 	}
 }
@@ -202,7 +142,7 @@ func TestStreamRefusals(t *testing.T) {
 		if c.origin != "" {
 			head.Set("Origin", c.origin)
 		}
-		_, res, err := view(t, base+c.path, head, nil)
+		_, res, err := view(t, base+c.path, func(o *viewer.Options) { o.Header = head })
 		if res == nil || res.StatusCode != c.want {
 			t.Errorf("%s from %q: %v, %v, want %d", c.path, c.origin, res, err, c.want)
 		}
@@ -212,7 +152,7 @@ func TestStreamRefusals(t *testing.T) {
 // A daemon without streams offers no datagrams, and ends connections that bring them.
 func TestNoDatagramsUnlessConfigured(t *testing.T) {
 	p := mustStart(t, onLoopback)
-	if _, res, err := view(t, p.url(t, "h3")+"/live/stage", http.Header{}, nil); err == nil {
+	if _, res, err := view(t, p.url(t, "h3")+"/live/stage", nil); err == nil {
 		t.Errorf("a session without streams: %v", res)
 	}
 	conn, err := quic.DialAddr(t.Context(), strings.TrimPrefix(p.url(t, "h3"), "https://"), &tls.Config{

@@ -36,7 +36,7 @@ func (r *run) supervise(root bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if !root {
-		return r.keepRunning(ctx, nil, circumstances{Why: "it takes root to load it (sudo bermd run --all-in-one)"})
+		return r.keepRunning(ctx, nil, circumstances{Why: "it takes root to load it (sudo bermd run --all-in-one)", Group: config.Default().Kernel.Group})
 	}
 	id, err := identify(r.User)
 	if err != nil {

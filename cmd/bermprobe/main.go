@@ -1,5 +1,5 @@
 // Command bermprobe is Berm's own load and protocol client: it asks an edge over HTTP/1.1,
-// HTTP/2 and HTTP/3 at a rate, and in labs sends counted packets at a VIP.
+// HTTP/2 and HTTP/3 at a rate, watches live streams, and in labs sends counted packets at a VIP.
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 
 	"github.com/bermedge/berm/cmd/bermprobe/internal/load"
 	"github.com/bermedge/berm/cmd/bermprobe/internal/packets"
+	"github.com/bermedge/berm/cmd/bermprobe/internal/watch"
 )
 
 // Exit codes, the same as berm's.
@@ -28,6 +29,7 @@ const (
 type cli struct {
 	JSON    bool       `help:"Print one JSON object instead of text; errors too."`
 	Load    loadCmd    `cmd:"" help:"Send requests to a URL and measure them."`
+	Watch   watchCmd   `cmd:"" help:"Subscribe to a live stream, repair it, and tell what its path loses."`
 	Packets packetsCmd `cmd:"" help:"Send counted UDP or TCP SYN packets at a VIP of a lab."`
 }
 
@@ -117,6 +119,29 @@ func (l *loadCmd) Run(ctx context.Context, c *cli, w io.Writer) error {
 		return err
 	}
 	return c.emit(w, rep, rep.Text)
+}
+
+type watchCmd struct {
+	watch.Options
+}
+
+// Help is what --help adds.
+func (watchCmd) Help() string {
+	return `It repairs as the player does: parity comes as the edge plans it by the viewer's reports, and more where a block lacks some. Losses of the last blocks, which may still be repaired, are not counted.
+
+Examples:
+
+  bermprobe watch https://192.0.2.10/live/stage
+  bermprobe watch 'https://192.0.2.10/live/stage?fec=off' --duration 1m --json
+`
+}
+
+func (w *watchCmd) Run(ctx context.Context, c *cli, out io.Writer) error {
+	rep, err := watch.Run(ctx, w.Options)
+	if err != nil {
+		return err
+	}
+	return c.emit(out, rep, rep.Text)
 }
 
 type packetsCmd struct {

@@ -11,25 +11,39 @@ import (
 	"github.com/bermedge/berm/test/rig"
 )
 
-// gtls downloads over HTTP/3 for a while with ngtcp2's client, and asks the edge which controllers its connections began
-// with: one that begins meanwhile is this one.
+// gtls downloads over HTTP/3 for a while, and asks the edge which controllers its connections began with: one that begins
+// meanwhile is this one.
 func (c *CC) gtls(ctx context.Context, p *pathClient) (mbps float64, controller string, err error) {
-	dir := c.lab.Path(p.name + "-h3")
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
-		return 0, "", err
-	}
 	before, err := c.quicControllers(ctx)
 	if err != nil {
 		return 0, "", err
 	}
+	if mbps, err = c.h3(ctx, p, vip4, "443"); err != nil {
+		return 0, "", err
+	}
+	after, err := c.quicControllers(ctx)
+	for name, count := range after {
+		if before[name] != count {
+			controller += name
+		}
+	}
+	return mbps, controller, err
+}
+
+// h3 downloads from a server for a while with ngtcp2's client.
+func (c *CC) h3(ctx context.Context, p *pathClient, server, port string) (mbps float64, err error) {
+	dir := c.lab.Path(p.name + "-h3")
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
+		return 0, err
+	}
 	// In real time: its socket's buffer is small, and what does not fit would be taken for loss of the path.
 	proc, err := p.node.Start(rig.Daemon{Name: "gtlsclient", Args: []string{
 		"chrt", "-f", "1", "gtlsclient", "--no-quic-dump", "--no-http-dump", "--quiet", "--exit-on-all-streams-close",
-		"--sni=" + edgeName, "--download=" + dir, vip4, "443", "https://" + edgeName + ccObject,
+		"--sni=" + edgeName, "--download=" + dir, server, port, "https://" + edgeName + ccObject,
 	}})
 	if err != nil {
-		return 0, "", err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, proc.Kill()) }()
 	file := dir + strings.TrimPrefix(ccObject, "/big")
@@ -46,23 +60,16 @@ func (c *CC) gtls(ctx context.Context, p *pathClient) (mbps float64, controller 
 		return size() > 0, nil
 	})
 	if err != nil {
-		return 0, "", err
+		return 0, err
 	}
 	// The first byte comes a round trip after it was asked for.
 	began, first := time.Now().Add(-2*ccDelay), size()
 	watched, cancel := context.WithTimeout(ctx, c.downloadFor()-2*ccDelay)
 	defer cancel()
 	if err := proc.Wait(watched); watched.Err() == nil || ctx.Err() != nil {
-		return 0, "", fmt.Errorf("%s: gtlsclient ended too early: %w: %s", p.name, err, proc.Tail(5))
+		return 0, fmt.Errorf("%s: gtlsclient ended too early: %w: %s", p.name, err, proc.Tail(5))
 	}
-	mbps = float64(size()-first) * 8 / 1e6 / time.Since(began).Seconds()
-	after, err := c.quicControllers(ctx)
-	for name, count := range after {
-		if before[name] != count {
-			controller += name
-		}
-	}
-	return mbps, controller, err
+	return float64(size()-first) * 8 / 1e6 / time.Since(began).Seconds(), nil
 }
 
 // quicControllers counts the edge's QUIC connections by the controller that they began with.

@@ -217,7 +217,7 @@ func (f *FEC) check(ctx context.Context, r *Recorder) (err error) {
 	if run.watcher, err = watchStream(ctx, f.viewer, fecPathViewer+":443", fecRoute); err != nil {
 		return err
 	}
-	defer func() { _ = run.watcher.session.CloseWithError(0, "") }()
+	defer run.watcher.Close()
 	var any map[string]PathCounts
 	if err := askActor(ctx, http.MethodPut, f.counts(), &any); err != nil {
 		return err
@@ -258,7 +258,7 @@ func (x *fecRun) lossy(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: relay %+v, subscriber %+v", err, relay, viewer)
 	}
-	began, before := x.repaired.latest(), x.watcher.counts()
+	began, before := x.repaired.latest(), x.watcher.Counts()
 	from, sent := relay, viewer
 	first := began + flowRate/2 // blocks of the shape before are over then
 	last := first + fecPackets
@@ -273,7 +273,7 @@ func (x *fecRun) lossy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	after := x.watcher.counts()
+	after := x.watcher.Counts()
 	missing, p99 := x.repaired.between(first, last, 1)
 	lost, bare := x.bare.between(first-first%bareEach, last, bareEach)
 	// What a busy machine delays packets by that go beside the relays, it may delay those in them by as well, on both edges.
@@ -294,9 +294,11 @@ func (x *fecRun) lossy(ctx context.Context) error {
 	x.opts.logf("edge to edge: added p99 %.1f ms; without relays %.1f ms, and %d of %d missing", added, jitter, lost, fecPackets/bareEach)
 	x.r.Timed().AtMost("edge to edge: added p99", fecAdded.Seconds()*1000+3*jitter, added, "ms, at 25 and thrice what is added without relays")
 
-	missing, _ = x.watcher.tally.between(first-first%viewEach, last, viewEach)
+	missing, p99 = x.watcher.tally.between(first-first%viewEach, last, viewEach)
 	late := int(viewer.Late - sent.Late) // its connection did not send them: no code can help
 	x.judge("to the viewer", missing, fecPackets/viewEach, viewer.M, late+allowed/viewEach, limits[1], float64(viewer.Parity-sent.Parity)/float64(viewer.Sent-sent.Sent))
+	_, _, nacks := x.watcher.Kinds()
+	x.opts.logf("to the viewer: added p99 %.1f ms, of both paths and blocks of 60 ms; more parity asked for %d times", (p99-fecDelay).Seconds()*1000, nacks)
 	share := float64(after.Lost-before.Lost) / float64(after.Expected-before.Expected)
 	x.r.Timed().AtLeast("to the viewer: lost before repair", 0.6*lossShare, share, "of symbols")
 	x.r.AtMost("packets that came twice", float64(allowed), float64(x.repaired.twice+x.watcher.tally.twice), "packets")

@@ -5,18 +5,14 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math"
 	"net"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/quic-go/quic-go"
-	"github.com/quic-go/webtransport-go"
-
 	"github.com/bermedge/berm/test/rig"
-	"github.com/bermedge/berm/userspace/fec"
+	"github.com/bermedge/berm/userspace/fec/viewer"
 )
 
 // The flow of the lab: packets of a size, numbered, with the time at which they were sent.
@@ -118,13 +114,10 @@ func (t *tally) receive(conn *net.UDPConn, on net.Conn) {
 	}
 }
 
-// watcher is a subscriber of the stream: another's WebTransport, and our decoder.
+// watcher is a subscriber of the stream.
 type watcher struct {
-	tally   *tally
-	session *webtransport.Session
-
-	mu  sync.Mutex
-	dec *fec.Decoder
+	tally *tally
+	*viewer.Viewer
 }
 
 func watchStream(ctx context.Context, n *rig.Node, addr, path string) (*watcher, error) {
@@ -136,67 +129,12 @@ func watchStream(ctx context.Context, n *rig.Node, addr, path string) (*watcher,
 	if err != nil {
 		return nil, err
 	}
-	tr := &quic.Transport{Conn: udp}
-	dialer := webtransport.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h3"}}, //nolint:gosec // the daemon's self-signed one
-		QUICConfig:      &quic.Config{EnableDatagrams: true, EnableStreamResetPartialDelivery: true},
-		DialAddr: func(ctx context.Context, addr string, t *tls.Config, c *quic.Config) (*quic.Conn, error) {
-			to, err := net.ResolveUDPAddr("udp4", addr)
-			if err != nil {
-				return nil, err
-			}
-			return tr.DialEarly(ctx, to, t, c)
-		},
-	}
-	_, session, err := dialer.Dial(ctx, "https://"+addr+path, nil)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("subscribe: %w", err), tr.Close(), udp.Close())
-	}
-	context.AfterFunc(session.Context(), func() { _, _ = tr.Close(), udp.Close() })
-	w := &watcher{tally: newTally(), session: session}
-	if w.dec, err = fec.NewDecoder(8, flowPacket, func(adu []byte, _ bool) { w.tally.take(adu) }); err != nil {
-		return nil, err
-	}
-	go w.receive(ctx)
-	go w.report(ctx)
-	return w, nil
-}
-
-func (w *watcher) receive(ctx context.Context) {
-	for {
-		b, err := w.session.ReceiveDatagram(ctx)
-		if err != nil {
-			return
-		}
-		take := w.dec.Source
-		if b[0] == fec.KindRepair {
-			take = w.dec.Repair
-		}
-		w.mu.Lock()
-		_ = take(b[1:]) // the decoder counts what is wrong
-		w.mu.Unlock()
-	}
-}
-
-func (w *watcher) report(ctx context.Context) {
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if w.session.SendDatagram(w.counts().AppendReport(nil)) != nil {
-				return
-			}
-		}
-	}
-}
-
-func (w *watcher) counts() fec.Counts {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.dec.Counts()
+	w := &watcher{tally: newTally()}
+	w.Viewer, _, err = viewer.Subscribe(ctx, "https://"+addr+path, viewer.Options{
+		TLS:  &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the daemon's self-signed one
+		Conn: udp, Packet: flowPacket, Deliver: func(adu []byte, _ bool) { w.tally.take(adu) },
+	})
+	return w, err
 }
 
 // exactLimit is the share of packets that no code with k packets and m of parity in a block can bring back where each

@@ -145,3 +145,11 @@ func TestMove(t *testing.T) {
 		t.Errorf("errors %v of steady and %v of noisy windows", small, large)
 	}
 }
+
+func TestFigure(t *testing.T) {
+	for v, want := range map[float64]string{3: "3", 0.123456: "0.1235", 41.6667: "41.67", 9999.8: "10000", 12345.6: "12346", 5e15: "5e+15"} {
+		if got := figure(v); got != want {
+			t.Errorf("%v is %s, want %s", v, got, want)
+		}
+	}
+}

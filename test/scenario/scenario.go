@@ -221,8 +221,11 @@ func (r *Recorder) Same(name, want, got, unit string) {
 
 // figure prints four significant digits, and large whole numbers in full.
 func figure(v float64) string {
-	if v == math.Trunc(v) && math.Abs(v) < 1e15 {
+	switch {
+	case v == math.Trunc(v) && math.Abs(v) < 1e15:
 		return strconv.FormatFloat(v, 'f', -1, 64)
+	case math.Abs(v) >= 1000 && math.Abs(v) < 1e15:
+		return strconv.FormatFloat(v, 'f', 0, 64)
 	}
 	return strconv.FormatFloat(v, 'g', 4, 64)
 }

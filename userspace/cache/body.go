@@ -20,14 +20,17 @@ const (
 	windowBytes = 256 << 10
 	// chunkWindow is the size of its pieces.
 	chunkWindow = 32 << 10
-	// stallLimit is how long one reader may hold up the others of such a body.
+	// stallLimit is how long one reader may hold up the others of such a body by standing still.
 	stallLimit = 30 * time.Second
+	// lagLimit is how long, all in all, one that reads more slowly may make the others wait, where it can go on alone.
+	lagLimit = 250 * time.Millisecond
 )
 
 var (
 	errNobody  = errors.New("nobody reads the body any more")
 	errTooSlow = errors.New("the client held up the others for more than " + stallLimit.String())
 	errNoRoom  = errors.New("no memory left for the body")
+	errAlone   = errors.New("the reader goes on alone")
 )
 
 // body is the bytes of an object. One fetch writes it while any number of readers follow; once whole it does not
@@ -47,6 +50,12 @@ type body struct {
 	err     error // why it ended early
 	window  bool  // not for keeping: what all readers have passed is forgotten
 	readers map[*reader]struct{}
+	gone    int64         // readers that hold the body, and that the writer waits for no more
+	starves chan struct{} // of a window: a reader has all that has come
+	// rest fetches what follows an offset, for a reader that goes on alone; nil where nobody can vouch that it is of
+	// the same body.
+	rest func(ctx context.Context, from int64) (io.ReadCloser, error)
+	lag  time.Duration // the writer's: how long readers have waited for a slower one, since they were last close together
 }
 
 // newBody returns a body held once, by the fetch that fills it.
@@ -151,7 +160,7 @@ func (b *body) finish(err error) error {
 	if err == nil && b.total >= 0 && b.size != b.total {
 		err = fmt.Errorf("%w: %d bytes of %d", io.ErrUnexpectedEOF, b.size, b.total)
 	}
-	b.err = err
+	b.err, b.rest = err, nil
 	if err == nil {
 		b.total = b.size
 		b.compact()
@@ -184,45 +193,97 @@ func (b *body) compact() {
 func (b *body) discard() {
 	b.mu.Lock()
 	b.window = true
+	b.starves = make(chan struct{}, 1)
 	b.trim()
 	b.mu.Unlock()
 }
 
-// throttle waits, in a window, until the slowest reader is near enough.
+// throttle waits, in a window, until the slowest reader is near enough; one that makes others wait goes on alone.
 func (b *body) throttle(ctx context.Context) error {
-	var stalled <-chan time.Time
+	var stalled *time.Timer
 	for {
 		b.mu.Lock()
-		near := b.size-b.trim() < windowBytes
-		held := b.refs.Load() - 1 // without the writer
+		apart := b.size - b.trim()
+		if apart < windowBytes/2 {
+			b.lag = 0
+		}
+		nobody := b.following() == 0
+		made := b.makesWait()
+		left := lagLimit - b.lag
 		changed := b.changed()
 		b.mu.Unlock()
 		switch {
-		case held == 0:
+		case nobody:
 			return errNobody
-		case near:
+		case apart < windowBytes:
 			return nil
 		}
 		if stalled == nil {
-			t := time.NewTimer(stallLimit)
-			defer t.Stop()
-			stalled = t.C
+			stalled = time.NewTimer(stallLimit)
+			defer stalled.Stop()
 		}
+		var lagged <-chan time.Time
+		if made {
+			lagged = time.After(left)
+		}
+		began := time.Now()
 		select {
 		case <-changed:
-		case <-stalled:
+		case <-b.starves:
+		case <-lagged:
+			b.part()
+			continue
+		case <-stalled.C:
 			b.dropSlowest()
-			stalled = nil
+			stalled.Reset(stallLimit)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		if made {
+			b.lag += time.Since(began)
+		}
 	}
+}
+
+// following returns how many follow the writer: holders, without itself and those that do no more. mu is held.
+func (b *body) following() int64 { return b.refs.Load() - 1 - b.gone }
+
+// makesWait reports whether a reader waits for one that could go on alone. mu is held.
+func (b *body) makesWait() bool {
+	if b.rest == nil || int64(len(b.readers)) < b.following() {
+		return false
+	}
+	for r := range b.readers {
+		if r.waits {
+			return true
+		}
+	}
+	return false
+}
+
+// part has the reader that is furthest behind go on alone.
+func (b *body) part() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lag = 0
+	if r := b.slowest(); r != nil && b.makesWait() && b.size-r.pos >= windowBytes {
+		r.rest = b.rest
+		b.leaveBehind(r)
+	}
+}
+
+// leaveBehind has the writer wait for a reader no more. mu is held.
+func (b *body) leaveBehind(r *reader) {
+	delete(b.readers, r)
+	r.gone = true
+	b.gone++
+	b.signalLocked()
 }
 
 // trim forgets the pieces of a window that every holder has read, and returns how far all have read. Holders that have
 // not begun count as being at the beginning. mu is held.
 func (b *body) trim() (low int64) {
-	if !b.window || int64(len(b.readers)) < b.refs.Load()-1 {
+	if !b.window || int64(len(b.readers)) < b.following() {
 		return b.base
 	}
 	low = b.size
@@ -246,13 +307,15 @@ func (b *body) dropSlowest() {
 	if len(b.readers) < 2 {
 		return
 	}
-	var slow *reader
+	b.leaveBehind(b.slowest())
+}
+
+// slowest returns the reader that is furthest behind. mu is held.
+func (b *body) slowest() (slow *reader) {
 	for r := range b.readers {
 		if slow == nil || r.pos < slow.pos {
 			slow = r
 		}
 	}
-	slow.dropped = true
-	delete(b.readers, slow)
-	b.signalLocked()
+	return slow
 }

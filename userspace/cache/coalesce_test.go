@@ -528,3 +528,46 @@ func TestWindowHoldsTheOriginBack(t *testing.T) {
 		t.Errorf("then the reader got %d bytes, %v", got, err)
 	}
 }
+
+// One of two who share the fetch of a body that is not kept stands still: the other gets all of it meanwhile, and so does
+// the first once it reads on, whether or not the origin gives parts.
+func TestSlowReaderHoldsUpNobody(t *testing.T) {
+	const n = 8 << 20
+	data := pattern(n)
+	for _, parts := range []bool{true, false} {
+		start := make(chan struct{})
+		var asked atomic.Int64 // for the rest
+		r := newLooseRig(t, func(w http.ResponseWriter, q *http.Request) {
+			<-start
+			w.Header().Set("Cache-Control", "max-age=60")
+			w.Header().Set("Etag", `"one"`)
+			if q.Header.Get("If-Range") == `"one"` {
+				asked.Add(1)
+				if parts {
+					http.ServeContent(w, q, "", time.Time{}, bytes.NewReader(data))
+					return
+				}
+			}
+			w.(http.Flusher).Flush() // so that its length is unknown
+			w.Write(data)
+		}, func(c *Config) { c.MaxObject = 1 << 20 })
+		slow, fast := make(chan *stream), make(chan *stream)
+		go func() { slow <- r.open("/x") }()
+		go func() { fast <- r.open("/x") }()
+		eventually(t, "both wait", func() bool { return r.waiting("/x") == 2 })
+		close(start)
+		s, f := <-slow, <-fast
+		s.need(t, data[:1000])
+		f.need(t, data)
+		s.need(t, data[1000:])
+		for _, x := range []*stream{s, f} {
+			if rest, err := io.ReadAll(x.rd); len(rest) != 0 || err != nil {
+				t.Errorf("after the end: %d bytes, %v", len(rest), err)
+			}
+		}
+		if asked.Load() != 1 {
+			t.Errorf("parts: %t: the origin was asked for the rest %d times", parts, asked.Load())
+		}
+		eventually(t, "all is released", func() bool { st := r.cache.Stats(); return st.InFlight == 0 && st.Bytes == 0 })
+	}
+}

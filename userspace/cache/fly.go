@@ -1,7 +1,12 @@
 package cache
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -159,6 +164,7 @@ func (c *Cache) arrived(f *flight, res *http.Response, t times) {
 	}
 	o := newObject(res, f.key, rl, vary, varyKey, t.got)
 	o.body = newBody(&c.store.bank, res.ContentLength)
+	o.body.rest = c.rest(f, res)
 	c.land(f, ifStored(rl, o), result{obj: o, share: rl.share, status: res.StatusCode})
 	c.fill(f, o, res.Body)
 	f.cancel()
@@ -170,4 +176,34 @@ func (c *Cache) mark(f *flight, vary []string, varyKey string, now time.Time) *o
 		return nil
 	}
 	return newMark(f.key, vary, varyKey, now.Add(c.cfg.PassTTL))
+}
+
+// rest returns what fetches the end of a response's body, for a client that would hold up others; nil where its tag does not
+// say that what comes then is of the same body.
+func (c *Cache) rest(f *flight, res *http.Response) func(context.Context, int64) (io.ReadCloser, error) {
+	tag := res.Header.Get("Etag")
+	if res.StatusCode != http.StatusOK || !isStrong(tag) {
+		return nil
+	}
+	return func(ctx context.Context, from int64) (io.ReadCloser, error) {
+		c.stats.fetches.Add(1)
+		ask := f.fetch
+		ask.Header = f.fetch.Header.Clone()
+		ask.Header["Range"], ask.Header["If-Range"] = []string{fmt.Sprintf("bytes=%d-", from)}, []string{tag}
+		res, err := c.origin.Fetch(ctx, &ask)
+		if err != nil {
+			return nil, err
+		}
+		err = errors.New("the origin has another body now, or gives no parts of it")
+		switch same := res.Header.Get("Etag") == tag; {
+		case same && res.StatusCode == http.StatusPartialContent && strings.HasPrefix(res.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", from)):
+			return res.Body, nil
+		case same && res.StatusCode == http.StatusOK:
+			if _, err = io.CopyN(io.Discard, res.Body, from); err == nil {
+				return res.Body, nil
+			}
+		}
+		res.Body.Close() // nothing was written to it
+		return nil, err
+	}
 }

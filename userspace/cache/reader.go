@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -29,10 +30,13 @@ func (b *body) sendSpan(x *pipeline.Exchange, w io.Writer, s span) (sent int64, 
 	defer r.leave()
 	for {
 		p, err := r.next(x)
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF):
 			return sent, nil
-		}
-		if err != nil {
+		case errors.Is(err, errAlone):
+			n, err := r.alone(x, w)
+			return sent + n, err
+		case err != nil:
 			return sent, err
 		}
 		n, err := w.Write(p)
@@ -48,7 +52,9 @@ type reader struct {
 	body       *body
 	pos, end   int64
 	registered bool
-	dropped    bool
+	waits      bool // for more than has come
+	gone       bool // the writer waits for it no more: it goes on with rest, or ends where that is nil
+	rest       func(ctx context.Context, from int64) (io.ReadCloser, error)
 }
 
 // next returns the bytes at the reader's place and moves it behind them. A window may forget them at once: the slice
@@ -70,7 +76,9 @@ func (r *reader) next(x *pipeline.Exchange) ([]byte, error) {
 	}
 	for {
 		switch {
-		case r.dropped:
+		case r.gone && r.rest != nil:
+			return nil, errAlone
+		case r.gone:
 			return nil, errTooSlow
 		case r.end >= 0 && r.pos >= r.end:
 			return nil, io.EOF
@@ -86,14 +94,20 @@ func (r *reader) next(x *pipeline.Exchange) ([]byte, error) {
 		case b.whole.Load():
 			return nil, io.EOF
 		}
-		changed := b.changed()
+		changed, starves := b.changed(), b.starves
+		r.waits = true
 		b.mu.Unlock()
+		select {
+		case starves <- struct{}{}: // the writer may wait for another reader
+		default: // no window, or it will look anyway
+		}
 		x.Flush()
 		select {
 		case <-changed:
 		case <-x.R.Context().Done():
 		}
 		b.mu.Lock()
+		r.waits = false
 		if err := x.R.Context().Err(); err != nil {
 			return nil, fmt.Errorf("client: %w", err)
 		}
@@ -118,5 +132,37 @@ func (r *reader) leave() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.readers, r)
+	if r.gone {
+		b.gone--
+	}
 	b.signalLocked()
+}
+
+// alone fetches what is left, and sends it.
+func (r *reader) alone(x *pipeline.Exchange, w io.Writer) (sent int64, err error) {
+	src, err := r.rest(x.R.Context(), r.pos)
+	if err != nil {
+		return 0, fmt.Errorf("fetch the rest for a slow client: %w", err)
+	}
+	defer src.Close() // nothing was written to it
+	from := io.Reader(src)
+	if r.end >= 0 {
+		from = io.LimitReader(src, r.end-r.pos)
+	}
+	buf := make([]byte, chunkWindow)
+	for {
+		n, rerr := from.Read(buf)
+		m, werr := w.Write(buf[:n])
+		sent += int64(m)
+		switch {
+		case werr != nil:
+			return sent, fmt.Errorf("send to the client: %w", werr)
+		case errors.Is(rerr, io.EOF):
+			return sent, nil
+		case rerr != nil:
+			return sent, fmt.Errorf("read from the origin: %w", rerr)
+		case n < len(buf):
+			x.Flush()
+		}
+	}
 }

@@ -258,6 +258,7 @@ func TestValidateNamesTheMistake(t *testing.T) {
 		{Cert: good.Cert, Key: locked},
 		{Cert: dir + "/nowhere", Key: good.Key},
 		{Cert: good.Cert},
+		{Cert: dir + "/nowhere", Key: dir + "/nowhere"},
 	}}
 	err := cfg.Validate()
 	if err == nil {
@@ -268,6 +269,7 @@ func TestValidateNamesTheMistake(t *testing.T) {
 		`min_version: "1.1" is not offered`,
 		"certificates[1].key: ", "certificates[2]: ", "certificates[3].key: ", "certificates[4].cert: ", "certificates[5].cert: ",
 		"certificates[6].key: ", "certificates[7].key: ", "certificates[8].cert: ", "certificates[9].key: ",
+		"certificates[10].cert: ", "certificates[10].key: ",
 	} {
 		if i >= len(lines) || !strings.HasPrefix(lines[i], want) {
 			t.Errorf("line %d: want %q in\n%v", i, want, err)

@@ -39,7 +39,7 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("min_version: %q is not offered (write \"1.2\" or \"1.3\", with the quotes)", c.MinVersion))
 	}
 	for i, p := range c.Certificates {
-		if _, err := p.load(); err != nil {
+		for _, err := range p.problems() {
 			var at *fieldError
 			if errors.As(err, &at) {
 				err = fmt.Errorf("certificates[%d].%s: %w", i, at.field, at.err)
@@ -86,6 +86,21 @@ type fieldError struct {
 
 func (e *fieldError) Error() string { return e.field + ": " + e.err.Error() }
 func (e *fieldError) Unwrap() error { return e.err }
+
+// problems are what is wrong with a pair: of both halves where neither can be read.
+func (p Pair) problems() []error {
+	_, err := p.load()
+	if err == nil {
+		return nil
+	}
+	errs := []error{err}
+	if _, certErr := read("cert", p.Cert); certErr != nil {
+		if _, keyErr := read("key", p.Key); keyErr != nil {
+			errs = append(errs, keyErr)
+		}
+	}
+	return errs
+}
 
 // load reads a pair and checks that its halves belong together.
 func (p Pair) load() (*tls.Certificate, error) {

@@ -176,6 +176,23 @@ func Default() Config {
 
 // Load reads a file. The error is Problems when the file was read but is not right.
 func Load(path string) (*Config, error) {
+	src, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, src)
+}
+
+// Check is Load for who only asks: it reads the geo databases too, which the daemon does when it puts them in force.
+func Check(path string) (*Config, error) {
+	src, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	return parse(path, src, (*Config).readGeo)
+}
+
+func read(path string) ([]byte, error) {
 	src, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -185,11 +202,13 @@ func Load(path string) (*Config, error) {
 	case err != nil:
 		return nil, Problems{{File: path, Message: err.Error()}}
 	}
-	return Parse(path, src)
+	return src, nil
 }
 
 // Parse reads src, the content of a file called name.
-func Parse(name string, src []byte) (*Config, error) {
+func Parse(name string, src []byte) (*Config, error) { return parse(name, src) }
+
+func parse(name string, src []byte, more ...func(*Config, *decoder)) (*Config, error) {
 	c := Default()
 	d := newDecoder(name)
 	preset(d, origin.DefaultConfig())
@@ -201,6 +220,9 @@ func Parse(name string, src []byte) (*Config, error) {
 		c.Node.Name = hostName()
 	}
 	c.check(d)
+	for _, check := range more {
+		check(&c, d)
+	}
 	if len(d.problems) > 0 {
 		d.problems.sort()
 		return nil, d.problems

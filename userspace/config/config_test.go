@@ -128,6 +128,35 @@ func TestLoadWhatIsNotThere(t *testing.T) {
 	}
 }
 
+// Who only asks is told of a database that cannot be used, at its place; for the daemon it is no reason not to start.
+func TestCheckReadsDatabases(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good, bad := write("good.csv", "192.0.2.0/24,DE\n"), write("bad.csv", "192.0.2.0/24,DE\nnowhere,FR\n")
+	path := write("berm.yaml", "geo:\n  databases: ["+good+", "+bad+"]\n  networks: ["+bad+"]\n")
+	if _, err := Load(path); err != nil {
+		t.Error(err)
+	}
+	_, err := Check(path)
+	problems, _ := errors.AsType[Problems](err)
+	if len(problems) != 2 || problems[0].Key != "geo.databases[1]" || problems[0].Line != 2 || !strings.Contains(problems[0].Message, "line 2") || problems[1].Key != "geo.networks[0]" {
+		t.Errorf("%v", err)
+	}
+	path = write("berm.yaml", "geo: {databases: ["+good+", "+dir+"/none.csv]}\n")
+	if _, err := Check(path); err == nil || strings.Count(err.Error(), "none.csv") > 2 {
+		t.Errorf("%v", err)
+	}
+	if _, err := Check(write("berm.yaml", "geo: {databases: ["+good+"]}\n")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNodeTakesItsBackendsAddress(t *testing.T) {
 	c, err := Parse("f", []byte("node: {name: a}\nbackends: {s: [{name: a, address: 10.0.0.1}]}\n"))
 	if err != nil || c.Node.Address4.String() != "10.0.0.1" {

@@ -131,6 +131,7 @@ func TestDecodeBrokenFiles(t *testing.T) {
 		"name: x\n---\nname: y":        "second YAML document",
 		"- a\n- b":                     "want keys and values, have a list",
 		"just text":                    `want keys and values, have "just text"`,
+		strings.Repeat("long ", 1000):  `have "long long long long long long long long long long long long "…`,
 		"inner: *nowhere":              "names no anchor",
 		"inner: &a\n  codes: *a":       "want a list",
 		"inner: &x {<<: *x}":           "nests too deeply",

@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 )
 
 // checkGeo reports what the section itself cannot see: files, and the names of other sections.
@@ -12,6 +14,15 @@ func (c *Config) checkGeo(d *decoder) {
 	checkFiles(d, "geo.networks", c.Geo.Networks)
 	for i, o := range c.Geo.Overrides {
 		named(d, fmt.Sprintf("geo.overrides[%d].rate", i), "rate class", o.Rate, c.Rate.Classes)
+	}
+}
+
+// readGeo reads the databases, if they are files with content.
+func (c *Config) readGeo(d *decoder) {
+	if !slices.ContainsFunc(d.problems, func(p Problem) bool {
+		return strings.HasPrefix(p.Key, "geo.databases") || strings.HasPrefix(p.Key, "geo.networks")
+	}) {
+		d.reportTree("geo", c.Geo.Read())
 	}
 }
 

@@ -140,9 +140,18 @@ func describe(n ast.Node) string {
 		return "nothing"
 	}
 	if t, ok := textOf(n); ok {
-		return strconv.Quote(t)
+		return excerpt(t)
 	}
 	return "something else"
+}
+
+// excerpt quotes a text, and of a long one its beginning: a file of another kind is one scalar to a YAML parser.
+func excerpt(t string) string {
+	const most = 60
+	if r := []rune(t); len(r) > most {
+		return strconv.Quote(string(r[:most])) + "…"
+	}
+	return strconv.Quote(t)
 }
 
 // wanted names a type for people.

@@ -56,7 +56,8 @@ type Subscriber struct {
 	Sent     uint64         `json:"sent"`
 	Parity   uint64         `json:"parity"`
 	Late     uint64         `json:"late"`    // not sent: its connection was too slow
-	Refused  uint64         `json:"refused"` // datagrams of its own that are no reports
+	Nacks    uint64         `json:"nacks"`   // blocks that it asked more parity of
+	Refused  uint64         `json:"refused"` // datagrams of its own that are neither reports nor NACKs
 	Missing  uint64         `json:"missing"` // packets that stayed lost, as it reports
 	Residual float64        `json:"residual"`
 }

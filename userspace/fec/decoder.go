@@ -29,7 +29,7 @@ type Decoder struct {
 	deliver func(adu []byte, repaired bool)
 	codes   codes
 	blocks  map[uint32]*block
-	order   []uint32 // of blocks, oldest first
+	order   []*block // oldest first
 	window  int
 	past    [pastBlocks]uint32 // numbers of blocks that are forgotten, plus one; a ring
 	pasts   int
@@ -45,12 +45,15 @@ const pastBlocks = 64
 
 // block is what has arrived of one. Symbols are kept until all k are known.
 type block struct {
+	sbn     uint32
 	k       int
 	seen    [MaxSymbols]bool // symbols that arrived
 	have    int              // different ones
 	done    bool             // every packet has been handed on; symbols are gone
 	repair  int              // symbols of parity that were sent, as far as known
 	longest int              // of symbols, by parity: all of it has the block's size
+	later   int              // symbols of later blocks that arrived
+	asked   bool             // for more parity
 	symbols [MaxSymbols][]byte
 }
 
@@ -87,7 +90,7 @@ func (d *Decoder) Source(pkt []byte) error {
 	if !b.done {
 		b.symbols[id.esi] = putSymbol(d.buffer(), adu)
 	}
-	return d.rebuild(id.sbn, b)
+	return d.rebuild(b)
 }
 
 // Repair takes a packet of parity.
@@ -111,7 +114,7 @@ func (d *Decoder) Repair(pkt []byte) error {
 	if !b.done {
 		b.symbols[id.esi] = append(d.buffer(), parity...)
 	}
-	return d.rebuild(id.sbn, b)
+	return d.rebuild(b)
 }
 
 // arrive finds the block of a packet, and says whether the symbol is new to it.
@@ -136,6 +139,12 @@ func (d *Decoder) arrive(id payloadID, err error) (b *block, fresh bool, _ error
 		return b, false, nil
 	}
 	d.counts.Received++
+	for _, x := range d.order {
+		if x == b {
+			break
+		}
+		x.later++
+	}
 	b.seen[id.esi] = true
 	b.have++
 	if b.done && id.esi < b.k { // it was rebuilt already
@@ -153,25 +162,24 @@ func (d *Decoder) open(id payloadID) *block {
 	if n := len(d.idle); n > 0 {
 		b, d.idle = d.idle[n-1], d.idle[:n-1]
 	}
-	*b = block{k: id.k}
+	*b = block{sbn: id.sbn, k: id.k}
 	d.blocks[id.sbn] = b
-	d.order = append(d.order, id.sbn)
+	d.order = append(d.order, b)
 	return b
 }
 
 // Flush forgets all blocks, so that what is missing of them is counted.
 func (d *Decoder) Flush() {
-	for _, sbn := range d.order {
-		d.forget(sbn)
+	for _, b := range d.order {
+		d.forget(b)
 	}
 	d.order = d.order[:0]
 }
 
 // forget counts what a block has lost, and takes its buffers back.
-func (d *Decoder) forget(sbn uint32) {
-	b := d.blocks[sbn]
-	delete(d.blocks, sbn)
-	d.past[d.pasts%pastBlocks] = sbn + 1
+func (d *Decoder) forget(b *block) {
+	delete(d.blocks, b.sbn)
+	d.past[d.pasts%pastBlocks] = b.sbn + 1
 	d.pasts++
 	run := 0
 	for i := range b.k + b.repair {
@@ -204,7 +212,7 @@ func (d *Decoder) burst(n int) {
 }
 
 // rebuild hands on what is missing of a block, if enough of it is there.
-func (d *Decoder) rebuild(sbn uint32, b *block) error {
+func (d *Decoder) rebuild(b *block) error {
 	if b.done || b.have < b.k {
 		return nil
 	}
@@ -217,7 +225,7 @@ func (d *Decoder) rebuild(sbn uint32, b *block) error {
 	if whole {
 		return nil
 	}
-	shards, err := d.pad(sbn, b)
+	shards, err := d.pad(b)
 	if err != nil {
 		return err
 	}
@@ -226,7 +234,7 @@ func (d *Decoder) rebuild(sbn uint32, b *block) error {
 		return err
 	}
 	if err := rs.ReconstructData(shards); err != nil {
-		return fmt.Errorf("rebuild block %d: %w", sbn, err)
+		return fmt.Errorf("rebuild block %d: %w", b.sbn, err)
 	}
 	for i := range b.k {
 		if b.seen[i] {
@@ -236,7 +244,7 @@ func (d *Decoder) rebuild(sbn uint32, b *block) error {
 		adu, err := takeSymbol(shards[i])
 		if err != nil {
 			d.counts.Refused++
-			return fmt.Errorf("block %d: %w", sbn, err)
+			return fmt.Errorf("block %d: %w", b.sbn, err)
 		}
 		if len(adu) > 0 {
 			d.hand(adu, true)
@@ -246,7 +254,7 @@ func (d *Decoder) rebuild(sbn uint32, b *block) error {
 }
 
 // pad makes all symbols of a block as long as its parity. Missing ones have no length and the room to be rebuilt in.
-func (d *Decoder) pad(sbn uint32, b *block) ([][]byte, error) {
+func (d *Decoder) pad(b *block) ([][]byte, error) {
 	shards := d.shards[:0]
 	for i := range b.k + b.repair {
 		s := b.symbols[i]
@@ -256,7 +264,7 @@ func (d *Decoder) pad(sbn uint32, b *block) ([][]byte, error) {
 		case s == nil:
 		case len(s) > b.longest:
 			d.counts.Refused++
-			return nil, fmt.Errorf("block %d: packet of %d bytes and parity for %d: %w", sbn, len(s), b.longest, ErrConflict)
+			return nil, fmt.Errorf("block %d: packet of %d bytes and parity for %d: %w", b.sbn, len(s), b.longest, ErrConflict)
 		default:
 			n := len(s)
 			s = s[:b.longest]

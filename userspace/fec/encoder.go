@@ -2,23 +2,30 @@ package fec
 
 import (
 	"fmt"
-	"slices"
+
+	"github.com/klauspost/reedsolomon"
 )
 
 // Encoder makes blocks of a flow's packets. It is not for concurrent use, and allocates nothing once its
-// buffers are made, but for shapes that it has not used before.
+// buffers are made, but for another shape. Parity grows with each packet: none of it is left to do when a block ends.
 type Encoder struct {
 	maxADU int
 	next   Params // of the blocks to come
-	codes  codes
+	code   [][]byte
+	codeOf Params
+	vector reedsolomon.LowLevel
 
 	now     Params // of the block under way
 	sbn     uint32
-	symbols [MaxSymbols][]byte // filled of now.K; with capacity for the longest
 	filled  int
 	longest int
-	out     []byte
+	out     []byte             // a source packet, behind its symbol's head
+	parity  [MaxSymbols][]byte // repair packets: of now.M
 }
+
+// lane is how many bytes the code takes at once. What is left over goes byte by byte, and would cost as much as all before
+// it: so symbols are padded.
+const lane = 32
 
 // NewEncoder makes an encoder for packets of up to maxADU bytes. sbn is the number of the first block:
 // random, so that a receiver does not take a new sender's blocks for an old one's.
@@ -26,7 +33,7 @@ func NewEncoder(p Params, maxADU int, sbn uint32) (*Encoder, error) {
 	if maxADU < 1 || maxADU > 1<<16-1 {
 		return nil, fmt.Errorf("packets of up to %d bytes: want 1 to 65535", maxADU)
 	}
-	e := &Encoder{maxADU: maxADU, sbn: sbn & sbnMask}
+	e := &Encoder{maxADU: maxADU, sbn: sbn & sbnMask, out: make([]byte, headLen+maxADU+lane)}
 	return e, e.SetParams(p)
 }
 
@@ -64,23 +71,38 @@ func (e *Encoder) Add(adu []byte, emit func(pkt []byte, repair bool) error) erro
 
 func (e *Encoder) add(adu []byte, emit func(pkt []byte, repair bool) error) error {
 	if e.filled == 0 {
-		e.now, e.longest = e.next, 0
+		e.begin()
 	}
-	at := &e.symbols[e.filled]
-	if *at == nil {
-		*at = make([]byte, 0, headLen+e.maxADU)
+	symbol := putSymbol(e.out, adu)
+	e.longest = max(e.longest, len(symbol))
+	padded := e.out[:(len(symbol)+lane-1)/lane*lane]
+	clear(padded[len(symbol):])
+	for r := range e.now.M {
+		e.vector.GalMulSliceXor(e.code[r][e.filled], padded, e.parity[r][idLen:])
 	}
-	*at = putSymbol(*at, adu)
-	e.longest = max(e.longest, len(*at))
-	e.out = payloadID{e.sbn, e.filled, e.now.K}.append(append(e.out[:0], adu...))
+	pkt := payloadID{e.sbn, e.filled, e.now.K}.append(symbol)[headLen:]
 	e.filled++
-	if err := emit(e.out, false); err != nil {
+	if err := emit(pkt, false); err != nil {
 		return err
 	}
 	if e.filled < e.now.K {
 		return nil
 	}
 	return e.finish(emit)
+}
+
+// begin fixes the shape of a block, whose parity is that of nothing yet.
+func (e *Encoder) begin() {
+	e.now, e.longest = e.next, 0
+	if e.now != e.codeOf {
+		e.code, e.codeOf = matrix(e.now), e.now
+	}
+	for r := range e.now.M {
+		if e.parity[r] == nil {
+			e.parity[r] = make([]byte, idLen+len(e.out))
+		}
+		clear(e.parity[r])
+	}
 }
 
 // Close ends the block under way, if there is one: its packets shall not wait any longer for parity. All packets of a
@@ -96,32 +118,11 @@ func (e *Encoder) Close(emit func(pkt []byte, repair bool) error) error {
 
 // finish emits the repair packets and begins the next block, whatever becomes of them.
 func (e *Encoder) finish(emit func(pkt []byte, repair bool) error) error {
-	p, sbn := e.now, e.sbn
+	k, sbn := e.now.K, e.sbn
 	e.filled, e.sbn = 0, (e.sbn+1)&sbnMask
-	if p.M == 0 {
-		return nil
-	}
-	rs, err := e.codes.get(p)
-	if err != nil {
-		return err
-	}
-	shards := e.symbols[:p.K+p.M]
-	for i := range shards {
-		if shards[i] == nil {
-			shards[i] = make([]byte, 0, headLen+e.maxADU)
-		}
-		n := len(shards[i])
-		shards[i] = shards[i][:e.longest]
-		if i < p.K { // what is behind them is written over
-			clear(shards[i][n:])
-		}
-	}
-	if err := rs.Encode(shards); err != nil {
-		return fmt.Errorf("parity of block %d (%s): %w", sbn, p, err)
-	}
-	for i, parity := range shards[p.K:] {
-		e.out = append(payloadID{sbn, p.K + i, p.K}.append(slices.Grow(e.out[:0], idLen+e.longest)), parity...)
-		if err := emit(e.out, true); err != nil {
+	for r, pkt := range e.parity[:e.now.M] {
+		payloadID{sbn, k + r, k}.append(pkt[:0])
+		if err := emit(pkt[:idLen+e.longest], true); err != nil {
 			return err
 		}
 	}

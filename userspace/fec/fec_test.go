@@ -497,6 +497,31 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// A sender allocates nothing, whatever the packets' lengths, once it has had a block of the shape.
+func TestEncoderAllocations(t *testing.T) {
+	e := mustEncoder(t, Params{20, 4}, 1200, 0)
+	adu, parity := make([]byte, 1200), 0
+	emit := func(_ []byte, repair bool) error {
+		if repair {
+			parity++
+		}
+		return nil
+	}
+	blocks := func() { // two whole ones, and one that is closed early
+		for i := range 50 {
+			if err := e.Add(adu[:1+i*389%1200], emit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := e.Close(emit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := testing.AllocsPerRun(100, blocks); got > 0 || parity != 101*3*4 {
+		t.Errorf("%.0f allocations for 50 packets, and %d packets of parity", got, parity)
+	}
+}
+
 // A long flow in one shape allocates only where it rebuilds.
 func TestAllocations(t *testing.T) {
 	e := mustEncoder(t, Params{20, 4}, 1200, 0)
@@ -544,16 +569,23 @@ func FuzzDecoder(f *testing.F) {
 	})
 }
 
+// The sender's path on one core, in bytes of packets: payload IDs, symbols' heads, padding, and parity with its IDs. Packets
+// differ in length, by up to a tenth.
 func BenchmarkEncode(b *testing.B) {
-	for _, p := range []Params{{10, 2}, {20, 4}, {32, 8}, {50, 10}} {
+	for _, p := range []Params{{10, 2}, {20, 4}, {32, 8}, {50, 10}, {100, 25}, {189, 66}} {
 		b.Run(p.String(), func(b *testing.B) {
 			e := mustEncoder(b, p, 1200, 0)
-			adu := make([]byte, 1200)
+			r := rand.New(rand.NewPCG(1, 1))
+			adus, bytes := packets(r, 509, 1), 0
+			for i := range adus {
+				adus[i] = slices.Repeat(adus[i], 1080+r.IntN(121))
+				bytes += len(adus[i])
+			}
 			emit := func([]byte, bool) error { return nil }
-			b.SetBytes(1200)
+			b.SetBytes(int64(bytes / len(adus)))
 			b.ReportAllocs()
-			for b.Loop() {
-				if err := e.Add(adu, emit); err != nil {
+			for i := 0; b.Loop(); i++ {
+				if err := e.Add(adus[i%len(adus)], emit); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -11,10 +11,10 @@ import (
 
 // feed puts the packets that come in on a socket into blocks.
 type feed struct {
-	in               *net.UDPConn
+	in               socket
 	enc              *Encoder // run's
 	delay            func() time.Duration
-	begin            func() Params                       // the shape of the block that begins
+	begin            func(sbn uint32) Params             // the shape of the block that begins
 	emit             func(pkt []byte, repair bool) error // counts what it could not send
 	welcome          func(netip.Addr) bool               // whose packets are taken; nil: everybody's
 	arrived, dropped *atomic.Uint64
@@ -47,7 +47,7 @@ func (f feed) run() {
 		}
 		if f.enc.Filled() == 0 {
 			opened = time.Now()
-			_ = f.enc.SetParams(f.begin()) // Choose makes only shapes that can be
+			_ = f.enc.SetParams(f.begin(f.enc.sbn)) // Choose makes only shapes that can be
 		}
 		f.arrived.Add(1)
 		if f.enc.Add(buf[:n], f.emit) != nil {

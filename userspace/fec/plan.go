@@ -69,6 +69,11 @@ type Plan struct {
 	Why      string  `json:"why"`
 }
 
+// mostParity is how much parity a block of k packets may have.
+func mostParity(k int, overhead float64) int {
+	return min(int(math.Floor(overhead*float64(k))), MaxSymbols-k)
+}
+
 // lossless is a loss below which no parity is sent: packets lost before a repair is worth its sending.
 const lossless = 1e-5
 
@@ -79,7 +84,7 @@ func Choose(p Path, g Goal) Plan {
 	for k > 1 && k+int(g.Overhead*float64(k)) > MaxSymbols {
 		k--
 	}
-	most := min(int(math.Floor(g.Overhead*float64(k))), MaxSymbols-k)
+	most := mostParity(k, g.Overhead)
 	switch {
 	case p.Loss < lossless || p.Loss <= g.Residual:
 		return Plan{Params{k, 0}, p.Loss, fmt.Sprintf("the path loses %.2g, no more than may stay lost", p.Loss)}

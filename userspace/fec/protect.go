@@ -14,7 +14,7 @@ const planEvery = 200 * time.Millisecond
 
 // protector sends what comes in on with parity. One goroutine owns the encoder; another takes reports and plans.
 type protector struct {
-	in, out *net.UDPConn
+	in, out socket
 	enc     *Encoder // run's
 
 	cfg      atomic.Pointer[RelayConfig]
@@ -27,7 +27,7 @@ type protector struct {
 	once sync.Once
 }
 
-func newProtector(c RelayConfig) (*protector, error) {
+func newProtector(c RelayConfig, open opener) (*protector, error) {
 	p := &protector{stop: make(chan struct{})}
 	p.update(c)
 	plan := Choose(Path{Burst: 1}, Goal{c.Residual, c.Overhead, 1})
@@ -36,10 +36,10 @@ func newProtector(c RelayConfig) (*protector, error) {
 	if p.enc, err = NewEncoder(plan.Params, c.Packet, rand.Uint32()); err != nil {
 		return nil, err
 	}
-	if p.in, err = listen(c.Listen); err != nil {
+	if p.in, err = open(c.Listen); err != nil {
 		return nil, err
 	}
-	if p.out, err = listen(local(c.To)); err != nil {
+	if p.out, err = open(local(c.To)); err != nil {
 		return nil, errors.Join(err, p.in.Close())
 	}
 	return p, nil
@@ -60,7 +60,7 @@ func (p *protector) run() {
 	feed{
 		in: p.in, enc: p.enc, emit: p.emit, arrived: &p.arrived, dropped: &p.dropped,
 		delay: func() time.Duration { return p.cfg.Load().Delay },
-		begin: func() Params { return p.plan.Load().Params },
+		begin: func(uint32) Params { return p.plan.Load().Params },
 	}.run()
 }
 

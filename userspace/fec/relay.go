@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Status is what a relay does and has done.
@@ -38,7 +39,8 @@ type relay interface {
 
 // Relays runs the relays that a configuration names.
 type Relays struct {
-	log *slog.Logger
+	log    *slog.Logger
+	listen opener
 
 	mu   sync.Mutex
 	open map[relayKey]running
@@ -57,7 +59,7 @@ type running struct {
 
 // NewRelays makes a set without relays.
 func NewRelays(log *slog.Logger) *Relays {
-	return &Relays{log: log, open: map[relayKey]running{}}
+	return &Relays{log: log, listen: listen, open: map[relayKey]running{}}
 }
 
 // Apply makes the configuration's relays those that run. What keeps its addresses goes on with its new
@@ -75,7 +77,7 @@ func (r *Relays) Apply(cfg Config) error {
 		if _, ok := r.open[key]; ok {
 			continue
 		}
-		x, err := newRelay(c)
+		x, err := newRelay(c, r.listen)
 		if err != nil {
 			for _, x := range fresh {
 				err = errors.Join(err, x.close())
@@ -121,17 +123,28 @@ func (r *Relays) Status() []Status {
 // Close ends all relays.
 func (r *Relays) Close() error { return r.Apply(Config{}) }
 
-func newRelay(c RelayConfig) (relay, error) {
+func newRelay(c RelayConfig, open opener) (relay, error) {
 	if c.Role == RoleProtect {
-		return newProtector(c)
+		return newProtector(c, open)
 	}
-	return newRepairer(c)
+	return newRepairer(c, open)
 }
 
 // socketBuffer takes the bursts in which parity comes, and those of senders.
 const socketBuffer = 1 << 20
 
-func listen(a netip.AddrPort) (*net.UDPConn, error) {
+// socket is what relays and streams need of a UDP socket.
+type socket interface {
+	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
+	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+	SetReadDeadline(t time.Time) error
+	Close() error
+}
+
+// opener opens a socket at an address: listen, but in tests that choose the time.
+type opener func(netip.AddrPort) (socket, error)
+
+func listen(a netip.AddrPort) (socket, error) {
 	network := "udp4"
 	if a.Addr().Is6() && !a.Addr().Is4In6() {
 		network = "udp6"

@@ -24,8 +24,8 @@ const (
 
 // repairer rebuilds what the path has lost, for each sender by itself: one flow from each address.
 type repairer struct {
-	source, parity *net.UDPConn
-	out            *net.UDPConn
+	source, parity socket
+	out            socket
 	cfg            atomic.Pointer[RelayConfig]
 	packet         int // largest; as when it was made
 
@@ -46,7 +46,7 @@ type sender struct {
 	reported uint64 // packets, by the last report
 }
 
-func newRepairer(c RelayConfig) (_ *repairer, err error) {
+func newRepairer(c RelayConfig, open opener) (_ *repairer, err error) {
 	r := &repairer{packet: c.Packet, senders: map[netip.Addr]*sender{}, stop: make(chan struct{})}
 	r.update(c)
 	defer func() {
@@ -54,13 +54,13 @@ func newRepairer(c RelayConfig) (_ *repairer, err error) {
 			err = errors.Join(err, r.close())
 		}
 	}()
-	if r.source, err = listen(c.Listen); err != nil {
+	if r.source, err = open(c.Listen); err != nil {
 		return nil, err
 	}
-	if r.parity, err = listen(c.parity()); err != nil {
+	if r.parity, err = open(c.parity()); err != nil {
 		return nil, err
 	}
-	r.out, err = listen(local(c.To))
+	r.out, err = open(local(c.To))
 	return r, err
 }
 
@@ -69,7 +69,7 @@ func (r *repairer) update(c RelayConfig) { r.cfg.Store(&c) }
 func (r *repairer) close() error {
 	r.once.Do(func() { close(r.stop) })
 	var errs []error
-	for _, c := range []*net.UDPConn{r.source, r.parity, r.out} {
+	for _, c := range []socket{r.source, r.parity, r.out} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}
@@ -85,7 +85,7 @@ func (r *repairer) run() {
 	wg.Wait()
 }
 
-func (r *repairer) read(conn *net.UDPConn, take func(*Decoder, []byte) error) {
+func (r *repairer) read(conn socket, take func(*Decoder, []byte) error) {
 	buf := make([]byte, 1<<16)
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buf)

@@ -90,13 +90,7 @@ func (p *pathEstimate) add(r report, now time.Time) {
 	p.seen = append(p.seen, timedReport{now, d})
 }
 
-// lost and bursts are the totals of the last report.
-func (p *pathEstimate) lost() uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.last.lost
-}
-
+// bursts is the total of the last report.
 func (p *pathEstimate) bursts() uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()

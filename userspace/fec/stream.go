@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,18 +18,20 @@ import (
 // WebTransport, with as much parity as each one's path needs. All have blocks of the same length, which the delay sets,
 // and parity of a block is made once, for the subscriber that needs most: the others get the first of it.
 type Stream struct {
-	in    *net.UDPConn
+	in    socket
 	enc   *Encoder // run's
 	prior func(netip.Addr) (Path, bool)
 	log   *slog.Logger
 	cfg   atomic.Pointer[StreamConfig]
 	shape atomic.Pointer[Params] // of blocks to come: with the most parity that any subscriber needs
+	goal  atomic.Pointer[Goal]   // of the last plans
 
 	arrived, dropped, parity atomic.Uint64
 
 	mu     sync.Mutex
 	subs   map[*subscriber]struct{}
 	past   subscriberCounts // of those that left
+	kept   [window]*keptBlock
 	joined uint64
 	closed bool
 
@@ -41,8 +42,9 @@ type Stream struct {
 
 // Streams are those of a configuration.
 type Streams struct {
-	log   *slog.Logger
-	prior func(netip.Addr) (Path, bool)
+	log    *slog.Logger
+	prior  func(netip.Addr) (Path, bool)
+	listen opener
 
 	change sync.Mutex // held by Apply
 	open   atomic.Pointer[map[streamKey]*Stream]
@@ -61,7 +63,7 @@ func NewStreams(log *slog.Logger, prior func(netip.Addr) (Path, bool)) *Streams 
 	if prior == nil {
 		prior = func(netip.Addr) (Path, bool) { return Path{}, false }
 	}
-	s := &Streams{log: log, prior: prior}
+	s := &Streams{log: log, prior: prior, listen: listen}
 	s.open.Store(&map[streamKey]*Stream{})
 	return s
 }
@@ -133,7 +135,7 @@ func (s *Streams) newStream(c StreamConfig) (*Stream, error) {
 	x := &Stream{enc: enc, prior: s.prior, log: s.log, subs: map[*subscriber]struct{}{}, stop: make(chan struct{}), done: make(chan struct{})}
 	x.cfg.Store(&c)
 	x.shape.Store(&Params{1, 0})
-	x.in, err = listen(c.Listen)
+	x.in, err = s.listen(c.Listen)
 	return x, err
 }
 
@@ -169,27 +171,30 @@ func (x *Stream) run() {
 }
 
 // beginBlock fixes for each subscriber how much of the block's parity it gets. New ones get whole blocks alone.
-func (x *Stream) beginBlock() Params {
-	shape := *x.shape.Load()
+func (x *Stream) beginBlock(sbn uint32) Params {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	shape := *x.shape.Load()
 	for sub := range x.subs {
-		sub.begin(shape)
+		sub.begin(sbn, shape)
 	}
 	return shape
 }
 
 // emit gives a packet to whom it is for.
 func (x *Stream) emit(pkt []byte, repair bool) error {
+	f := newFrame(pkt, repair)
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	row := -1 // of the parity
 	if repair {
 		id := parseID(pkt)
 		row = id.esi - id.k
 		x.parity.Add(1)
+	} else {
+		adu, id, _ := parseSource(f.b[1:])
+		x.keep(id, adu)
 	}
-	f := newFrame(pkt, repair)
-	x.mu.Lock()
-	defer x.mu.Unlock()
 	for sub := range x.subs {
 		sub.offer(f, row)
 	}
@@ -220,13 +225,26 @@ func (x *Stream) plan(now time.Time, plans *planner, goal Goal) {
 		subs = append(subs, sub)
 	}
 	x.mu.Unlock()
-	shape := plans.choose(Path{Burst: 1}, goal).Params
+	k := plans.choose(Path{Burst: 1}, goal).K
 	for _, sub := range subs {
 		plan := sub.choose(now, plans, goal)
-		shape.M = max(shape.M, plan.M)
 		sub.plan.Store(&plan)
 	}
-	x.shape.Store(&shape)
+	x.goal.Store(&goal)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.shape.Store(&Params{k, 0})
+	for sub := range x.subs { // others have come meanwhile
+		x.makeRoom(sub)
+	}
+}
+
+// makeRoom lets blocks to come have the parity that a subscriber needs. The caller holds mu.
+func (x *Stream) makeRoom(sub *subscriber) {
+	shape, plan := *x.shape.Load(), sub.plan.Load()
+	if plan.K == shape.K && plan.M > shape.M {
+		x.shape.Store(&plan.Params)
+	}
 }
 
 // planner remembers plans: many paths are alike, and a plan for long blocks takes milliseconds.

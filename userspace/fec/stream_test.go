@@ -17,6 +17,7 @@ type fakeSession struct {
 	ctx  context.Context
 	back chan []byte
 	slow chan struct{} // nil: sends at once; else one datagram for each
+	rtt  time.Duration
 
 	mu  sync.Mutex
 	got [][]byte
@@ -25,6 +26,8 @@ type fakeSession struct {
 func newSession(t *testing.T) *fakeSession {
 	return &fakeSession{ctx: t.Context(), back: make(chan []byte, 100)}
 }
+
+func (s *fakeSession) RTT() time.Duration { return s.rtt }
 
 func (s *fakeSession) Context() context.Context { return s.ctx }
 
@@ -124,7 +127,7 @@ func TestParityForEach(t *testing.T) {
 	shape := *x.shape.Load()
 	emit := func(pkt []byte, repair bool) error { return x.emit(pkt, repair) }
 	e := mustEncoder(t, Params{1, 0}, 100, 9)
-	if err := e.SetParams(x.beginBlock()); err != nil {
+	if err := e.SetParams(x.beginBlock(9)); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 20 {
@@ -249,6 +252,33 @@ func TestSlowSubscriber(t *testing.T) {
 	var plans planner
 	if p := sub.choose(time.Now(), &plans, Goal{Residual: 1e-4, Overhead: 0.35, Packets: 20}); p.M != 0 {
 		t.Errorf("parity for what the edge did not send: %+v", p)
+	}
+}
+
+// What the edge did not send, and nobody reports as lost, hides no losses that come later.
+func TestUnsentIsForgotten(t *testing.T) {
+	sub, now := new(subscriber), time.Now()
+	sub.late.Store(5000) // most of it whole blocks, of which the receiver knows nothing
+	sub.report(report{expected: 1000, lost: 100, bursts: 1}, now)
+	if n := sub.estimate.last.lost; n != 0 {
+		t.Errorf("%d losses of what was not sent", n)
+	}
+	sub.report(report{expected: 1200, lost: 110, bursts: 11}, now.Add(lateReports/2))
+	if n := sub.estimate.last.lost; n != 0 {
+		t.Errorf("%d losses while more of it may be reported", n)
+	}
+	sub.report(report{expected: 2000, lost: 150, bursts: 51}, now.Add(2*lateReports))
+	if n := sub.estimate.last.lost; n != 40 {
+		t.Errorf("%d losses afterwards, want 40", n)
+	}
+	sub.late.Add(10)
+	sub.report(report{expected: 3000, lost: 180, bursts: 70}, now.Add(3*lateReports))
+	if n := sub.estimate.last.lost; n != 60 {
+		t.Errorf("%d losses, want 20 more and not 10 that were late again", n)
+	}
+	sub.report(report{expected: 100, lost: 5, bursts: 5}, now.Add(4*lateReports))
+	if n := sub.estimate.last.lost; n != 5 {
+		t.Errorf("%d losses of a new receiver, want 5", n)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // Kinds of datagrams to a subscriber: their first byte. What follows is a packet as RFC 6865 has it. Datagrams from a
-// subscriber are reports.
+// subscriber are reports and NACKs.
 const (
 	KindSource = 0
 	KindRepair = 1
@@ -23,6 +23,7 @@ type Session interface {
 	SendDatagram(b []byte) error // may wait; must not keep b
 	ReceiveDatagram(ctx context.Context) ([]byte, error)
 	Context() context.Context // ends with the session
+	RTT() time.Duration       // of the path, smoothed
 }
 
 // Why a subscription is refused, or ends.
@@ -78,17 +79,46 @@ type subscriber struct {
 	end    context.CancelFunc
 	plan   atomic.Pointer[Plan]
 
-	// Of the block under way; the stream's mu guards them.
+	// The stream's mu guards them.
 	joined bool
-	rows   int // packets of parity that it gets
+	rows   int // packets of parity that it gets of the block under way
+	blocks [window]sentBlock
 
 	estimate           pathEstimate
 	sent, parity, late atomic.Uint64
-	refused            atomic.Uint64 // datagrams that are no reports, or came too fast
+	nacks              atomic.Uint64 // blocks that it asked more parity of
+	refused            atomic.Uint64 // datagrams that are neither reports nor NACKs, or came too fast
 
-	mu    sync.Mutex
-	told  report // last
-	heard time.Time
+	mu     sync.Mutex
+	told   report // last
+	heard  time.Time
+	unsent unsent
+}
+
+// unsent are symbols that the edge did not send in time: the subscriber reports them as lost, but parity would not help.
+type unsent struct {
+	late uint64    // until the last report
+	grew time.Time // when there were more than before
+	owed uint64    // of these, not reported as lost yet
+	in   uint64    // of these, in what was reported
+}
+
+// lateReports is how long after it was late a symbol may be reported as lost. What is not by then never will be: of a block
+// of which nothing came its receiver knows nothing.
+const lateReports = time.Second
+
+// take finds those among the symbols that are newly reported as lost, now that so many were late.
+func (u *unsent) take(lost, late uint64, now time.Time) {
+	switch {
+	case late > u.late:
+		u.owed += late - u.late
+		u.late, u.grew = late, now
+	case now.Sub(u.grew) > lateReports:
+		u.owed = 0
+	}
+	n := min(lost, u.owed)
+	u.owed -= n
+	u.in += n
 }
 
 // Subscribe sends the stream over a session until either ends. plain wants no parity. The error says which.
@@ -99,7 +129,11 @@ func (x *Stream) Subscribe(session Session, client netip.AddrPort, plain bool) e
 	if p, known := x.prior(client.Addr()); known {
 		sub.prior = &p
 	}
-	sub.plan.Store(&Plan{Params: Params{1, 0}, Why: "nothing is planned yet"})
+	plan := Plan{Params: Params{1, 0}, Why: "nothing is planned yet"}
+	if goal := x.goal.Load(); goal != nil { // its first block has what its prefix needs already
+		plan = sub.choose(sub.since, new(planner), *goal)
+	}
+	sub.plan.Store(&plan)
 	if err := x.join(sub); err != nil {
 		return err
 	}
@@ -107,7 +141,7 @@ func (x *Stream) Subscribe(session Session, client netip.AddrPort, plain bool) e
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer end()
-	wg.Go(func() { sub.listen(ctx, session) })
+	wg.Go(func() { x.listen(ctx, session, sub) })
 	return x.send(ctx, session, sub)
 }
 
@@ -122,6 +156,7 @@ func (x *Stream) join(sub *subscriber) error {
 	}
 	x.subs[sub] = struct{}{}
 	x.joined++
+	x.makeRoom(sub)
 	return nil
 }
 
@@ -170,21 +205,25 @@ func (x *Stream) send(ctx context.Context, session Session, sub *subscriber) err
 func lateAfter(delay time.Duration) time.Duration { return max(5*delay, 200*time.Millisecond) }
 
 // begin is called as a block begins.
-func (s *subscriber) begin(shape Params) {
+func (s *subscriber) begin(sbn uint32, shape Params) {
 	s.joined = true
 	s.rows = 0
 	if plan := s.plan.Load(); plan.K == shape.K {
 		s.rows = min(plan.M, shape.M)
 	}
+	s.blocks[sbn%window] = sentBlock{sbn, s.rows, true}
 }
 
-// offer queues a packet, a row of parity or, with -1, none. Parity goes first where the connection is slow: it would
-// only make it slower.
+// offer queues a packet, a row of parity or, with -1, none, if it is for the subscriber.
 func (s *subscriber) offer(f frame, row int) {
-	switch {
-	case !s.joined || row >= s.rows:
-		return
-	case row >= 0 && len(s.queue) >= queued/2:
+	if s.joined && row < s.rows {
+		s.push(f)
+	}
+}
+
+// push queues a packet. Parity goes first where the connection is slow: it would only make it slower.
+func (s *subscriber) push(f frame) {
+	if f.repair && len(s.queue) >= queued/2 {
 		return
 	}
 	select {
@@ -194,13 +233,19 @@ func (s *subscriber) offer(f frame, row int) {
 	}
 }
 
-// listen takes the subscriber's reports.
-func (s *subscriber) listen(ctx context.Context, session Session) {
+// listen takes a subscriber's reports and NACKs.
+func (x *Stream) listen(ctx context.Context, session Session, s *subscriber) {
 	defer s.end()
 	for {
 		b, err := session.ReceiveDatagram(ctx)
 		if err != nil {
 			return
+		}
+		if isNack(b) {
+			if !x.answer(s, b, session.RTT()) {
+				s.refused.Add(1)
+			}
+			continue
 		}
 		now := time.Now()
 		r, err := parseReport(b)
@@ -215,9 +260,12 @@ func (s *subscriber) listen(ctx context.Context, session Session) {
 func (s *subscriber) report(r report, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.lost < s.told.lost { // a new receiver's
+		s.told, s.unsent.in = report{}, 0
+	}
+	s.unsent.take(r.lost-s.told.lost, s.late.Load(), now)
 	s.told, s.heard = r, now
-	// What the edge itself did not send in time is missing too, but parity would not help.
-	r.lost = max(r.lost-min(r.lost, s.late.Load()), min(s.estimate.lost(), r.lost))
+	r.lost -= s.unsent.in
 	r.bursts = min(max(r.bursts, s.estimate.bursts()), r.lost)
 	s.estimate.add(r, now)
 }
@@ -266,7 +314,8 @@ type SubscriberStatus struct {
 	Sent      uint64         `json:"sent"`
 	Parity    uint64         `json:"parity"`
 	Late      uint64         `json:"late"`
-	Refused   uint64         `json:"refused"` // datagrams that are no reports, or came too fast
+	Nacks     uint64         `json:"nacks"`   // blocks that it asked more parity of
+	Refused   uint64         `json:"refused"` // datagrams that are neither reports nor NACKs, or came too fast
 	Lost      uint64         `json:"lost"`    // before repair, as it reports
 	Delivered uint64         `json:"delivered"`
 	Residual  uint64         `json:"residual"` // packets that stayed lost
@@ -282,6 +331,6 @@ func (s *subscriber) status() SubscriberStatus {
 	defer s.mu.Unlock()
 	return SubscriberStatus{
 		Client: s.client, Seconds: now.Sub(s.since).Seconds(), Path: path, Prior: s.prior, Plan: *s.plan.Load(), Sent: c.sent, Parity: c.parity,
-		Late: c.late, Refused: s.refused.Load(), Lost: s.told.lost, Delivered: c.delivered, Residual: c.residual, counts: c,
+		Late: c.late, Nacks: s.nacks.Load(), Refused: s.refused.Load(), Lost: s.told.lost, Delivered: c.delivered, Residual: c.residual, counts: c,
 	}
 }

@@ -61,6 +61,23 @@ func Build(ctx context.Context, c Config, classes map[string]uint32) (*maps.Pref
 	return table, report, nil
 }
 
+// Read reads the databases alone, and reports by the file's keys which cannot be used.
+func (c Config) Read() error {
+	var errs []error
+	for _, list := range []struct {
+		key   string
+		paths []string
+		of    subject
+	}{{"databases", c.Databases, countries}, {"networks", c.Networks, networks}} {
+		for i, path := range list.paths {
+			if _, _, err := readFile(path, list.of); err != nil {
+				errs = append(errs, fmt.Errorf("geo.%s[%d]: %w", list.key, i, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // readAll reads databases about one subject; later ones win.
 func readAll(ctx context.Context, paths []string, s subject, report *Report) (all layer, err error) {
 	for _, path := range paths {

@@ -157,6 +157,9 @@ func (u *unit) quicConnected(ctx context.Context, c *quic.Conn) context.Context 
 	p.Accepted.Add(1)
 	p.Open.Add(1)
 	context.AfterFunc(c.Context(), func() { p.Open.Add(-1) })
+	if u.datagrams {
+		ctx = context.WithValue(ctx, connKey{}, c)
+	}
 	return ctx
 }
 

@@ -62,8 +62,12 @@ func (u *unit) offerWebTransport() {
 	u.h3.AdditionalSettings = map[uint64]uint64{settingWebTransport06: 1, settingWebTransport: 1, settingWebTransportMax: 1}
 }
 
+// connKey is where contexts of connections that may carry sessions have the connection.
+type connKey struct{}
+
 // Session is a client's session of WebTransport. It lives no longer than the request's handler.
 type Session struct {
+	conn   *quic.Conn
 	str    *http3.Stream
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -75,7 +79,8 @@ func Accept(w http.ResponseWriter, r *http.Request) (*Session, error) {
 		http3.Settingser
 		http3.HTTPStreamer
 	})
-	if !ok || !IsWebTransport(r) {
+	conn, carries := r.Context().Value(connKey{}).(*quic.Conn)
+	if !ok || !carries || !IsWebTransport(r) {
 		return nil, ErrNoWebTransport
 	}
 	late := time.NewTimer(settingsWait)
@@ -91,7 +96,7 @@ func Accept(w http.ResponseWriter, r *http.Request) (*Session, error) {
 		return nil, ErrNoDatagrams
 	}
 	w.WriteHeader(http.StatusOK)
-	s := &Session{str: peer.HTTPStream()}
+	s := &Session{conn: conn, str: peer.HTTPStream()}
 	s.ctx, s.cancel = context.WithCancel(r.Context())
 	go s.awaitEnd() // Close ends it, and so does the end of the connection
 	return s, nil
@@ -114,6 +119,9 @@ func (s *Session) awaitEnd() {
 
 // Context ends with the session.
 func (s *Session) Context() context.Context { return s.ctx }
+
+// RTT returns the round-trip time of the connection, smoothed.
+func (s *Session) RTT() time.Duration { return s.conn.ConnectionStats().SmoothedRTT }
 
 // SendDatagram sends b, which it does not keep. It waits while the connection may not send.
 func (s *Session) SendDatagram(b []byte) error {

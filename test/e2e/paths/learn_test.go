@@ -8,10 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"os/signal"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,22 +19,11 @@ import (
 	"github.com/bermedge/berm/test/rig"
 	"github.com/bermedge/berm/test/rig/rigtest"
 	"github.com/bermedge/berm/test/rig/wan"
+	"github.com/bermedge/berm/test/rig/wan/wantest"
 	"github.com/bermedge/berm/userspace/congestion"
 )
 
-// TestMain makes the test the box's program, if it was started as that.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "wan" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		if err := wan.Act(ctx, os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { wantest.Main(m) }
 
 const (
 	port  = 7000
@@ -81,13 +67,7 @@ func mustWorld(t *testing.T, links map[string]wan.Both) (*rig.Node, map[string]*
 		}
 		out[name] = p
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := box.Start(t.Context(), self, "wan"); err != nil {
-		t.Fatal(err)
-	}
+	wantest.Start(t, box)
 	// Else the kernel begins with what the last connection to that address ended with.
 	if err := edge.Sysctl("net.ipv4.tcp_no_metrics_save", "1"); err != nil {
 		t.Fatal(err)

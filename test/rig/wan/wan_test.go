@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,21 +18,10 @@ import (
 	"github.com/bermedge/berm/test/rig"
 	"github.com/bermedge/berm/test/rig/rigtest"
 	"github.com/bermedge/berm/test/rig/wan"
+	"github.com/bermedge/berm/test/rig/wan/wantest"
 )
 
-// TestMain makes the test the box's program, if it was started as that.
-func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "wan" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		if err := wan.Act(ctx, os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { wantest.Main(m) }
 
 const (
 	port  = 7000
@@ -69,13 +56,7 @@ func mustBox(t *testing.T, links map[string]wan.Both) (*wan.Box, []ends) {
 		}
 		all = append(all, e)
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := box.Start(t.Context(), self, "wan"); err != nil {
-		t.Fatal(err)
-	}
+	wantest.Start(t, box)
 	return box, all
 }
 

@@ -59,7 +59,12 @@ type bbr struct {
 	rateSampler
 	mss, initialCwnd int64
 	floor            lossFloor
+	losses           *LossMeter       // raises it
+	forgiven         lossFloor        // the floor when what losses had led to was last taken back
+	doubtful         bool             // losses are to be looked at in ProbeRTT
+	doubtedStamp     time.Duration    // when they last were; 0: never
 	roundRTT         [2]time.Duration // the shortest of the round before, and of this one
+	begun            bool
 	now              time.Duration
 	inFlight         int64 // C.inflight
 
@@ -110,13 +115,15 @@ type bbr struct {
 	probeRTTRoundDone bool
 }
 
-// newBBR is OnInit (5.2.1).
+// newBBR is OnInit (5.2.1), but for what begins at a time: see begin.
 func newBBR(o Options) *bbr {
 	b := &bbr{
 		mss:              int64(o.MaxDatagram),
 		initialCwnd:      o.InitialWindow,
 		cwnd:             o.InitialWindow,
 		floor:            lossFloor(o.LossFloor),
+		forgiven:         lossFloor(o.LossFloor),
+		losses:           o.Losses,
 		roundRTT:         [2]time.Duration{unmeasured, unmeasured},
 		minRTT:           unmeasured,
 		probeRTTMinDelay: unmeasured,
@@ -141,9 +148,18 @@ func (b *bbr) Window() int64       { return b.cwnd }
 func (b *bbr) PacingRate() float64 { return b.pacingRate }
 func (b *bbr) minPipeCwnd() int64  { return bbrMinPipe * b.mss }
 
+// begin is the rest of OnInit: intervals are counted from the first packet on, whatever the clock shows then.
+func (b *bbr) begin(now time.Duration) {
+	b.begun = true
+	b.minRTTStamp, b.probeRTTMinStamp, b.extraAckedStart = now, now, now
+}
+
 // Sent is OnTransmit (5.2.2) and OnPacketSent (4.1.2.2).
 func (b *bbr) Sent(now time.Duration, inFlight int64, p Packet) {
 	b.now, b.inFlight = now, inFlight
+	if !b.begun {
+		b.begin(now)
+	}
 	if inFlight <= 0 && b.appLimited != 0 {
 		b.handleRestartFromIdle()
 	}

@@ -51,6 +51,7 @@ func (b *bbr) updateCongestionSignals() {
 	if !b.lossRoundStart {
 		return
 	}
+	b.learnFloor()
 	b.adaptLowerBoundsFromCongestion()
 	b.isLossInRound, b.marked = false, false
 	b.lossEventsLast, b.lossEvents = b.lossEvents, 0
@@ -66,6 +67,7 @@ func (b *bbr) adaptLowerBoundsFromCongestion() {
 	if !b.marked && b.floorInForce().explains(lost, lost+b.delivered-b.roundDelivered, b.mss) {
 		return
 	}
+	b.doubtLosses()
 	if math.IsInf(b.bwShortterm, 1) { // InitLowerBounds
 		b.bwShortterm = b.maxBW
 	}
@@ -131,17 +133,22 @@ func (b *bbr) updateACKAggregation() {
 
 // isInflightTooHigh is IsInflightTooHigh (5.5.10.2), where what the floor explains is left aside.
 func (b *bbr) isInflightTooHigh(lost, txInFlight int64) bool {
-	return float64(lost) > float64(txInFlight)*bbrLossThresh+b.floorInForce().allowance(txInFlight, b.mss)
+	return float64(lost) > float64(txInFlight)*bbrLossThresh+b.floorInForce().allowance(txInFlight, b.mss, 2)
 }
 
 // floorInForce is the floor while some round trip of the last two rounds says that no queue is full, and none else: a queue that
 // drops packets is congestion whatever the path loses besides. One round trip is enough, since a radio path, or a busy
 // receiver, makes others longer; a full queue makes all.
 func (b *bbr) floorInForce() lossFloor {
-	if rtt := min(b.roundRTT[0], b.roundRTT[1]); b.minRTT != unmeasured && rtt != unmeasured && rtt > b.minRTT+max(b.minRTT/2, floorQueue) {
+	if b.isQueueFull() {
 		return 0
 	}
 	return b.floor
+}
+
+func (b *bbr) isQueueFull() bool {
+	rtt := min(b.roundRTT[0], b.roundRTT[1])
+	return b.minRTT != unmeasured && rtt != unmeasured && rtt > b.minRTT+max(b.minRTT/2, floorQueue)
 }
 
 // noteLoss is NoteLoss (5.5.10.2).

@@ -250,7 +250,8 @@ func (b *bbr) adaptLongTermModel() bool {
 
 // checkProbeRTT is CheckProbeRTT (5.3.4.3).
 func (b *bbr) checkProbeRTT() {
-	if b.state != ProbeRTT && b.probeRTTExpired && !b.idleRestart {
+	if b.state != ProbeRTT && (b.probeRTTExpired || b.doubtful) && !b.idleRestart {
+		b.doubtful = false
 		b.saveCwnd()
 		b.state = ProbeRTT // EnterProbeRTT
 		b.probeRTTDoneStamp = 0

@@ -404,3 +404,19 @@ func TestBBRAppLimitedDuringRefill(t *testing.T) {
 		t.Errorf("max_bw fell from %.2f to %.2f Mbit/s", maxBW/megabit, b.maxBW/megabit)
 	}
 }
+
+// TestIntervalsBeginWithTheConnection has a clock that shows an hour as the first packet is sent: nothing is overdue then.
+func TestIntervalsBeginWithTheConnection(t *testing.T) {
+	b := newBBR(Options{MaxDatagram: 1200, InitialWindow: 12_000})
+	now := time.Hour
+	p := packet(0, now)
+	b.Sent(now, 0, p)
+	now += 50 * ms
+	b.Update(Event{Now: now, PriorInFlight: 1200, Acked: []Packet{p}, RTT: RTT{50 * ms, 50 * ms, 50 * ms}, HasRTT: true})
+	if b.state != Startup || b.appLimited != 0 {
+		t.Errorf("in %s after one round trip", b.state)
+	}
+	if b.extraAcked > 1200 {
+		t.Errorf("%d bytes more than expected were acknowledged, of 1200", b.extraAcked)
+	}
+}

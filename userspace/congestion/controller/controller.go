@@ -101,6 +101,7 @@ type Options struct {
 	MaxDatagram   int           // bytes; 0: 1200
 	InitialWindow int64         // bytes; 0: RFC 9002, 7.2
 	InitialRTT    time.Duration // what the path's round trip was before; 0: not known
+	Losses        *LossMeter    // of BBR: raises the floor by what the connection meets; its owner tells it of events; nil: nothing does
 	LossFloor     float64       // of BBR: the share of losses that this path has without congestion, at most MaxLossFloor
 }
 

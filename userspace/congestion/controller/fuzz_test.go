@@ -14,12 +14,13 @@ func FuzzController(f *testing.F) {
 	f.Add([]byte("\x00\x00\x10\x00\x00\x10\x01\xff\xff\x02\xff\xff\x03\x00\x01\x04\x00\x00\x05\x10\x00\x06\x40\x00\x01\x80\x00\x02\x01\x01"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, name := range []string{BBR, Cubic, Reno} {
-			fuzzOne(t, mustNew(t, name, Options{LossFloor: 0.05}), data)
+			var meter LossMeter
+			fuzzOne(t, mustNew(t, name, Options{LossFloor: 0.05, Losses: &meter}), &meter, data)
 		}
 	})
 }
 
-func fuzzOne(t *testing.T, c Controller, data []byte) {
+func fuzzOne(t *testing.T, c Controller, meter *LossMeter, data []byte) {
 	t.Helper()
 	var (
 		now      time.Duration
@@ -28,7 +29,6 @@ func fuzzOne(t *testing.T, c Controller, data []byte) {
 		gone     []Packet
 		number   int64
 		mss      = int64(1200)
-		meter    LossMeter
 	)
 	// take removes up to n packets from either end of those in flight.
 	take := func(n int, last bool) []Packet {
@@ -89,11 +89,11 @@ func fuzzOne(t *testing.T, c Controller, data []byte) {
 			t.Fatalf("%s: a pacing rate of %g", c.Name(), r)
 		}
 		s := c.State()
-		if s.Phase == "" || math.IsNaN(s.Bandwidth) || s.Bandwidth < 0 || math.IsInf(s.Bandwidth, 0) || s.MinRTT < 0 || s.SSThresh <= 0 {
+		if s.Phase == "" || math.IsNaN(s.Bandwidth) || s.Bandwidth < 0 || math.IsInf(s.Bandwidth, 0) || s.MinRTT < 0 || s.SSThresh <= 0 || !(s.LossFloor >= 0 && s.LossFloor <= MaxLossFloor) {
 			t.Fatalf("%s: %+v", c.Name(), s)
 		}
 		if _, share := meter.Share(); math.IsNaN(share) || share < 0 || share > 1 {
-			t.Fatalf("a share of %g: %+v", share, meter)
+			t.Fatalf("a share of %g: %+v", share, *meter)
 		}
 	}
 }

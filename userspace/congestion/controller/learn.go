@@ -7,14 +7,15 @@ import (
 )
 
 // LossMeter measures which share of a connection's packets its path loses without congestion: among packets whose round trip was
-// not longer than the path's shortest by more than a quarter, and no more of those than among the ones sent with little in
-// flight. The first leaves out queues that overflow, the second those too short to be seen in round trips, and policers. The zero
-// value is ready.
+// not longer than the path's shortest by more than a quarter, and no more of those than among the ones sent with less in flight
+// than the path has carried. The first leaves out queues that overflow, the second those too short to be seen in round trips, and
+// policers. The zero value is ready.
 type LossMeter struct {
-	average   float64 // bytes in flight
-	events    float64
-	lastHigh  time.Duration // when more than a little was in flight
-	low, high tally         // of packets that were sent, and heard of, with little in flight; and of others
+	began     time.Duration // the round trip at hand
+	acked     int64         // bytes, in it
+	carried   float64       // the most bytes that were delivered in the shortest round trip
+	lastHigh  time.Duration // when about as much was in flight
+	low, high tally         // of packets that were sent, and heard of, with less in flight; and of others
 }
 
 type tally struct {
@@ -23,16 +24,17 @@ type tally struct {
 
 const (
 	meterQueue      = 5 * time.Millisecond // timers and acknowledgement delays
-	meterMemory     = 1024                 // events
-	meterLow        = 0.6                  // of the average in flight
+	meterMemory     = 1024                 // round trips, after which little is left of what was carried
+	meterLow        = 0.9                  // of what was carried
+	meterKept       = 1 << 16              // packets, after which older ones count half
 	meterMinPackets = 100
+	meterMinLost    = 4 // expected among those with less in flight: none at all would be telling
 )
 
 // Observe takes what the controller's Update does.
 func (m *LossMeter) Observe(e Event) {
-	m.events = min(m.events+1, meterMemory)
-	m.average += (float64(max(e.PriorInFlight, 0)) - m.average) / m.events
-	if float64(e.PriorInFlight) >= meterLow*m.average {
+	m.carry(e)
+	if float64(e.PriorInFlight) >= meterLow*m.carried {
 		m.lastHigh = e.Now
 	}
 	if e.RTT.Latest > e.RTT.Min+max(e.RTT.Min/4, meterQueue) {
@@ -49,6 +51,22 @@ func (m *LossMeter) Observe(e Event) {
 	for _, p := range e.Spurious {
 		m.tally(p).lost--
 	}
+	if m.low.sent+m.high.sent > meterKept {
+		m.low, m.high = m.low.half(), m.high.half()
+	}
+}
+
+func (m *LossMeter) carry(e Event) {
+	if m.began == 0 {
+		m.began = e.Now
+	}
+	m.acked += sum(e.Acked)
+	took := e.Now - m.began
+	if took < max(e.RTT.Smoothed, time.Millisecond) {
+		return
+	}
+	m.carried = max(m.carried*(1-1./meterMemory), float64(m.acked)*e.RTT.Min.Seconds()/took.Seconds())
+	m.began, m.acked = e.Now, 0
 }
 
 func (m *LossMeter) tally(p Packet) *tally {
@@ -58,17 +76,32 @@ func (m *LossMeter) tally(p Packet) *tally {
 	return &m.high
 }
 
-// Share returns the share, and how many packets it rests on: none before enough were sent with little in flight.
+// Share returns the share, and how many packets it rests on: none before enough were sent with less in flight. As long as
+// those say nothing against it, it is that of all packets, else theirs.
 func (m *LossMeter) Share() (packets int64, share float64) {
-	if m.low.sent < meterMinPackets {
+	all := tally{m.low.sent + m.high.sent, m.low.lost + m.high.lost}
+	share = all.share()
+	expected := share * float64(m.low.sent)
+	switch {
+	case m.low.sent < meterMinPackets || share > 0 && expected < meterMinLost:
 		return 0, 0
+	case float64(m.low.lost) < expected-1.5*math.Sqrt(expected):
+		return m.low.sent, m.low.share()
 	}
-	packets, share = m.low.sent, m.low.share()
-	if m.high.sent >= meterMinPackets {
-		share = min(share, m.high.share())
-	}
-	return packets, share
+	return all.sent, share
 }
+
+// floor is the loss floor that the connection has shown so far, if it has: one standard error less than the share, since a few
+// packets say little.
+func (m *LossMeter) floor() (f lossFloor, known bool) {
+	packets, share := m.Share()
+	if packets == 0 {
+		return 0, false
+	}
+	return lossFloor(min(max(0, share-math.Sqrt(share/float64(packets))), MaxLossFloor)), true
+}
+
+func (t tally) half() tally { return tally{t.sent / 2, t.lost / 2} }
 
 func (t tally) share() float64 {
 	return max(0, float64(t.lost)/float64(max(t.sent, 1)))

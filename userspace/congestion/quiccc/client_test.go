@@ -246,6 +246,40 @@ func TestMigration(t *testing.T) {
 	await(t, "reports of both paths", func() bool { return paths.of("127.0.0.9").Connections == 1 && paths.of("127.0.1.9").Connections == 1 })
 }
 
+// A connection that goes on tells its prefix what the path loses.
+func TestFloorOfRunningConnection(t *testing.T) {
+	const size, share = 1200, 25 // one packet of so many is lost
+	c := New(Options{Choose: (&policy{}).choose})
+	client := netip.MustParseAddr("192.0.2.1")
+	f := c.flow(Choice{Controller: "bbr"}, quic.CongestionPath{RemoteAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(client, 1)), MaxDatagramSize: size})
+	defer f.Closed()
+	now, rtt := time.Hour, 50*time.Millisecond
+	e := quic.CongestionEvent{HasRTT: true, LatestRTT: rtt, SmoothedRTT: rtt, MinRTT: rtt}
+	pn := int64(0)
+	for round := range int64(60) {
+		packets := 100 - 10*(round%6) // in flight
+		e.Acked, e.Lost, e.PriorInFlight = nil, nil, packets*size
+		for i := range packets {
+			p := quic.CongestionPacket{Number: pn, Bytes: size, Sent: now + time.Millisecond}
+			f.Sent(i*size, p)
+			if pn++; pn%share == 0 {
+				e.Lost = append(e.Lost, p)
+			} else {
+				e.Acked = append(e.Acked, p)
+			}
+		}
+		now += time.Millisecond + rtt
+		e.Now = now
+		f.Update(&e)
+	}
+	if own := f.State().LossFloor; own < 0.03 || own > 1./share {
+		t.Errorf("the connection's floor is %g, its path loses %g", own, 1./share)
+	}
+	if got := c.Floor(client); got < 0.015 || got > 0.5/share {
+		t.Errorf("the prefix's floor is %g, want nearly half of what one client loses, %g", got, 1./share)
+	}
+}
+
 // A flow allocates nothing for an acknowledgement.
 func TestFlowAllocates(t *testing.T) {
 	c := New(Options{Choose: (&policy{}).choose})

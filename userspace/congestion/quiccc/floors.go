@@ -41,9 +41,8 @@ func (f *floors) of(client netip.Addr) float64 {
 	return 0
 }
 
-// learn takes in what a connection met.
-func (f *floors) learn(client netip.Addr, m *controller.LossMeter) {
-	packets, share := m.Share()
+// learn takes in what a connection has met so far, with the weight of what it sent since it last told.
+func (f *floors) learn(client netip.Addr, packets int64, share float64) {
 	if packets == 0 || !client.IsValid() {
 		return
 	}

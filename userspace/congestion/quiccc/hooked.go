@@ -30,7 +30,8 @@ func (c *Chooser) flow(choice Choice, path quic.CongestionPath) *flow {
 	name, refused := Controller(choice.Controller)
 	window := int64(InitialWindow(choice.InitialWindow)) * int64(path.MaxDatagramSize)
 	client := address(path.RemoteAddr).Addr()
-	o := controller.Options{MaxDatagram: path.MaxDatagramSize, InitialWindow: window, InitialRTT: path.InitialRTT, LossFloor: c.floors.of(client)}
+	f := &flow{chooser: c}
+	o := controller.Options{MaxDatagram: path.MaxDatagramSize, InitialWindow: window, InitialRTT: path.InitialRTT, LossFloor: c.floors.of(client), Losses: &f.meter}
 	cc, err := controller.New(name, o)
 	if err != nil { // a window of one packet, say
 		refused = err
@@ -38,7 +39,7 @@ func (c *Chooser) flow(choice Choice, path quic.CongestionPath) *flow {
 			panic(err) // a name of the package's own, and its defaults
 		}
 	}
-	f := &flow{Controller: cc, chooser: c, count: Count{Controller: cc.Name(), Profile: choice.Profile, Refused: refused != nil}}
+	f.Controller, f.count = cc, Count{Controller: cc.Name(), Profile: choice.Profile, Refused: refused != nil}
 	if refused != nil {
 		c.once(choice.Profile, "QUIC connections do not get all that profile "+choice.Profile+" has", refused)
 	}
@@ -95,13 +96,15 @@ func (f *flow) Update(e *quic.CongestionEvent) {
 func (f *flow) Closed() {
 	if f.gauge.rtt > 0 {
 		f.tell(0, true)
-		f.chooser.floors.learn(f.gauge.client, &f.meter)
 	}
 }
 
 // tell reports what is new, and what came of the connection once there is enough of that or it was the last time.
 func (f *flow) tell(now time.Duration, last bool) {
 	s, c := f.gauge.take(now), f.chooser
+	if of, share := f.meter.Share(); of > 0 {
+		c.floors.learn(f.gauge.client, int64(s.packets()), share)
+	}
 	if c.report != nil {
 		if err := c.report.add(f.gauge.client, s); err != nil {
 			c.once("report", "what QUIC connections measure is not written to the table of paths", err)

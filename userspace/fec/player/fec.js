@@ -10,6 +10,7 @@
 const maxSymbols = 255;
 const idLength = 6; // SBN 24 bits, ESI 8, k 16
 const headLength = 3; // flow 8 bits, length 16
+const reordered = 3; // symbols of later blocks that tell that no more of a block are on their way
 
 // Powers and logarithms of alpha = 2 by x^8 + x^4 + x^3 + x^2 + 1. Powers go on, so that sums of logarithms need no
 // remainder.
@@ -143,7 +144,7 @@ export class Decoder {
         return null;
       }
       if (this.blocks.size >= this.window) this.forget(this.blocks.keys().next().value);
-      block = { k: id.k, seen: new Uint8Array(maxSymbols), have: 0, repair: 0, length: 0, done: false, symbols: [] };
+      block = { k: id.k, seen: new Uint8Array(maxSymbols), have: 0, later: 0, asked: false, repair: 0, length: 0, done: false, symbols: [] };
       this.blocks.set(id.sbn, block);
     }
     if (block.k !== id.k) {
@@ -155,6 +156,10 @@ export class Decoder {
       return null;
     }
     this.counts.received++;
+    for (const earlier of this.blocks.values()) {
+      if (earlier === block) break;
+      earlier.later++;
+    }
     block.seen[id.esi] = 1;
     block.have++;
     return block;
@@ -217,6 +222,21 @@ export class Decoder {
     this.deliver(adu, repaired);
   }
 
+  // nack asks the edge for more parity of the blocks that are short now, of each once; null if there are none.
+  nack() {
+    const lacks = [];
+    for (const [sbn, block] of this.blocks) {
+      if (block.done || block.asked || block.later < reordered) continue;
+      block.asked = true;
+      lacks.push([sbn, block.k - block.have]);
+    }
+    if (lacks.length === 0) return null;
+    const view = new DataView(new ArrayBuffer(4 + 4 * lacks.length));
+    view.setUint32(0, 0x42666e31); // "Bfn1"
+    lacks.forEach(([sbn, symbols], i) => view.setUint32(4 + 4 * i, sbn * 256 + symbols));
+    return new Uint8Array(view.buffer);
+  }
+
   // report is what the edge is told, so that it can choose how much parity to send.
   report() {
     const b = new Uint8Array(44);
@@ -236,12 +256,13 @@ function readId(pkt, at) {
 }
 
 // Stream subscribes to a stream. on.packet gets each packet, on.state what becomes of the session. options go to
-// WebTransport. After a break it subscribes anew, each time waiting a little longer, until close.
+// WebTransport. Without parity (?fec=off) it asks for none. After a break it subscribes anew, each time waiting a little longer, until close.
 export class Stream {
   constructor(url, on, options = {}) {
     this.url = url;
     this.on = on;
     this.options = options;
+    this.nacks = new URL(url, globalThis.location?.href).searchParams.get('fec') !== 'off';
     this.decoder = new Decoder((adu, repaired) => on.packet(adu, repaired));
     this.ended = false;
     this.closed = this.run();
@@ -284,6 +305,8 @@ export class Stream {
         if (done) break;
         if (value[0] === 1) this.decoder.repair(value.subarray(1));
         else this.decoder.source(value.subarray(1));
+        const nack = this.nacks && this.decoder.nack();
+        if (nack) writer.write(nack).catch(() => {});
       }
     } finally {
       clearInterval(timer);

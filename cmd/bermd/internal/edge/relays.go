@@ -44,7 +44,7 @@ func (e *Edge) LiveStreams(context.Context) ([]control.LiveStream, error) {
 		for _, v := range s.Subscribers {
 			c := control.Subscriber{
 				Client: v.Client, Seconds: v.Seconds, Loss: v.Path.Loss, Burst: v.Path.Burst, K: v.Plan.K, M: v.Plan.M, Expected: v.Plan.Residual,
-				Why: v.Plan.Why, Sent: v.Sent, Parity: v.Parity, Late: v.Late, Refused: v.Refused, Missing: v.Residual,
+				Why: v.Plan.Why, Sent: v.Sent, Parity: v.Parity, Late: v.Late, Nacks: v.Nacks, Refused: v.Refused, Missing: v.Residual,
 			}
 			if v.Prior != nil {
 				c.Before = v.Prior.Loss

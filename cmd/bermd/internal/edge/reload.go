@@ -151,7 +151,10 @@ func (e *Edge) differences(old, cfg *config.Config, restart error) []string {
 		out = append(out, "what section kernel says of loading and attaching takes effect with: berm kernel up")
 	}
 	if len(out) == 0 {
-		out = append(out, "the file is as it was: nothing changed but what operators had changed of its VIPs, classes and policies, which is undone")
+		out = append(out, "the file is as it was: what operators had changed of its VIPs, classes and policies is undone")
+	}
+	if len(cfg.Geo.Databases)+len(cfg.Geo.Networks) > 0 {
+		out = append(out, "the geo databases were read again")
 	}
 	return out
 }
