@@ -75,7 +75,14 @@ const (
 
 // Validate says what is wrong with a profile.
 func (p CCProfile) Validate() error {
-	errs := []error{CheckName(p.Name)}
+	if err := errors.Join(append([]error{CheckName(p.Name)}, p.Mistakes()...)...); err != nil {
+		return fmt.Errorf("profile %q: %w", p.Name, err)
+	}
+	return nil
+}
+
+// Mistakes are what is wrong with its parameters, each by its name in the file.
+func (p CCProfile) Mistakes() (errs []error) {
 	if p.Controller != "" {
 		if err := CheckName(p.Controller); err != nil {
 			errs = append(errs, fmt.Errorf("controller: %w", err))
@@ -87,10 +94,7 @@ func (p CCProfile) Validate() error {
 	if p.RTOMin != 0 && (p.RTOMin < minRTOMin || p.RTOMin > maxRTOMin) {
 		errs = append(errs, fmt.Errorf("rto_min: %s is not between %s and %s", p.RTOMin, minRTOMin, maxRTOMin))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("profile %q: %w", p.Name, err)
-	}
-	return nil
+	return errs
 }
 
 func (c *CC) table() named[bpf.XDPBermCcProfile] {

@@ -16,7 +16,8 @@ const CCParts = len(bpf.XDPBermCcResult{}.Parts)
 
 const ccResults = 16384 // BERM_CC_RESULTS
 
-// CCResult is what came of the connections of a prefix that began with a profile.
+// CCResult is what came of the connections of a prefix, by their protocol, that began with a profile: those of TCP count
+// themselves in the kernel half, those of QUIC the daemon does.
 type CCResult struct {
 	Prefix   netip.Prefix
 	Protocol Protocol
@@ -38,6 +39,40 @@ type CCPart struct {
 	Connections uint32 // that delivered more than a first window
 	RateKbps    uint32 // best delivery rate seen, decaying
 }
+
+// CountResult adds what came of a QUIC connection since it was last told of. Callers take turns: the daemon's connections are
+// the only writer. profile is the number of the one that it began with, 0 the host's.
+func (c *CC) CountResult(client netip.Addr, profile uint32, p CCPart) error {
+	client = client.Unmap().WithZone("")
+	key := bpf.XDPBermCcResultKey{Prefix: toAddr(PathPrefix(client).Addr()), Proto: uint32(ProtocolUDP), Profile: profile}
+	var v bpf.XDPBermCcResult
+	if err := c.results.Lookup(&key, &v); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("count what came of a connection of %s: %w", client, err)
+	}
+	v.UpdatedNs = monotonic()
+	us := func(d time.Duration) uint64 { return uint64(d.Microseconds()) }
+	to := &v.Parts[ShareHash(c.set.Config.Get().Seed, client)>>32&uint64(CCParts-1)]
+	to.Bytes += p.Bytes
+	to.BusyUs += us(p.Busy)
+	to.RttUs += us(p.RTT)
+	to.QueueUs += us(p.Queue)
+	to.Looks += p.Looks
+	to.Sent += p.Sent
+	to.Again += p.Again
+	to.Connections += p.Connections
+	if p.RateKbps >= to.RateKbps {
+		to.RateKbps = p.RateKbps
+	} else {
+		to.RateKbps -= to.RateKbps >> rateShift
+	}
+	if err := c.results.Put(&key, &v); err != nil {
+		return fmt.Errorf("count what came of a connection of %s: %w", client, err)
+	}
+	return nil
+}
+
+// rateShift is by which the best rate decays: RATE_SHIFT of bpf/include/path.h.
+const rateShift = 7
 
 // Results returns what came of connections, by prefix and profile. Those of profiles that are gone are left out.
 func (c *CC) Results() ([]CCResult, error) {

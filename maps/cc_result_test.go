@@ -91,6 +91,94 @@ func TestCCResults(t *testing.T) {
 	}
 }
 
+// Results of QUIC are beside those of TCP, in the same part of the same prefix, and the kernel half's own are not touched.
+func TestCountResult(t *testing.T) {
+	k := mapstest.New(t)
+	mapstest.ObserveTCP(t, k)
+	told := maps.CCPart{Bytes: 1 << 20, Busy: time.Second, RTT: 40 * time.Millisecond, Queue: time.Millisecond, Looks: 3, Sent: 800, Again: 7, Connections: 1, RateKbps: 9000}
+	for listen, at := range map[string]string{"127.0.0.1:0": "127.0.0.1", "[::1]:0": "::1"} {
+		a := netip.MustParseAddr(at)
+		transfer(t, listen, at, 100<<10)
+		resultsOf(t, k, maps.PathPrefix(a), 1)
+		for range 2 {
+			if err := k.CC.CountResult(a, 0, told); err != nil {
+				t.Fatal(err)
+			}
+		}
+		list, err := k.CC.Results()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tcp, quic := -1, -1
+		for _, r := range list {
+			if r.Prefix != maps.PathPrefix(a) {
+				continue
+			}
+			for i, p := range r.Parts {
+				switch {
+				case p.Connections == 0:
+				case r.Protocol == maps.ProtocolTCP:
+					tcp = i
+				case r.Protocol == maps.ProtocolUDP:
+					quic = i
+					want := maps.CCPart{Bytes: 2 << 20, Busy: 2 * time.Second, RTT: 80 * time.Millisecond, Queue: 2 * time.Millisecond, Looks: 6, Sent: 1600, Again: 14, Connections: 2, RateKbps: 9000}
+					if p != want {
+						t.Errorf("%s: %+v, want %+v", at, p, want)
+					}
+				}
+			}
+		}
+		if tcp < 0 || tcp != quic {
+			t.Errorf("%s: part %d of TCP, %d of QUIC", at, tcp, quic)
+		}
+	}
+	slow := told
+	slow.RateKbps = 10
+	if err := k.CC.CountResult(netip.MustParseAddr("::ffff:127.0.0.1"), 0, slow); err != nil {
+		t.Fatal(err)
+	}
+	list, err := k.CC.Results()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range list {
+		for _, p := range r.Parts {
+			if r.Protocol == maps.ProtocolUDP && r.Prefix == prefix("127.0.0.0/24") && p.Connections > 0 && p.RateKbps != 9000-9000>>7 {
+				t.Errorf("the best rate does not decay: %+v", p)
+			}
+		}
+	}
+}
+
+// Of a rule that holds out a share, so many flows have another profile, by their port; and each always the same.
+func TestChooseHoldsOut(t *testing.T) {
+	k := mapstest.New(t)
+	for _, name := range []string{"a", "b", "c"} {
+		if err := k.CC.PutProfile(maps.CCProfile{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rule := maps.CCRule{Prefix: prefix("192.0.2.0/24"), Profile: "a", HoldOut: 64, Others: [2]string{"b", "c"}}
+	if _, err := k.CC.Learn([]maps.CCRule{rule}, nil); err != nil {
+		t.Fatal(err)
+	}
+	const flows = 4096
+	counts, a := map[string]int{}, netip.MustParseAddr("192.0.2.1")
+	for port := range uint16(flows) {
+		first, err := k.CC.Choose(netip.AddrPortFrom(a, port))
+		again, err2 := k.CC.Choose(netip.AddrPortFrom(a, port))
+		if err != nil || err2 != nil || first != again {
+			t.Fatalf("%+v, then %+v (%v, %v)", first, again, err, err2)
+		}
+		counts[first.Name]++
+	}
+	for _, name := range []string{"b", "c"} { // an eighth each; the standard deviation is 21
+		if n := counts[name]; n < flows/8-150 || n > flows/8+150 {
+			t.Errorf("%d of %d flows have %s: %v", n, flows, name, counts)
+		}
+	}
+}
+
 // What was learned never stands against what somebody decided.
 func TestCCLearn(t *testing.T) {
 	k := mapstest.New(t)

@@ -63,7 +63,7 @@ func TestChooseAsExplained(t *testing.T) {
 		"192.0.2.1": "net", "::ffff:192.0.2.1": "net", "192.0.2.7": "host", "192.0.2.8": "", "198.51.100.1": "land", "2001:db8::1": "net", "2001:db9::1": "land",
 	} {
 		a := netip.MustParseAddr(of)
-		got, err := k.CC.Choose(a)
+		got, err := k.CC.Choose(netip.AddrPortFrom(a, 443))
 		why, err2 := k.CC.Explain(a)
 		if err := errors.Join(err, err2); err != nil || got.Name != want || why.Profile != want {
 			t.Errorf("%s: %q, explained as %q, want %q (%v)", of, got.Name, why.Profile, want, err)
@@ -89,7 +89,7 @@ func BenchmarkChoose(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if _, err := k.CC.Choose(netip.MustParseAddr("192.0.2.1")); err != nil {
+		if _, err := k.CC.Choose(netip.MustParseAddrPort("192.0.2.1:443")); err != nil {
 			b.Fatal(err)
 		}
 	}

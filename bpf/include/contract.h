@@ -615,7 +615,7 @@ struct berm_cc_stats {
 /* What came of the connections of a prefix that began with a profile. */
 struct berm_cc_result_key {
 	struct berm_addr prefix; /* IPv4 /24, IPv6 /48 */
-	__u32 proto;		 /* IPPROTO_TCP */
+	__u32 proto;		 /* IPPROTO_TCP or IPPROTO_UDP (QUIC) */
 	__u32 profile;		 /* 0 = the host's, also where the kernel refused another */
 };
 

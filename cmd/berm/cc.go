@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/bermedge/berm/cmd/berm/internal/out"
@@ -24,10 +25,11 @@ type ccCmd struct {
 
 // Help is what berm cc --help adds.
 func (ccCmd) Help() string {
-	return `A profile is a congestion controller, an initial window and a floor of the retransmission timeout. The kernel half gives TCP connections of clients theirs when they are established: that of the longest prefix that has one, else of the client's country, else the default. Connections that are established keep what they have.
+	return `A profile is a congestion controller, an initial window and a floor of the retransmission timeout. The kernel half gives TCP connections of clients theirs when they are established: that of the longest prefix that has one, else of the client's country, else the default. Connections that are established keep what they have. While bermd runs, the profiles mobile, fixed and datacentre are there; the file may have others by those names.
 
 Examples:
 
+  berm cc set 198.51.100.0/24 mobile
   berm cc profile lossy --controller bbr --initial-window 32
   berm cc set 203.0.113.0/24 lossy
   berm cc explain 203.0.113.7
@@ -255,6 +257,9 @@ func (a *app) ccExplained(x ccExplained) {
 			floor = sprintf(", losses up to %.1f %% taken for the path's own", 100*q.LossFloor)
 		}
 		a.out.Field("quic", "%s, %d packets at first%s", q.Controller, q.InitialWindow, floor)
+		if only := onlyQUIC(q); only != "" {
+			a.out.Field("", "%s", only)
+		}
 		if q.Why != "" {
 			a.out.Field("", "%s", a.out.Paint(out.Warn, q.Why))
 		}
@@ -265,6 +270,28 @@ func (a *app) ccExplained(x ccExplained) {
 	}
 	a.ccPath("quic path", x.QUIC.Path)
 	a.learned(x.Learned)
+}
+
+// onlyQUIC tells what a profile has for QUIC alone.
+func onlyQUIC(q control.CCQUIC) string {
+	seconds := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+	var words []string
+	if q.InitialRTT > 0 {
+		words = append(words, sprintf("a round trip of %s until one was measured", seconds(q.InitialRTT)))
+	}
+	if q.PacketSize > 0 {
+		words = append(words, sprintf("packets of %d bytes", q.PacketSize))
+	}
+	if q.KeepAlive > 0 {
+		words = append(words, sprintf("kept alive each %s", seconds(q.KeepAlive)))
+	}
+	if q.StreamWindow > 0 {
+		words = append(words, sprintf("%s to receive on a stream", out.Bytes(float64(q.StreamWindow))))
+	}
+	if q.ConnectionWindow > 0 {
+		words = append(words, sprintf("%s on all", out.Bytes(float64(q.ConnectionWindow))))
+	}
+	return strings.Join(words, ", ")
 }
 
 func (a *app) ccPath(name string, p *control.Path) {

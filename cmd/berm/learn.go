@@ -83,12 +83,12 @@ func (a *app) learned(l *control.Learned) {
 		if s.Paired > 0 {
 			gain = sprintf("%+.0f %%", 100*s.Gain)
 		}
-		row := out.Row(s.Profile, sprintf("%.0f", s.Connections), kbps(s.GoodputKbps), sprintf("%.0f %%", 100*s.Queueing), sprintf("%.2f %%", 100*s.Retransmitted), kbps(s.RewardKbps), gain)
+		row := out.Row(s.Profile, sprintf("%.0f", s.Connections), sprintf("%.0f", s.QUIC), kbps(s.GoodputKbps), sprintf("%.0f %%", 100*s.Queueing), sprintf("%.2f %%", 100*s.Retransmitted), kbps(s.RewardKbps), gain)
 		if s.Profile == l.Profile {
 			row[0].Style = out.Good
 		}
 		rows = append(rows, row)
 	}
 	a.out.Printf("\n")
-	a.out.Table([]string{"PROFILE", "CONNECTIONS>", "GOODPUT>", "QUEUES>", "SENT AGAIN>", "SCORE>", "AGAINST CHOSEN>"}, rows)
+	a.out.Table([]string{"PROFILE", "CONNECTIONS>", "QUIC>", "GOODPUT>", "QUEUES>", "SENT AGAIN>", "SCORE>", "AGAINST CHOSEN>"}, rows)
 }

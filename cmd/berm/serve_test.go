@@ -115,7 +115,7 @@ func (d *daemon) Learned(_ context.Context, ip netip.Addr) (*control.Learned, er
 		Prefix: netip.PrefixFrom(ip, 24).Masked(), Mode: "on", Profile: "learn-bbr", Learned: true, Why: "it does 900 % better", Since: time.Now().Add(-time.Hour), HoldOut: 0.05,
 		Scores: []control.LearnedScore{
 			{Profile: "learn-cubic", Connections: 11, Parts: 2, GoodputKbps: 1400, Queueing: 0.02, Retransmitted: 0.02, RewardKbps: 1369, Gain: -0.92, Paired: 2},
-			{Profile: "learn-bbr", Connections: 190, Parts: 2, GoodputKbps: 18200, Queueing: 0.1, Retransmitted: 0.02, RewardKbps: 17654},
+			{Profile: "learn-bbr", Connections: 190, QUIC: 40, Parts: 2, GoodputKbps: 18200, Queueing: 0.1, Retransmitted: 0.02, RewardKbps: 17654},
 		},
 	}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -35,19 +36,30 @@ type served struct {
 	client  *control.Client
 	program string // a copy, to be replaced
 	config  string
+	pins    string
 	address string                        // of https
 	finish  atomic.Pointer[chan struct{}] // closed: slow answers end
 }
 
 func newServed(t *testing.T) *served {
 	t.Helper()
+	return newServedIn(t, loader.CgroupNone)
+}
+
+// newServedIn has the kernel half see the TCP connections of a cgroup, and adds lines to the file.
+func newServedIn(t *testing.T, cgroup string, lines ...string) *served {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		rigtest.Require(t, errors.New("needs root, to load the kernel half"))
 	}
 	dir := t.TempDir()
 	s := &served{t: t, program: filepath.Join(dir, "bermd"), config: filepath.Join(dir, "berm.yaml"), address: freePort(t)}
-	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	origin := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
+		if strings.HasPrefix(r.URL.Path, "/big") {
+			_, _ = w.Write(make([]byte, bigAnswer))
+			return
+		}
 		_, _ = io.WriteString(w, "first half, ")
 		if strings.HasPrefix(r.URL.Path, "/slow") {
 			w.(http.Flusher).Flush()
@@ -55,9 +67,17 @@ func newServed(t *testing.T) *served {
 		}
 		_, _ = io.WriteString(w, "second half")
 	}))
+	// Its own connections are no clients': they have another prefix.
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = origin.Listener.Close()
+	origin.Listener = l
+	origin.Start()
 	t.Cleanup(origin.Close)
 	pins := fmt.Sprintf("/sys/fs/bpf/bermd-handover-%d", os.Getpid())
-	opts := loader.Options{Pins: pins, Cgroup: loader.CgroupNone, Group: "0", Lock: filepath.Join(dir, "lock")}
+	opts := loader.Options{Pins: pins, Cgroup: cgroup, Group: "0", Lock: filepath.Join(dir, "lock")}
 	if _, err := loader.Up(t.Context(), opts); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +92,9 @@ admin: {socket: %s/berm.sock, metrics: "%s"}
 listen: {http: ["%s"], https: ["%s"], drain: 8s}
 origins: {www: {urls: ["%s"]}}
 routes: [{host: "*", path: /, origin: www}]
-`, pins, loader.CgroupNone, dir, freePort(t), freePort(t), s.address, origin.URL)
+%s
+`, pins, cgroup, dir, freePort(t), freePort(t), s.address, origin.URL, strings.Join(lines, "\n"))
+	s.pins = pins
 	if err := os.WriteFile(s.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +162,10 @@ func (s *served) clients() map[string]*http.Client {
 	return map[string]*http.Client{"h3": {Transport: h3, Timeout: 40 * time.Second}, "h2": {Transport: tcp, Timeout: 40 * time.Second}}
 }
 
-const whole = "first half, second half"
+const (
+	whole     = "first half, second half"
+	bigAnswer = 300_000 // bytes: more than any first window
+)
 
 // mustAnswer asks over new connections.
 func (s *served) mustAnswer() {

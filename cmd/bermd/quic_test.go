@@ -82,6 +82,13 @@ func TestControllerOfQUIC(t *testing.T) {
 	}
 	fetch(p)
 	expect(p, "bbr", 1)
+	mobile := netip.MustParsePrefix("198.51.100.0/24") // a profile that is there without the file
+	if _, err := p.client.SetCC(t.Context(), control.CCRule{Prefix: mobile, Profile: "mobile"}); err != nil {
+		t.Fatal(err)
+	}
+	if q, err := p.client.ExplainCC(t.Context(), mobile.Addr()); err != nil || q.QUIC.PacketSize != 1232 || q.QUIC.KeepAlive != 20 || q.QUIC.StreamWindow == 0 {
+		t.Errorf("%+v, %v", q.QUIC, err)
+	}
 	metrics := metricsOf(t, p, lines...)
 	choice, err := p.client.ExplainCC(t.Context(), netip.MustParseAddr("127.0.0.1"))
 	if err != nil || choice.Profile.Name != "lossy" {

@@ -32,8 +32,9 @@ func cgroupRoot(t testing.TB) string {
 	return ""
 }
 
-// inCgroup moves this process into a cgroup of the test's own until the test ends.
-func inCgroup(t testing.TB) string {
+// InCgroup moves this process into a cgroup of the test's own until the test ends, and returns its path. Processes that it starts
+// then are in it too.
+func InCgroup(t testing.TB) string {
 	t.Helper()
 	root := cgroupRoot(t)
 	own, err := os.ReadFile("/proc/self/cgroup")
@@ -82,7 +83,7 @@ func ObserveTCP(t testing.TB, k *Kernel) *ebpf.Program {
 	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: with}); err != nil {
 		t.Fatalf("%+v", err)
 	}
-	l, err := link.AttachCgroup(link.CgroupOptions{Path: inCgroup(t), Attach: ebpf.AttachCGroupSockOps, Program: objs.BermSockOps})
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: InCgroup(t), Attach: ebpf.AttachCGroupSockOps, Program: objs.BermSockOps})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -132,6 +132,11 @@ func TestCC(t *testing.T) {
 	runScenario(t, "cc", "ip", "bird", "chrt", "curl", "gtlsclient", "ss", "tcpdump")
 }
 
+// TestMigration runs the scenario "migration".
+func TestMigration(t *testing.T) {
+	runScenario(t, "migration", "ip", "bird", "chrt", "curl", "gtlsclient", "tcpdump")
+}
+
 // TestBackends runs the scenario "backends".
 func TestBackends(t *testing.T) {
 	t.Parallel()

@@ -37,7 +37,7 @@ func (e *Edge) drops(ctx context.Context, reason string) (dropped, shadowed uint
 	return 0, 0, nil // reasons that never happened may be left out
 }
 
-// metric reads one of the daemon's metrics; all of its labels are added up.
+// metric reads one of the daemon's metrics: all of its labels are added up, unless the name has some.
 func (e *Edge) metric(ctx context.Context, name string) (sum float64, err error) {
 	text, err := e.node.Run(ctx, "curl", "-sf", "-m", "5", "http://127.0.0.1:9190/metrics")
 	if err != nil {
@@ -45,7 +45,7 @@ func (e *Edge) metric(ctx context.Context, name string) (sum float64, err error)
 	}
 	for line := range strings.Lines(text) {
 		series, value, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if series, _, _ = strings.Cut(series, "{"); !ok || series != name {
+		if of, _, _ := strings.Cut(series, "{"); !ok || of != name && series != name {
 			continue
 		}
 		v, err := strconv.ParseFloat(value, 64)

@@ -135,6 +135,10 @@ func All() []Scenario {
 		Summary: "two prefixes behind a lossy and a clean link: what CUBIC and BBR bring on each, chosen by berm cc",
 		Up:      upCC,
 	}, {
+		ID:      "migration",
+		Summary: "a QUIC client leaves home for a mobile network in the middle of a download: it goes on, with the profile of the prefix it moved to",
+		Up:      upMigration,
+	}, {
 		ID:      "zero-rtt",
 		Summary: "requests in a QUIC client's first packets: marked for the origin or refused, recorded and sent again in vain; resumption on every edge",
 		Up:      upZeroRTT,

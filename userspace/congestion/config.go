@@ -14,7 +14,7 @@ import (
 
 // Config is the section cc. The longest prefix that has a profile decides, else the country, else the default.
 type Config struct {
-	// Profiles are sets of parameters that connections begin with.
+	// Profiles are sets of parameters that connections begin with. mobile, fixed and datacentre are there without the file; one that it has replaces its namesake.
 	Profiles map[string]Profile `yaml:"profiles"`
 	// Default is the profile of all that nothing else decides about; empty: the host's own parameters.
 	Default string `yaml:"default"`
@@ -50,9 +50,8 @@ type QUIC struct {
 	ConnectionWindow uint64 `yaml:"connection_window"`
 }
 
-// Validate reports everything that is wrong with the parameters.
-func (q QUIC) Validate() error {
-	var errs []error
+// mistakes are what is wrong with the parameters, each by its name in the file.
+func (q QUIC) mistakes() (errs []error) {
 	within := func(ok bool, format string, args ...any) {
 		if !ok {
 			errs = append(errs, fmt.Errorf(format, args...))
@@ -65,7 +64,7 @@ func (q QUIC) Validate() error {
 	within(window(q.StreamWindow), "stream_window: %d is not between 16384 and 67108864 bytes", q.StreamWindow)
 	within(window(q.ConnectionWindow), "connection_window: %d is not between 16384 and 67108864 bytes", q.ConnectionWindow)
 	within(q.ConnectionWindow == 0 || q.ConnectionWindow >= q.StreamWindow, "connection_window: %d is below stream_window", q.ConnectionWindow)
-	return errors.Join(errs...)
+	return errs
 }
 
 // Prefix gives clients of a prefix a profile.
@@ -79,20 +78,23 @@ func (c Config) Validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf("cc."+format, args...)) }
 	known := func(at, name string) {
-		if _, ok := c.Profiles[name]; !ok && name != "" {
+		if _, ok := c.Profile(name); !ok && name != "" {
 			fail("%s: there is no profile %q", at, name)
 		}
 	}
 	for name, p := range c.Profiles {
-		if err := p.profile(name).Validate(); err != nil {
+		if err := maps.CheckName(name); err != nil {
 			fail("profiles.%s: %w", name, err)
 		}
-		if err := p.QUIC.Validate(); err != nil {
-			fail("profiles.%s.quic: %w", name, err)
+		for _, err := range p.profile(name).Mistakes() {
+			fail("profiles.%s.%w", name, err)
+		}
+		for _, err := range p.QUIC.mistakes() {
+			fail("profiles.%s.quic.%w", name, err)
 		}
 	}
-	if most := maps.CCProfiles - 1; len(c.Profiles) > most {
-		fail("profiles: %d, %d fit", len(c.Profiles), most)
+	if all, most := c.all(), maps.CCProfiles-1; len(all) > most {
+		fail("profiles: %d with those that are there without the file, %d fit", len(all), most)
 	}
 	known("default", c.Default)
 	for code, name := range c.Countries {
@@ -116,7 +118,7 @@ func (c Config) Validate() error {
 		seen[p.Prefix] = i
 		known(at+".profile", p.Profile)
 	}
-	errs = append(errs, c.Learn.validate(c.Profiles))
+	errs = append(errs, c.Learn.validate(c.all()))
 	return errors.Join(errs...)
 }
 
@@ -131,7 +133,8 @@ func (c Config) Choose(client netip.Addr) maps.CCProfile {
 	if name == "" {
 		return maps.CCProfile{}
 	}
-	return c.Profiles[name].profile(name)
+	p, _ := c.Profile(name)
+	return p.profile(name)
 }
 
 func (p Profile) profile(name string) maps.CCProfile {
@@ -144,9 +147,12 @@ func (c Config) Apply(table *maps.CC) error {
 	if err != nil {
 		return err
 	}
-	for name, p := range c.Profiles {
+	for name, p := range c.all() {
 		i := slices.IndexFunc(old, func(o maps.CCProfile) bool { return o.Name == name })
 		if i >= 0 && old[i].Owner != maps.OwnerFile {
+			if _, written := c.Profiles[name]; !written {
+				continue // an operator has made one of his own
+			}
 			return fmt.Errorf("cc.profiles.%s: name %w by a profile of the %s: choose another name", name, maps.ErrOverlap, old[i].Owner)
 		}
 		if err := table.PutProfile(p.profile(name)); err != nil {
@@ -182,7 +188,7 @@ func (c Config) Tidy(table *maps.CC) (kept []string, err error) {
 	}
 	var errs []error
 	for _, p := range profiles {
-		if _, wanted := c.Profiles[p.Name]; wanted || p.Owner != maps.OwnerFile {
+		if _, wanted := c.Profile(p.Name); wanted || p.Owner != maps.OwnerFile {
 			continue
 		}
 		switch err := table.RemoveProfile(p.Name); {

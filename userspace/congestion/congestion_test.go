@@ -2,8 +2,11 @@ package congestion
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,18 +41,71 @@ func TestCubicWindow(t *testing.T) {
 
 func TestConfigErrors(t *testing.T) {
 	for says, c := range map[string]Config{
-		`cc.default: there is no profile "x"`:                {Default: "x"},
-		`cc.countries.DE: there is no profile "x"`:           {Countries: map[string]string{"DE": "x"}},
-		"cc.countries.D: country":                            {Countries: map[string]string{"D": ""}},
-		"cc.countries.--: countries that are not known":      {Countries: map[string]string{"--": ""}},
-		"cc.prefixes[0].prefix: 192.0.2.1/24 has bits":       {Prefixes: []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.1/24")}}},
-		`cc.prefixes[0].profile: there is no profile "x"`:    {Prefixes: []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Profile: "x"}}},
-		"cc.prefixes[1].prefix: 192.0.2.0/24 is also that":   {Prefixes: []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.0/24")}, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}}},
-		"cc.profiles.a: profile \"a\": initial_window: 5000": {Profiles: map[string]Profile{"a": {InitialWindow: 5000}}},
+		`cc.default: there is no profile "x"`:               {Default: "x"},
+		`cc.countries.DE: there is no profile "x"`:          {Countries: map[string]string{"DE": "x"}},
+		"cc.countries.D: country":                           {Countries: map[string]string{"D": ""}},
+		"cc.countries.--: countries that are not known":     {Countries: map[string]string{"--": ""}},
+		"cc.prefixes[0].prefix: 192.0.2.1/24 has bits":      {Prefixes: []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.1/24")}}},
+		`cc.prefixes[0].profile: there is no profile "x"`:   {Prefixes: []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Profile: "x"}}},
+		"cc.prefixes[1].prefix: 192.0.2.0/24 is also that":  {Prefixes: []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.0/24")}, {Prefix: netip.MustParsePrefix("192.0.2.0/24")}}},
+		"cc.profiles: 32 with those that are there without": {Profiles: many(29)},
+		"cc.profiles.a.initial_window: 5000":                {Profiles: map[string]Profile{"a": {InitialWindow: 5000}}},
 	} {
 		c.Learn = DefaultLearn()
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%+v: %v, want %q", c, err, says)
+		}
+	}
+}
+
+func many(n int) map[string]Profile {
+	all := map[string]Profile{}
+	for i := range n {
+		all[fmt.Sprintf("p%d", i)] = Profile{}
+	}
+	return all
+}
+
+// mobile, fixed and datacentre are there without the file: what it writes takes their place, and so does what an operator has.
+func TestBuiltIn(t *testing.T) {
+	k := mapstest.New(t)
+	if err := k.CC.PutProfile(maps.CCProfile{Name: "datacentre", Controller: "reno"}); err != nil {
+		t.Fatal(err)
+	}
+	c := Default()
+	c.Profiles = map[string]Profile{"fixed": {InitialWindow: 12}}
+	c.Countries = map[string]string{"IN": "mobile"}
+	c.Prefixes = []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Profile: "mobile"}, {Prefix: netip.MustParsePrefix("198.51.100.0/24"), Profile: "fixed"}}
+	c.Learn.Arms = []string{"mobile", "fixed"}
+	if err := errors.Join(c.Validate(), c.Apply(k.CC)); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := c.Tidy(k.CC); err != nil || len(kept) != 0 {
+		t.Errorf("%v, %v", kept, err)
+	}
+	list, err := k.CC.ListProfiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]maps.CCProfile{}
+	for _, p := range list {
+		p.ID = 0
+		got[p.Name] = p
+	}
+	want := map[string]maps.CCProfile{
+		"mobile":     {Name: "mobile", Owner: maps.OwnerFile, Controller: "bbr", InitialWindow: 32},
+		"fixed":      {Name: "fixed", Owner: maps.OwnerFile, InitialWindow: 12},
+		"datacentre": {Name: "datacentre", Owner: maps.OwnerOperator, Controller: "reno"},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if p := c.Choose(netip.MustParseAddr("192.0.2.1")); p.Controller != "bbr" || p.Name != "mobile" {
+		t.Errorf("by the file alone: %+v", p)
+	}
+	for name, p := range builtIn() {
+		if err := errors.Join(p.profile(name).Validate(), errors.Join(p.QUIC.mistakes()...)); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -92,6 +148,7 @@ func TestApply(t *testing.T) {
 		t.Errorf("%v, %v", kept, err)
 	}
 	list, err := k.CC.ListProfiles()
+	list = slices.DeleteFunc(list, func(p maps.CCProfile) bool { _, ok := builtIn()[p.Name]; return ok })
 	if err != nil || len(list) != 1 || list[0].Controller != "reno" || list[0].InitialWindow != 0 {
 		t.Errorf("%+v, %v", list, err)
 	}

@@ -73,8 +73,8 @@ const (
 // maxArms are those that a rule names: what is chosen, and two others.
 const maxArms = 3
 
-// maxPrefixes leaves room for two profiles each in the kernel half's table of results.
-const maxPrefixes = 8192
+// maxPrefixes leaves room for two profiles each, of TCP and of QUIC, in the kernel half's table of results.
+const maxPrefixes = 4096
 
 // validate reports everything that is wrong, by the section's keys.
 func (l Learn) validate(profiles map[string]Profile) error {

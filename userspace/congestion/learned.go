@@ -38,6 +38,7 @@ type Learned struct {
 type Score struct {
 	Profile       string
 	Connections   float64 // that count; older ones count less
+	QUIC          float64 // of those
 	Parts         int     // of the prefix's clients that they are of
 	GoodputKbps   float64
 	Queueing      float64 // share of the round trip
@@ -91,9 +92,9 @@ func (l *Learner) Explain(ip netip.Addr) (Learned, bool) {
 
 func (l *Learner) score(e *entry, i int) Score {
 	a := &e.arms[i]
-	s := Score{Profile: l.arms[i].name, Connections: a.connections()}
-	for j := range a.Parts {
-		if a.Parts[j].counts() {
+	s := Score{Profile: l.arms[i].name, Connections: a.connections(), QUIC: a.over(overQUIC)}
+	for j := range maps.CCParts {
+		if p := a.whole(j); p.counts() {
 			s.Parts++
 		}
 	}

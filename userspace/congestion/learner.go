@@ -20,7 +20,7 @@ type Learner struct {
 	cfg      Learn
 	said     *Mode        // by an operator, instead of the file's
 	arms     []learnedArm // to choose among
-	host     string       // the host's controller
+	host     hosts
 	prefixes map[netip.Prefix]*entry
 	last     map[resultOf]maps.CCResult // as of the last look
 	held     map[netip.Prefix]bool      // where others have decided
@@ -31,16 +31,20 @@ type Learner struct {
 	clean    *maps.CC // from which all was withdrawn
 }
 
+// hosts are the controllers that connections have which no profile has a say about, by protocol.
+type hosts [len(protocols)]string
+
 type learnedArm struct {
 	name       string
-	controller string // "" the host's
-	plain      bool   // no parameters but that
+	controller string               // "" the host's
+	plain      [len(protocols)]bool // no parameters but that
 }
 
 type resultOf struct {
-	prefix netip.Prefix
-	arm    int
-	host   bool // of connections that the host's own parameters made an arm's
+	prefix   netip.Prefix
+	protocol int
+	arm      int
+	host     bool // of connections that the host's own parameters made an arm's
 }
 
 // entry is what is known of a prefix.
@@ -56,9 +60,9 @@ type entry struct {
 	fresh   bool // read from a file: what the kernel half has counted until now is in it
 }
 
-// NewLearner returns one that knows nothing. host is the host's own controller.
-func NewLearner(host string) *Learner {
-	return &Learner{host: host, prefixes: map[netip.Prefix]*entry{}, last: map[resultOf]maps.CCResult{}, held: map[netip.Prefix]bool{}, cfg: DefaultLearn()}
+// NewLearner returns one that knows nothing. tcp and quic are the controllers that connections have without a profile.
+func NewLearner(tcp, quic string) *Learner {
+	return &Learner{host: hosts{tcp, quic}, prefixes: map[netip.Prefix]*entry{}, last: map[resultOf]maps.CCResult{}, held: map[netip.Prefix]bool{}, cfg: DefaultLearn()}
 }
 
 // Apply makes c what counts. What an operator has said of the mode ends.
@@ -66,12 +70,12 @@ func (l *Learner) Apply(c Config) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cfg, l.said = c.Learn, nil
-	arms := []learnedArm{{name: ownCubic, controller: "cubic", plain: true}, {name: ownBBR, controller: "bbr", plain: true}}
+	arms := []learnedArm{newArm(ownCubic, Profile{Controller: "cubic"}), newArm(ownBBR, Profile{Controller: "bbr"})}
 	if len(c.Learn.Arms) > 0 {
 		arms = nil
 		for _, name := range c.Learn.Arms {
-			p := c.Profiles[name]
-			arms = append(arms, learnedArm{name: name, controller: p.Controller, plain: p.InitialWindow == 0 && p.RTOMin == 0})
+			p, _ := c.Profile(name)
+			arms = append(arms, newArm(name, p))
 		}
 	}
 	if slices.Equal(arms, l.arms) {
@@ -85,6 +89,13 @@ func (l *Learner) Apply(c Config) {
 	for _, e := range l.prefixes {
 		e.fresh = true
 	}
+}
+
+func newArm(name string, p Profile) learnedArm {
+	a := learnedArm{name: name, controller: p.Controller}
+	a.plain[overTCP] = p.InitialWindow == 0 && p.RTOMin == 0
+	a.plain[overQUIC] = p.InitialWindow == 0 && p.QUIC == QUIC{}
+	return a
 }
 
 // rearrange keeps what is known of arms that stay.
@@ -126,10 +137,11 @@ func (l *Learner) mode() Mode {
 func (l *Learner) observe(now time.Time, results []maps.CCResult) {
 	touched := map[netip.Prefix]bool{}
 	for _, r := range results {
-		if r.Protocol != maps.ProtocolTCP {
+		protocol := slices.Index(protocols[:], r.Protocol)
+		if protocol < 0 {
 			continue
 		}
-		if i, host, ok := l.armOf(r.Profile); ok && l.take(now, r, resultOf{r.Prefix, i, host}) {
+		if i, host, ok := l.armOf(protocol, r.Profile); ok && l.take(now, r, resultOf{r.Prefix, protocol, i, host}) {
 			touched[r.Prefix] = true
 		}
 	}
@@ -144,9 +156,11 @@ func (l *Learner) observe(now time.Time, results []maps.CCResult) {
 }
 
 // armOf is which arm a profile is. The host's own parameters may be the same as one's.
-func (l *Learner) armOf(profile string) (i int, host, ok bool) {
+func (l *Learner) armOf(protocol int, profile string) (i int, host, ok bool) {
 	if profile == "" {
-		i = slices.IndexFunc(l.arms, func(a learnedArm) bool { return a.plain && (a.controller == l.host || a.controller == "") })
+		i = slices.IndexFunc(l.arms, func(a learnedArm) bool {
+			return a.plain[protocol] && (a.controller == l.host[protocol] || a.controller == "")
+		})
 		return i, true, i >= 0
 	}
 	i = slices.IndexFunc(l.arms, func(a learnedArm) bool { return a.name == profile })
@@ -173,7 +187,7 @@ func (l *Learner) take(now time.Time, r maps.CCResult, of resultOf) bool {
 	}
 	e.fade(now, l.cfg.Memory)
 	for i := range r.Parts {
-		e.arms[of.arm].Parts[i].add(r.Parts[i], last.Parts[i])
+		e.arms[of.arm][of.protocol][i].add(r.Parts[i], last.Parts[i])
 		e.conns += float64(r.Parts[i].Connections - last.Parts[i].Connections)
 	}
 	return true
@@ -184,8 +198,10 @@ func (e *entry) fade(now time.Time, half time.Duration) {
 	by := math.Exp2(-max(now.Sub(e.faded), 0).Seconds() / half.Seconds())
 	e.faded = now
 	for i := range e.arms {
-		for j := range e.arms[i].Parts {
-			e.arms[i].Parts[j].fade(by)
+		for protocol := range protocols {
+			for j := range maps.CCParts {
+				e.arms[i][protocol][j].fade(by)
+			}
 		}
 	}
 }

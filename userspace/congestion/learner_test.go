@@ -51,12 +51,13 @@ type world struct {
 	random  *rand.Rand
 	results map[string]*maps.CCResult
 	host    string
+	by      maps.Protocol            // that connections come by
 	goodput map[netip.Prefix]float64 // of all connections, a mean
 	conns   map[netip.Prefix]float64
 }
 
 func newWorld() *world {
-	return &world{random: rand.New(rand.NewPCG(1, 2)), results: map[string]*maps.CCResult{}, goodput: map[netip.Prefix]float64{}, conns: map[netip.Prefix]float64{}, host: "cubic"}
+	return &world{random: rand.New(rand.NewPCG(1, 2)), results: map[string]*maps.CCResult{}, goodput: map[netip.Prefix]float64{}, conns: map[netip.Prefix]float64{}, host: "cubic", by: maps.ProtocolTCP}
 }
 
 func (w *world) list() (list []maps.CCResult) {
@@ -64,7 +65,7 @@ func (w *world) list() (list []maps.CCResult) {
 		list = append(list, *r)
 	}
 	slices.SortFunc(list, func(a, b maps.CCResult) int {
-		return strings.Compare(a.Prefix.String()+a.Profile, b.Prefix.String()+b.Profile)
+		return strings.Compare(a.Prefix.String()+a.Profile+a.Protocol.String(), b.Prefix.String()+b.Profile+b.Protocol.String())
 	})
 	return list
 }
@@ -89,10 +90,10 @@ func (w *world) connect(p netip.Prefix, l link, part int, rule *maps.CCRule) {
 }
 
 func (w *world) count(p netip.Prefix, profile string, part int, l link, kbps float64) {
-	key := p.String() + profile
+	key := p.String() + profile + w.by.String()
 	r := w.results[key]
 	if r == nil {
-		r = &maps.CCResult{Prefix: p, Protocol: maps.ProtocolTCP, Profile: profile}
+		r = &maps.CCResult{Prefix: p, Protocol: w.by, Profile: profile}
 		w.results[key] = r
 	}
 	const bytes = 2 << 20
@@ -129,7 +130,7 @@ func (w *world) look(l *Learner, now time.Time) map[netip.Prefix]*maps.CCRule {
 }
 
 func newTestLearner() *Learner {
-	l := NewLearner("cubic")
+	l := NewLearner("cubic", "cubic")
 	c := Default()
 	c.Learn.Mode = On
 	l.Apply(c)
@@ -220,6 +221,60 @@ func TestLearnsSoon(t *testing.T) {
 	}
 }
 
+// Connections of QUIC count as those of TCP do, and either alone is enough to choose by; what QUIC reaches is compared with
+// QUIC alone, so that it does not matter which of a profile's connections came by what.
+func TestLearnsOverBoth(t *testing.T) {
+	lossy := link{50_000, 40 * time.Millisecond, 0.02, 1.1}
+	for what, by := range map[string][]maps.Protocol{"QUIC": {maps.ProtocolUDP}, "TCP": {maps.ProtocolTCP}, "both": {maps.ProtocolUDP, maps.ProtocolTCP}} {
+		l, w, p := newTestLearner(), newWorld(), prefixOf(1)
+		var rules map[netip.Prefix]*maps.CCRule
+		n, x := 0, Learned{}
+		for ; n < 200 && !x.Learned; n++ {
+			w.by = by[n%len(by)]
+			w.connect(p, lossy, w.random.IntN(maps.CCParts), rules[p])
+			rules = w.look(l, epoch.Add(time.Duration(n)*time.Second))
+			x, _ = l.Explain(p.Addr())
+		}
+		t.Logf("%s: %s after %d connections: %s", what, x.Profile, n, x.Why)
+		quic := 0.0
+		for _, s := range x.Scores {
+			quic += s.QUIC
+		}
+		if !x.Learned || x.Profile != ownBBR || (quic > 0) != slices.Contains(by, maps.ProtocolUDP) {
+			t.Errorf("%s: %+v after %d connections", what, x, n)
+		}
+	}
+
+	l, w, p := newTestLearner(), newWorld(), prefixOf(1)
+	even := link{50_000, 10 * time.Millisecond, 0, 1.1}
+	for n := range 400 {
+		part, profile, few := n/2%maps.CCParts, ownCubic, n/16%4 == 0
+		if n%2 == 0 {
+			profile = ownBBR
+		}
+		kbps := 40_000.0
+		if w.by = maps.ProtocolTCP; few == (profile == ownCubic) { // a quarter of CUBIC's, most of BBR's: QUIC is slower here
+			w.by, kbps = maps.ProtocolUDP, 10_000
+		}
+		w.count(p, profile, part, even, kbps)
+		w.look(l, epoch.Add(time.Duration(n)*time.Second))
+	}
+	for _, s := range explained(t, l, p) {
+		if s.Profile != ownCubic && s.Paired != maps.CCParts || math.Abs(s.Gain) > 0.01 {
+			t.Errorf("either protocol reaches the same with both: %+v", s)
+		}
+	}
+}
+
+func explained(t *testing.T, l *Learner, p netip.Prefix) []Score {
+	t.Helper()
+	x, ok := l.Explain(p.Addr())
+	if !ok {
+		t.Fatalf("nothing is known of %s", p)
+	}
+	return x.Scores
+}
+
 // One client, whatever it does, and be it with a thousand connections for each of others, moves neither a choice by results
 // nor one for a start, where three others are.
 func TestOneHostileClient(t *testing.T) {
@@ -274,6 +329,7 @@ func TestState(t *testing.T) {
 	l, w := newTestLearner(), newWorld()
 	var rules map[netip.Prefix]*maps.CCRule
 	for n := range 300 {
+		w.by = protocols[n%len(protocols)]
 		for i, link := range mixed {
 			w.connect(prefixOf(i), link, w.random.IntN(maps.CCParts), rules[prefixOf(i)])
 		}
@@ -296,7 +352,7 @@ func TestState(t *testing.T) {
 			t.Errorf("%s: %+v, was %+v", a, is, was)
 		}
 		for j := range was.Scores {
-			if d := math.Abs(is.Scores[j].Connections - was.Scores[j].Connections); d > 1 {
+			if d := math.Abs(is.Scores[j].Connections - was.Scores[j].Connections); d > 1 || math.Abs(is.Scores[j].QUIC-was.Scores[j].QUIC) > 1 {
 				t.Errorf("%s: %s has %.1f connections, had %.1f", a, was.Scores[j].Profile, is.Scores[j].Connections, was.Scores[j].Connections)
 			}
 		}
@@ -345,7 +401,7 @@ func TestStateDamaged(t *testing.T) {
 		}
 		next := newTestLearner()
 		err := next.Load(dir, epoch)
-		if !errors.Is(err, errState) || !strings.Contains(err.Error(), says) || next.Status().Prefixes != 0 {
+		if !errors.Is(err, ErrState) || !strings.Contains(err.Error(), says) || next.Status().Prefixes != 0 {
 			t.Errorf("%q: %v, %+v", says, err, next.Status())
 		}
 		if _, err := os.Stat(path + ".refused"); err != nil {
@@ -362,7 +418,7 @@ func TestStateDamaged(t *testing.T) {
 
 // Prefixes beyond the bound push out those that were not seen for longest.
 func TestBound(t *testing.T) {
-	l := NewLearner("cubic")
+	l := NewLearner("cubic", "cubic")
 	c := Default()
 	c.Learn.Mode, c.Learn.Prefixes = Shadow, 32
 	l.Apply(c)

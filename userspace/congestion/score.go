@@ -79,14 +79,25 @@ func (l Learn) reward(p *part) float64 {
 	return p.goodput() * max(1-l.Queueing*p.queueing()-l.Retransmission*p.retransmitted(), 0.01)
 }
 
-// arm is what came of one profile.
-type arm struct {
-	Parts [maps.CCParts]part `json:"parts"`
-}
+// protocols are those that connections come by: their results are kept apart, since what one protocol reaches says little of another.
+var protocols = [...]maps.Protocol{maps.ProtocolTCP, maps.ProtocolUDP} //nolint:gochecknoglobals // constant
 
-func (a *arm) connections() (n float64) {
-	for i := range a.Parts {
-		n += a.Parts[i].Conns
+const (
+	overTCP = iota
+	overQUIC
+)
+
+// arm is what came of one profile, by protocol and part.
+type arm [len(protocols)][maps.CCParts]part
+
+// whole is what came of it in a part, over all protocols.
+func (a *arm) whole(i int) part { return a[overTCP][i].sum(a[overQUIC][i]) }
+
+func (a *arm) connections() float64 { return a.over(overTCP) + a.over(overQUIC) }
+
+func (a *arm) over(protocol int) (n float64) {
+	for i := range a[protocol] {
+		n += a[protocol][i].Conns
 	}
 	return n
 }
@@ -95,9 +106,9 @@ func (a *arm) connections() (n float64) {
 // where there are three.
 func (a *arm) median(of func(*part) float64) (float64, bool) {
 	var all []float64
-	for i := range a.Parts {
-		if a.Parts[i].counts() {
-			all = append(all, of(&a.Parts[i]))
+	for i := range maps.CCParts {
+		if p := a.whole(i); p.counts() {
+			all = append(all, of(&p))
 		}
 	}
 	return lowerMedian(all)
@@ -123,18 +134,15 @@ type comparison struct {
 func (l Learn) compare(chosen, other *arm) comparison {
 	var ratios []float64
 	better, seen := 0.0, 0
-	for i := range chosen.Parts {
-		a, b := &chosen.Parts[i], &other.Parts[i]
-		if a.counts() {
+	for i := range maps.CCParts {
+		if p := chosen.whole(i); p.counts() {
 			seen++
 		}
-		if !a.counts() || !b.counts() {
-			continue
-		}
-		r := l.reward(b) / l.reward(a)
-		ratios = append(ratios, r)
-		if r > 1 {
-			better++
+		if r, ok := l.ratio(chosen, other, i); ok {
+			ratios = append(ratios, r)
+			if r > 1 {
+				better++
+			}
 		}
 	}
 	m, ok := lowerMedian(ratios)
@@ -144,6 +152,22 @@ func (l Learn) compare(chosen, other *arm) comparison {
 	return comparison{gain: m - 1, agree: better / float64(len(ratios)), paired: len(ratios), most: 2*len(ratios) > seen}
 }
 
+// ratio of the other's reward to the chosen one's in a part, which has one vote whatever its clients come by: TCP is compared with TCP
+// and QUIC with QUIC, and the mean counts each by how surely it is known.
+func (l Learn) ratio(chosen, other *arm, i int) (ratio float64, ok bool) {
+	sum, weight := 0.0, 0.0
+	for protocol := range protocols {
+		a, b := &chosen[protocol][i], &other[protocol][i]
+		if !a.counts() || !b.counts() {
+			continue
+		}
+		w := a.Conns * b.Conns / (a.Conns + b.Conns)
+		sum += w * math.Log(l.reward(b)/l.reward(a))
+		weight += w
+	}
+	return math.Exp(sum / max(weight, math.SmallestNonzeroFloat64)), weight > 0
+}
+
 // cold decides without results of the alternatives: by the losses and round trips of all connections, each part has
 // one vote. False: nobody knows enough to vote.
 func cold(arms []arm) (tolerant, known bool) {
@@ -151,9 +175,7 @@ func cold(arms []arm) (tolerant, known bool) {
 	for i := range maps.CCParts {
 		var all part
 		for j := range arms {
-			p := &arms[j].Parts[i]
-			all.Sent, all.Again, all.RTT, all.Looks = all.Sent+p.Sent, all.Again+p.Again, all.RTT+p.RTT, all.Looks+p.Looks
-			all.Kbps = max(all.Kbps, p.Kbps)
+			all = all.sum(arms[j].whole(i))
 		}
 		if all.Sent < coldSegments || all.Looks < 1 {
 			continue
@@ -165,6 +187,14 @@ func cold(arms []arm) (tolerant, known bool) {
 		}
 	}
 	return 2*votes > voters, voters > 0
+}
+
+// sum is what both are together. The best rate is the better one.
+func (p part) sum(q part) part {
+	return part{
+		Bytes: p.Bytes + q.Bytes, Busy: p.Busy + q.Busy, RTT: p.RTT + q.RTT, Queue: p.Queue + q.Queue, Looks: p.Looks + q.Looks,
+		Sent: p.Sent + q.Sent, Again: p.Again + q.Again, Conns: p.Conns + q.Conns, Kbps: max(p.Kbps, q.Kbps),
+	}
 }
 
 // sane tells numbers that measurements may yield.

@@ -1,14 +1,9 @@
 package congestion
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
-	"io/fs"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -16,20 +11,8 @@ import (
 	"github.com/bermedge/berm/maps"
 )
 
-// What was learned outlives the daemon in a file of its state directory: a line with a checksum, and one with
-// what it is of.
-const (
-	stateFile   = "cc-learned.json"
-	stateFormat = 1
-	// maxState is what maxPrefixes prefixes of maxArms arms take, and room.
-	maxState = 64 << 20
-)
-
-type stateHead struct {
-	Format int    `json:"format"`
-	Bytes  int    `json:"bytes"`
-	CRC    uint32 `json:"crc32c"`
-}
+// stateFile is what the learner keeps in the state directory.
+const stateFile = "cc-learned.json"
 
 type stateEntry struct {
 	Prefix  netip.Prefix         `json:"prefix"`
@@ -44,11 +27,10 @@ type stateEntry struct {
 
 // partsAt is a part that has something to say.
 type partsAt struct {
-	Part int `json:"part"`
+	Part int  `json:"part"`
+	QUIC bool `json:"quic,omitempty"`
 	part
 }
-
-func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
 // Save writes what was learned into dir, unless nothing is new.
 func (l *Learner) Save(dir string) error {
@@ -57,38 +39,11 @@ func (l *Learner) Save(dir string) error {
 	if !l.dirty || dir == "" {
 		return nil
 	}
-	body, err := json.Marshal(l.state())
-	if err != nil {
-		return fmt.Errorf("save what was learned of controllers: %w", err)
-	}
-	head, err := json.Marshal(stateHead{stateFormat, len(body), checksum(body)})
-	if err != nil {
-		return fmt.Errorf("save what was learned of controllers: %w", err)
-	}
-	path := filepath.Join(dir, stateFile)
-	if err := writeWhole(path, slices.Concat(head, []byte("\n"), body, []byte("\n"))); err != nil {
+	if err := Keep(filepath.Join(dir, stateFile), l.state()); err != nil {
 		return fmt.Errorf("save what was learned of controllers: %w", err)
 	}
 	l.dirty = false
 	return nil
-}
-
-// writeWhole leaves the old file or the new one, never half of one.
-func writeWhole(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, werr := f.Write(content)
-	if err := errors.Join(werr, f.Chmod(0o640), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
 
 func (l *Learner) state() []stateEntry {
@@ -99,9 +54,11 @@ func (l *Learner) state() []stateEntry {
 			s.Chosen = l.arms[e.chosen].name
 		}
 		for i, a := range l.arms {
-			for j := range e.arms[i].Parts {
-				if p := e.arms[i].Parts[j]; p.counts() {
-					s.Arms[a.name] = append(s.Arms[a.name], partsAt{j, p})
+			for protocol := range protocols {
+				for j, p := range e.arms[i][protocol] {
+					if p.counts() {
+						s.Arms[a.name] = append(s.Arms[a.name], partsAt{j, protocol == overQUIC, p})
+					}
 				}
 			}
 		}
@@ -117,16 +74,9 @@ func (l *Learner) Load(dir string, now time.Time) error {
 	if dir == "" {
 		return nil
 	}
-	path := filepath.Join(dir, stateFile)
-	list, err := readState(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case errors.Is(err, errState):
-		aside := path + ".refused"
-		return errors.Join(fmt.Errorf("what was learned of controllers is forgotten: %s %w: it is set aside as %s", path, err, aside), os.Rename(path, aside))
-	case err != nil:
-		return fmt.Errorf("what was learned of controllers: %w", err)
+	list, err := Kept(filepath.Join(dir, stateFile), checkEntries)
+	if err != nil {
+		return fmt.Errorf("what was learned of controllers is forgotten: %w", err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -147,7 +97,11 @@ func (l *Learner) restore(s stateEntry, now time.Time) {
 			e.chosen, e.learned, e.why = i, s.Learned, s.Why
 		}
 		for _, p := range s.Arms[a.name] {
-			e.arms[i].Parts[p.Part] = p.part
+			protocol := overTCP
+			if p.QUIC {
+				protocol = overQUIC
+			}
+			e.arms[i][protocol][p.Part] = p.part
 		}
 	}
 	l.prefixes[s.Prefix] = e
@@ -160,50 +114,16 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// errState is what all damage to the file is.
-var errState = errors.New("is not as it was written")
-
-func readState(path string) ([]stateEntry, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // only read
-	all, err := io.ReadAll(io.LimitReader(f, maxState+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case len(all) > maxState:
-		return nil, fmt.Errorf("%w: it is longer than %d bytes", errState, maxState)
-	}
-	return parseState(all)
-}
-
-func parseState(all []byte) (list []stateEntry, err error) {
-	end := slices.Index(all, '\n')
-	var head stateHead
-	if end < 0 || json.Unmarshal(all[:end], &head) != nil {
-		return nil, fmt.Errorf("%w: its first line is no header", errState)
-	}
-	body := all[end+1:]
-	switch {
-	case head.Format != stateFormat:
-		return nil, fmt.Errorf("%w: format %d, this program reads %d", errState, head.Format, stateFormat)
-	case len(body) != head.Bytes+1 || checksum(body[:head.Bytes]) != head.CRC:
-		return nil, fmt.Errorf("%w: its checksum is another", errState)
-	}
-	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, fmt.Errorf("%w: %w", errState, err)
-	}
+func checkEntries(list []stateEntry) error {
 	if len(list) > maxPrefixes {
-		return nil, fmt.Errorf("%w: %d prefixes, at most %d are remembered", errState, len(list), maxPrefixes)
+		return fmt.Errorf("%d prefixes, at most %d are remembered", len(list), maxPrefixes)
 	}
 	for _, s := range list {
 		if err := s.check(); err != nil {
-			return nil, fmt.Errorf("%w: %s %w", errState, s.Prefix, err)
+			return fmt.Errorf("%s %w", s.Prefix, err)
 		}
 	}
-	return list, nil
+	return nil
 }
 
 func (s stateEntry) check() error {

@@ -44,6 +44,7 @@ type Learned struct {
 type LearnedScore struct {
 	Profile       string  `json:"profile"`
 	Connections   float64 `json:"connections"` // that count; older ones count less
+	QUIC          float64 `json:"quic"`        // of those
 	Parts         int     `json:"parts"`       // of the prefix's clients that they are of
 	GoodputKbps   float64 `json:"goodput_kbps"`
 	Queueing      float64 `json:"queueing"`      // share of the round trip

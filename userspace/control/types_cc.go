@@ -47,7 +47,13 @@ type CCQUIC struct {
 	Why           string  `json:"why,omitempty"`        // it is not the profile's
 	InitialWindow uint32  `json:"initial_window"`       // packets
 	LossFloor     float64 `json:"loss_floor,omitempty"` // share of losses that BBR does not take for congestion there
-	Path          *Path   `json:"path"`                 // as QUIC connections measured it; null: none was seen
+	// What the profile has for QUIC alone; what is left out is the daemon's own.
+	InitialRTT       float64 `json:"initial_rtt,omitempty"`       // seconds
+	PacketSize       uint16  `json:"packet_size,omitempty"`       // bytes
+	KeepAlive        float64 `json:"keep_alive,omitempty"`        // seconds
+	StreamWindow     uint64  `json:"stream_window,omitempty"`     // bytes
+	ConnectionWindow uint64  `json:"connection_window,omitempty"` // bytes
+	Path             *Path   `json:"path"`                        // as QUIC connections measured it; null: none was seen
 }
 
 // QUICInfo tells how QUIC connections are controlled.

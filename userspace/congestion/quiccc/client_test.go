@@ -32,11 +32,34 @@ type policy struct {
 	asked []netip.Addr
 }
 
-func (p *policy) choose(a netip.Addr) (Choice, error) {
+func (p *policy) choose(client netip.AddrPort) (Choice, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.asked = append(p.asked, a)
-	return p.by[a], nil
+	p.asked = append(p.asked, client.Addr())
+	return p.by[client.Addr()], nil
+}
+
+// results are those of the kernel half, in memory.
+type results struct {
+	mu sync.Mutex
+	by map[uint32]maps.CCPart // by profile
+}
+
+func (r *results) CountResult(_ netip.Addr, profile uint32, p maps.CCPart) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.by[profile]
+	r.by[profile] = maps.CCPart{
+		Bytes: was.Bytes + p.Bytes, Busy: was.Busy + p.Busy, RTT: was.RTT + p.RTT, Queue: was.Queue + p.Queue, Looks: was.Looks + p.Looks,
+		Sent: was.Sent + p.Sent, Again: was.Again + p.Again, Connections: was.Connections + p.Connections, RateKbps: max(was.RateKbps, p.RateKbps),
+	}
+	return nil
+}
+
+func (r *results) of(profile uint32) maps.CCPart {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.by[profile]
 }
 
 // serve answers each stream with as many bytes as it asks for, over real sockets, until the test ends.
@@ -141,31 +164,47 @@ func await(t *testing.T, what string, ok func() bool) {
 func TestControllerByClient(t *testing.T) {
 	const bytes = 1 << 20
 	p := &policy{by: map[netip.Addr]Choice{
-		netip.MustParseAddr("127.0.0.1"): {Profile: "lossy", Controller: "bbr", InitialWindow: 40},
-		netip.MustParseAddr("127.0.1.2"): {Profile: "clean", Controller: "cubic", QUIC: congestion.QUIC{PacketSize: 1400, KeepAlive: time.Minute, InitialRTT: 20 * time.Millisecond}},
+		netip.MustParseAddr("127.0.0.1"): {Profile: "lossy", ID: 1, Controller: "bbr", InitialWindow: 40},
+		netip.MustParseAddr("127.0.1.2"): {Profile: "clean", ID: 2, Controller: "cubic", QUIC: congestion.QUIC{PacketSize: 1400, KeepAlive: time.Minute, InitialRTT: 20 * time.Millisecond}},
 		netip.MustParseAddr("127.0.1.3"): {Profile: "old", Controller: "reno"},
-		netip.MustParseAddr("127.0.1.4"): {Profile: "odd", Controller: "vegas"},
+		netip.MustParseAddr("127.0.1.4"): {Profile: "odd", ID: 4, Controller: "vegas"},
 	}}
-	paths := newTable()
-	c := New(Options{Choose: p.choose, Paths: paths})
+	paths, came := newTable(), &results{by: map[uint32]maps.CCPart{}}
+	c := New(Options{Choose: p.choose, Paths: paths, Results: came})
 	to := serve(t, c)
 	for _, from := range []string{"127.0.0.1", "127.0.1.2", "127.0.1.3", "127.0.1.4", "127.0.1.5"} {
 		conn := mustDial(t, mustOpen(t, from), to)
 		mustGet(t, conn, bytes)
 		_ = conn.CloseWithError(0, "")
 	}
+	little := mustDial(t, mustOpen(t, "127.0.1.6"), to) // a first window tells nothing
+	mustGet(t, little, 1000)
+	_ = little.CloseWithError(0, "")
 	for _, want := range []Count{
 		{"bbr", "lossy", false}, {"cubic", "clean", false}, {"reno", "old", false}, {"cubic", "odd", true}, {"cubic", "", false},
 	} {
-		if got := c.Counts()[want]; got != 1 {
+		n := uint64(1)
+		if want.Profile == "" {
+			n = 2
+		}
+		if got := c.Counts()[want]; got != n {
 			t.Errorf("%+v: %d connections; all: %v", want, got, c.Counts())
 		}
 	}
-	for prefix, connections := range map[string]uint64{"127.0.0.1": 1, "127.0.1.9": 4} {
+	for prefix, connections := range map[string]uint64{"127.0.0.1": 1, "127.0.1.9": 5} {
 		await(t, "reports of all connections of "+prefix, func() bool { return paths.of(prefix).Connections == connections })
 		path := paths.of(prefix)
 		if path.Protocol != maps.ProtocolUDP || path.RTT <= 0 || path.MinRTT <= 0 || path.MinRTT > path.RTT*8+time.Millisecond || path.Delivered == 0 || path.Sent < path.Delivered {
 			t.Errorf("%s: %+v", prefix, path)
+		}
+	}
+	// The table's profiles have what came of their connections, and the host's has also that of a profile which was refused. One that is
+	// not from the table counts nowhere.
+	for id, connections := range map[uint32]uint32{0: 2, 1: 1, 2: 1, 3: 0, 4: 0} {
+		await(t, fmt.Sprintf("what came of connections with profile %d", id), func() bool { return came.of(id).Connections == connections })
+		got := came.of(id)
+		if kbps := float64(got.Bytes) * 8 / 1000 / got.Busy.Seconds(); connections > 0 && (got.Bytes < uint64(connections)*bytes || got.Bytes > uint64(connections)*bytes*5/4 || kbps < 1000 || got.Looks == 0 || got.RTT <= 0 || got.Queue > got.RTT || got.Sent < uint32(got.Bytes/1500)) {
+			t.Errorf("profile %d: %+v, %.0f kbit/s", id, got, kbps)
 		}
 	}
 	if whole, bounded := c.Reports(); whole+bounded < 5 {

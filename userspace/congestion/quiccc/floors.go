@@ -1,7 +1,9 @@
 package quiccc
 
 import (
-	"hash/maphash"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
 	"net/netip"
 	"sync"
 	"time"
@@ -16,14 +18,17 @@ const maxFloors = 4096
 // floors are the loss floors of prefixes, from what connections there met.
 type floors struct {
 	begun time.Time // learners count from here
-	seed  maphash.Seed
 
-	mu sync.Mutex
-	by map[netip.Prefix]*controller.FloorLearner
+	mu    sync.Mutex
+	key   []byte // of the hash that clients are remembered by
+	by    map[netip.Prefix]*controller.FloorLearner
+	dirty bool // since the last save
 }
 
 func newFloors() *floors {
-	return &floors{begun: time.Now(), seed: maphash.MakeSeed(), by: map[netip.Prefix]*controller.FloorLearner{}}
+	f := &floors{begun: time.Now(), key: make([]byte, floorsKey), by: map[netip.Prefix]*controller.FloorLearner{}}
+	_, _ = rand.Read(f.key) // never fails, and ends the process if it ever does
+	return f
 }
 
 // of is the floor that a client's connection begins with.
@@ -55,7 +60,14 @@ func (f *floors) learn(client netip.Addr, packets int64, share float64) {
 		l = &controller.FloorLearner{}
 		f.by[prefix] = l
 	}
-	l.Learn(time.Since(f.begun), maphash.Comparable(f.seed, source(client)), packets, share)
+	l.Learn(time.Since(f.begun), f.hash(source(client)), packets, share)
+	f.dirty = true
+}
+
+func (f *floors) hash(p netip.Prefix) uint64 {
+	a := p.Addr().As16()
+	sum := sha256.Sum256(append(f.key[:floorsKey:floorsKey], a[:]...))
+	return binary.BigEndian.Uint64(sum[:])
 }
 
 // source is who counts as one: an IPv4 address or an IPv6 /64.

@@ -29,7 +29,7 @@ func (c *Chooser) hook(choice Choice, q *quic.Config) {
 func (c *Chooser) flow(choice Choice, path quic.CongestionPath) *flow {
 	name, refused := Controller(choice.Controller)
 	window := int64(InitialWindow(choice.InitialWindow)) * int64(path.MaxDatagramSize)
-	client := address(path.RemoteAddr)
+	client := address(path.RemoteAddr).Addr()
 	f := &flow{chooser: c}
 	o := controller.Options{MaxDatagram: path.MaxDatagramSize, InitialWindow: window, InitialRTT: path.InitialRTT, LossFloor: c.floors.of(client), Losses: &f.meter}
 	cc, err := controller.New(name, o)
@@ -43,7 +43,11 @@ func (c *Chooser) flow(choice Choice, path quic.CongestionPath) *flow {
 	if refused != nil {
 		c.once(choice.Profile, "QUIC connections do not get all that profile "+choice.Profile+" has", refused)
 	}
-	f.gauge.client = client
+	f.gauge.client, f.outcome.first = client, window
+	if f.profile = choice.ID; f.count.Refused {
+		f.profile = 0
+	}
+	f.telling = c.results != nil && (choice.ID != 0 || choice.Profile == "")
 	return f
 }
 
@@ -55,12 +59,16 @@ type flow struct {
 	counted bool
 	gauge   gauge
 	meter   controller.LossMeter
+	outcome outcome
+	profile uint32           // that it began with; 0: the host's, also where its own was refused
+	telling bool             // what came of it, to the table of results
 	event   controller.Event // its slices are used again
 }
 
 // Sent tells of a packet.
 func (f *flow) Sent(inFlight int64, p quic.CongestionPacket) {
 	f.gauge.sent++
+	f.outcome.sent(inFlight, p.Sent)
 	f.Controller.Sent(p.Sent, inFlight, controller.Packet(p))
 }
 
@@ -74,32 +82,42 @@ func (f *flow) Update(e *quic.CongestionEvent) {
 	f.Controller.Update(*ev)
 	f.gauge.update(ev, e.MeanDeviation)
 	f.meter.Observe(*ev)
+	f.outcome.update(ev)
 	if !f.counted && f.gauge.rtt > 0 {
 		f.counted = true
 		f.chooser.count(f.count)
 	}
 	if f.gauge.due(ev.Now) {
-		f.tell(ev.Now)
+		f.tell(ev.Now, false)
 	}
 }
 
 // Closed reports the rest.
 func (f *flow) Closed() {
 	if f.gauge.rtt > 0 {
-		f.tell(0)
+		f.tell(0, true)
 	}
 }
 
-func (f *flow) tell(now time.Duration) {
-	s := f.gauge.take(now)
+// tell reports what is new, and what came of the connection once there is enough of that or it was the last time.
+func (f *flow) tell(now time.Duration, last bool) {
+	s, c := f.gauge.take(now), f.chooser
 	if of, share := f.meter.Share(); of > 0 {
-		f.chooser.floors.learn(f.gauge.client, int64(s.packets()), share)
+		c.floors.learn(f.gauge.client, int64(s.packets()), share)
 	}
-	if f.chooser.report == nil {
+	if c.report != nil {
+		if err := c.report.add(f.gauge.client, s); err != nil {
+			c.once("report", "what QUIC connections measure is not written to the table of paths", err)
+		}
+	}
+	if !f.telling {
 		return
 	}
-	if err := f.chooser.report.add(f.gauge.client, s); err != nil {
-		f.chooser.once("report", "what QUIC connections measure is not written to the table of paths", err)
+	f.outcome.part.RateKbps = max(f.outcome.part.RateKbps, s.kbps)
+	if p, ok := f.outcome.take(last); ok {
+		if err := c.results.add(f.gauge.client, f.profile, p); err != nil {
+			c.once("results", "what came of QUIC connections is not written to the table of results", err)
+		}
 	}
 }
 

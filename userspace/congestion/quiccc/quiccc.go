@@ -31,6 +31,7 @@ const initialPackets = 32
 // Choice is what a connection begins with.
 type Choice struct {
 	Profile       string          // "": no profile has a say
+	ID            uint32          // its number in the table of profiles; 0: it is not from there
 	Controller    string          // the profile's; "" for none
 	InitialWindow uint32          // packets; 0: initialPackets
 	QUIC          congestion.QUIC // what only QUIC has
@@ -39,17 +40,19 @@ type Choice struct {
 // Options are what a Chooser is given.
 type Options struct {
 	// Choose decides for a client. An error leaves the connection with the defaults.
-	Choose func(netip.Addr) (Choice, error)
-	Paths  Paths // told what connections measured; nil: nobody is
-	Log    *slog.Logger
+	Choose  func(netip.AddrPort) (Choice, error)
+	Paths   Paths   // told what connections measured; nil: nobody is
+	Results Results // told what came of them; nil: nobody is
+	Log     *slog.Logger
 }
 
 // Chooser serves all connections of a daemon.
 type Chooser struct {
-	choose func(netip.Addr) (Choice, error)
-	log    *slog.Logger
-	report *reporter
-	floors *floors
+	choose  func(netip.AddrPort) (Choice, error)
+	log     *slog.Logger
+	report  *reporter
+	results *turns
+	floors  *floors
 
 	mu     sync.Mutex
 	counts map[Count]uint64
@@ -71,6 +74,9 @@ func New(o Options) *Chooser {
 	}
 	if o.Paths != nil {
 		c.report = newReporter(o.Paths, time.Now)
+	}
+	if o.Results != nil {
+		c.results = &turns{to: o.Results}
 	}
 	return c
 }
@@ -104,13 +110,15 @@ func (c *Chooser) of(client net.Addr) Choice {
 	return choice
 }
 
-// address is that of a peer, without its port; the zero Addr when it has none.
-func address(a net.Addr) netip.Addr {
+// address is that of a peer; the zero AddrPort when it has none.
+func address(a net.Addr) netip.AddrPort {
+	var ap netip.AddrPort
 	if udp, ok := a.(*net.UDPAddr); ok {
-		return udp.AddrPort().Addr().Unmap().WithZone("")
+		ap = udp.AddrPort()
+	} else {
+		ap, _ = netip.ParseAddrPort(a.String())
 	}
-	ap, _ := netip.ParseAddrPort(a.String())
-	return ap.Addr().Unmap().WithZone("")
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
 
 // once logs a trouble when it comes up, and not again for each connection.

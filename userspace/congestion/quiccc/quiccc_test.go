@@ -76,7 +76,7 @@ func TestTune(t *testing.T) {
 		netip.MustParseAddr("192.0.2.1"): {Profile: "p", QUIC: congestion.QUIC{PacketSize: 1350, KeepAlive: 20 * time.Second, StreamWindow: 1 << 16, ConnectionWindow: 1 << 17}},
 	}
 	var fails error
-	c := New(Options{Choose: func(a netip.Addr) (Choice, error) { return choices[a], fails }})
+	c := New(Options{Choose: func(client netip.AddrPort) (Choice, error) { return choices[client.Addr()], fails }})
 	var q quic.Config
 	c.Tune(&net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4711}, &q) // v4 in 16 bytes, as sockets of both families have it
 	if q.InitialPacketSize != 1350 || q.KeepAlivePeriod != 20*time.Second || q.InitialStreamReceiveWindow != 1<<16 || q.MaxConnectionReceiveWindow != 1<<17 {
@@ -138,6 +138,40 @@ func TestBurstClasses(t *testing.T) {
 		if got := burstClass(n); got != want {
 			t.Errorf("%d: class %d, want %d", n, got, want)
 		}
+	}
+}
+
+// What comes of a connection is counted while it waits for its client, and not while it has nothing to send.
+func TestOutcome(t *testing.T) {
+	const ms = time.Millisecond
+	o := outcome{first: 3000}
+	send := func(at time.Duration, inFlight int64) { o.sent(inFlight, at) }
+	event := func(at time.Duration, prior int64, acked, lost []controller.Packet) {
+		o.update(&controller.Event{Now: at, PriorInFlight: prior, Acked: acked, Lost: lost, HasRTT: len(acked) > 0, RTT: controller.RTT{Smoothed: 50 * ms, Min: 40 * ms}})
+	}
+	send(1000*ms, 0)
+	send(1000*ms, 1000)
+	event(1050*ms, 2000, packetsOf(1), nil)
+	event(1060*ms, 1000, packetsOf(2), nil) // all is there: silence begins
+	if _, ok := o.take(true); ok {
+		t.Error("it tells of a first window")
+	}
+	send(9000*ms, 0)
+	send(9000*ms, 1000)
+	event(9050*ms, 2000, packetsOf(4), packetsOf(3))
+	if _, ok := o.take(false); ok {
+		t.Error("it tells of less than a second before the end")
+	}
+	got, ok := o.take(true)
+	want := maps.CCPart{Bytes: 3000, Busy: 110 * ms, RTT: 100 * ms, Queue: 20 * ms, Looks: 2, Sent: 4, Again: 1, Connections: 1}
+	if !ok || got != want {
+		t.Errorf("%+v, %v, want %+v", got, ok, want)
+	}
+	send(20*time.Second, 0)
+	event(90*time.Second, 2000, packetsOf(5), nil)  // who is gone is waited for in vain
+	event(100*time.Second, 1000, packetsOf(6), nil) // and again
+	if got, ok := o.take(false); !ok || got.Busy != 2*gapMost || got.Connections != 0 {
+		t.Errorf("%+v, %v", got, ok)
 	}
 }
 

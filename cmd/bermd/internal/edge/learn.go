@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/userspace/config"
 	"github.com/bermedge/berm/userspace/congestion"
+	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
 	"github.com/bermedge/berm/userspace/observe"
 )
@@ -27,16 +29,17 @@ func newLearner(cfg *config.Config) *congestion.Learner {
 	if err != nil {
 		host = nil // then nothing is known of the host's own
 	}
-	l := congestion.NewLearner(strings.TrimSpace(string(host)))
+	l := congestion.NewLearner(strings.TrimSpace(string(host)), quiccc.Default)
 	l.Apply(cfg.CC)
 	return l
 }
 
 // learn runs the learner until ctx ends.
 func (e *Edge) learn(ctx context.Context) {
-	if err := e.learner.Load(e.opts.State, e.clock.Now()); err != nil {
+	if err := errors.Join(e.learner.Load(e.opts.State, e.clock.Now()), e.quiccc.LoadFloors(e.opts.State)); err != nil {
 		e.log.Warn("learner", "error", err)
 	}
+	e.look() // what is counted from here on is new
 	tick := time.NewTicker(learnEvery)
 	defer tick.Stop()
 	kept := time.Now()
@@ -56,7 +59,7 @@ func (e *Edge) learn(ctx context.Context) {
 }
 
 func (e *Edge) keepLearned() {
-	if err := e.learner.Save(e.opts.State); err != nil {
+	if err := errors.Join(e.learner.Save(e.opts.State), e.quiccc.SaveFloors(e.opts.State)); err != nil {
 		e.log.Warn("learner", "error", err)
 	}
 }

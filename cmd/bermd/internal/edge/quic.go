@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/bermedge/berm/maps"
+	"github.com/bermedge/berm/userspace/congestion"
 	"github.com/bermedge/berm/userspace/congestion/controller"
 	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
@@ -17,13 +18,13 @@ func newQUICCC(e *Edge) *quiccc.Chooser {
 	if !quiccc.Selectable {
 		e.log.Warn("QUIC connections run Reno, whatever the policy says", "error", quiccc.ErrPlain)
 	}
-	return quiccc.New(quiccc.Options{Choose: e.chooseQUIC, Paths: paths{e.kernel}, Log: e.log.Logger})
+	return quiccc.New(quiccc.Options{Choose: e.chooseQUIC, Paths: paths{e.kernel}, Results: results{e.kernel}, Log: e.log.Logger})
 }
 
 // chooseQUIC decides as the kernel half does for TCP, or from the file alone where there is none.
-func (e *Edge) chooseQUIC(client netip.Addr) (quiccc.Choice, error) {
+func (e *Edge) chooseQUIC(client netip.AddrPort) (quiccc.Choice, error) {
 	file := e.cfg.Load().CC
-	p := file.Choose(client)
+	p := file.Choose(client.Addr())
 	var failed error
 	_ = e.kernel.use(func(set *maps.Set) error { // without it the file decides
 		var of maps.CCProfile
@@ -32,13 +33,25 @@ func (e *Edge) chooseQUIC(client netip.Addr) (quiccc.Choice, error) {
 		}
 		return nil
 	})
-	return quiccc.Choice{Profile: p.Name, Controller: p.Controller, InitialWindow: p.InitialWindow, QUIC: file.Profiles[p.Name].QUIC}, failed
+	return quiccc.Choice{Profile: p.Name, ID: p.ID, Controller: p.Controller, InitialWindow: p.InitialWindow, QUIC: onlyQUIC(file, p)}, failed
+}
+
+// onlyQUIC is what a profile has that only QUIC connections do: the kernel half has no place for it.
+func onlyQUIC(file congestion.Config, p maps.CCProfile) congestion.QUIC {
+	if p.Owner != maps.OwnerFile {
+		return congestion.QUIC{}
+	}
+	of, _ := file.Profile(p.Name)
+	return of.QUIC
 }
 
 // explainQUIC tells what a client's QUIC connection that has a profile begins with.
 func (e *Edge) explainQUIC(client netip.Addr, p maps.CCProfile) control.CCQUIC {
 	name, err := quiccc.Controller(p.Controller)
 	out := control.CCQUIC{Controller: name, InitialWindow: quiccc.InitialWindow(p.InitialWindow)}
+	only := onlyQUIC(e.cfg.Load().CC, p)
+	out.InitialRTT, out.PacketSize, out.KeepAlive = only.InitialRTT.Seconds(), only.PacketSize, only.KeepAlive.Seconds()
+	out.StreamWindow, out.ConnectionWindow = only.StreamWindow, only.ConnectionWindow
 	if name == controller.BBR {
 		out.LossFloor = e.quiccc.Floor(client)
 	}
@@ -65,6 +78,18 @@ func (p paths) Get(a netip.Addr, of maps.Protocol) (path maps.Path, err error) {
 func (p paths) Put(path maps.Path) (err error) {
 	_ = p.kernel.use(func(set *maps.Set) error {
 		err = set.Paths.Put(path)
+		return nil
+	})
+	return err
+}
+
+// results is the kernel half's table of what came of connections. While there is no kernel half nothing is counted.
+type results struct{ kernel *kernelLink }
+
+// CountResult adds what came of one.
+func (r results) CountResult(client netip.Addr, profile uint32, p maps.CCPart) (err error) {
+	_ = r.kernel.use(func(set *maps.Set) error {
+		err = set.CC.CountResult(client, profile, p)
 		return nil
 	})
 	return err
