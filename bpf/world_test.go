@@ -420,14 +420,15 @@ func limit(perSecond, burst uint64) (cost, units uint64) {
 	return cost, cost * burst >> 16
 }
 
-// verdict writes a verdict and its bit.
+// verdict writes a verdict and its bits.
 func (k *kernel) verdict(t testing.TB, source netip.Addr, vip uint32, v bpf.XDPBermVerdict) {
 	t.Helper()
-	bit := sourceHash(baseConfig.Seed, source) >> 20 & (1<<20 - 1)
+	h := sourceHash(baseConfig.Seed, source)
+	at := uint32(h >> 20 & (1<<14 - 1))
 	var word uint64
-	if err := k.BermVerdictBits.Lookup(uint32(bit/64), &word); err != nil {
+	if err := k.BermVerdictBits.Lookup(at, &word); err != nil {
 		t.Fatal(err)
 	}
-	k.words(t, k.BermVerdictBits, uint32(bit/64), word|1<<(bit%64))
+	k.words(t, k.BermVerdictBits, at, word|1<<(h>>34&63)|1<<(h>>40&63)|1<<(h>>46&63))
 	put(t, k.BermVerdicts, &bpf.XDPBermVerdictKey{Source: addrOf(sourceOf(source)), Vip: vip}, &v)
 }

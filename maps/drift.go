@@ -329,12 +329,12 @@ func (t *rememberedVerdicts) look() ([]Drift, error) {
 	return found, nil
 }
 
-// blind finds verdicts that the kernel half does not look for, since their bit was cleared.
+// blind finds verdicts that the kernel half does not look for, since their bits were cleared.
 func (t *rememberedVerdicts) blind(now map[bpf.XDPBermVerdictKey]bpf.XDPBermVerdict) []Drift {
 	seed, n := t.v.set.Config.Get().Seed, 0
 	for key := range now {
-		bit := t.v.bit(seed, fromAddr(key.Source))
-		if t.v.bits.words()[bit/64]>>(bit%64)&1 == 0 {
+		word, bits := VerdictBits(seed, fromAddr(key.Source))
+		if t.v.bits.words()[word]&bits != bits {
 			n++
 		}
 	}

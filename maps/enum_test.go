@@ -138,7 +138,7 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermPrefix6Leaves: 2 * prefix6Leaves / 4,
 		bpf.XDPMapBermPrefixRecords: 2 * prefixRecords,
 		bpf.XDPMapBermNetworks:      2 * prefixNetworks,
-		bpf.XDPMapBermVerdictBits:   verdictBits / 64,
+		bpf.XDPMapBermVerdictBits:   verdictWords,
 		bpf.XDPMapBermGeoRules:      256 * countries,
 		bpf.XDPMapBermRows:          64 * rowCells,
 		bpf.XDPMapBermNewcomers:     1 << 16,

@@ -14,11 +14,11 @@ import (
 	"github.com/bermedge/berm/bpf"
 )
 
-// Verdicts is the table of time-limited decisions about sources. A bit for each source's hash says
-// whether the table holds anything about it; the kernel half asks the table only where it is
-// set. Bits are set before an entry is added and, since several sources share one, rebuilt
-// from the table after entries went: a writer that dies half-way leaves a bit too many, never
-// one too few.
+// Verdicts is the table of time-limited decisions about sources. Three bits by each source's hash say
+// whether the table may hold anything about it; the kernel half asks the table only where all of them
+// are set. Bits are set before an entry is added and, since sources share them, rebuilt
+// from the table after entries went: a writer that dies half-way leaves bits too many, never
+// too few.
 type Verdicts struct {
 	set  *Set
 	bits *window
@@ -41,10 +41,12 @@ type Verdict struct {
 	Hits     uint64     `json:"hits"`               // packets that met it; counted by the kernel half
 }
 
-const verdictBits = 1 << 20
+const verdictWords = 1 << 14
 
-func (v *Verdicts) bit(seed [2]uint64, source netip.Addr) uint64 {
-	return SourceHash(seed, source) >> 20 % verdictBits
+// VerdictBits are the bits that say that there may be a verdict about a source, and in which word of the table they are.
+func VerdictBits(seed [2]uint64, source netip.Addr) (word uint32, bits uint64) {
+	h := SourceHash(seed, source)
+	return uint32(h >> 20 % verdictWords), 1<<(h>>34&63) | 1<<(h>>40&63) | 1<<(h>>46&63)
 }
 
 // Put adds a verdict, or replaces the one about the same source and VIP; its hits stay. A full table gives up those that
@@ -89,8 +91,8 @@ func (v *Verdicts) put(key bpf.XDPBermVerdictKey, e bpf.XDPBermVerdict, source n
 	case !errors.Is(err, ebpf.ErrKeyNotExist):
 		return fmt.Errorf("verdict about %s: %w", source, err)
 	}
-	bit := v.bit(v.set.Config.Get().Seed, source)
-	atomic.OrUint64(&v.bits.words()[bit/64], 1<<(bit%64))
+	word, bits := VerdictBits(v.set.Config.Get().Seed, source)
+	atomic.OrUint64(&v.bits.words()[word], bits)
 	switch err := v.m.Put(&key, &e); {
 	case errors.Is(err, unix.E2BIG):
 		return fmt.Errorf("verdict about %s: %d others exist: %w (remove some, or decide by prefix: geo.overrides)", source, v.m.MaxEntries(), ErrFull)
@@ -363,10 +365,10 @@ func (v *Verdicts) Rebuild() error { return v.set.lock.holdQuietly(v.rebuild) }
 
 func (v *Verdicts) rebuild() error {
 	seed := v.set.Config.Get().Seed
-	fresh := make([]uint64, verdictBits/64)
+	fresh := make([]uint64, verdictWords)
 	err := v.each(func(key *bpf.XDPBermVerdictKey, _ *bpf.XDPBermVerdict) {
-		bit := v.bit(seed, fromAddr(key.Source))
-		fresh[bit/64] |= 1 << (bit % 64)
+		word, bits := VerdictBits(seed, fromAddr(key.Source))
+		fresh[word] |= bits
 	})
 	if err != nil {
 		return err

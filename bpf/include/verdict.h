@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* verdict: a time-limited decision about this source. One bit says whether there may be any;
- * without it the table is not asked. An entry for the VIP goes before one for all.
+/* verdict: a time-limited decision about this source. Three bits of one word say whether there may be
+ * any; without them the table is not asked: by one bit, a full one would be for 1 source in 16. An entry for the VIP goes before one for all.
  * A missing or expired entry is no opinion.
  */
 #ifndef BERM_VERDICT_H
@@ -13,11 +13,12 @@
 
 static __always_inline bool verdict_possible(__u64 source)
 {
-	__u32 bit = source >> 20 & (BERM_VERDICT_WORDS * 64 - 1);
-	__u32 word = bit / 64;
+	__u64 want = 1ull << (source >> 34 & 63) | 1ull << (source >> 40 & 63) |
+		     1ull << (source >> 46 & 63);
+	__u32 word = source >> 20 & (BERM_VERDICT_WORDS - 1);
 	__u64 *bits = bpf_map_lookup_elem(&berm_verdict_bits, &word);
 
-	return bits && *bits >> (bit & 63) & 1;
+	return bits && (*bits & want) == want;
 }
 
 static __always_inline struct berm_verdict *verdict_lookup(const struct packet *pkt, __u32 vip,
