@@ -129,6 +129,7 @@ func TestLimits(t *testing.T) {
 	}
 	for name, want := range map[string]uint32{
 		bpf.XDPMapBermVipSeeds:      2 * vipBuckets,
+		bpf.XDPMapBermVips:          vips,
 		bpf.XDPMapBermVipSlots:      2 * vipSlots,
 		bpf.XDPMapBermPrefix4:       2 * prefix4Cells,
 		bpf.XDPMapBermPrefix4Leaves: 2 * prefix4Leaves / 4,

@@ -108,9 +108,9 @@ func assignIDs(current, records []bpf.XDPBermVip) (ids map[serviceKey]uint32, go
 	for i := range records {
 		wanted[keyOf(&records[i])] = true
 	}
-	if len(wanted) > len(current)-1 {
+	if len(wanted) > MaxVIPs {
 		return nil, nil, fmt.Errorf("VIPs: %d services and addresses, %d fit: %w (remove some; each address takes an entry of its own)",
-			len(wanted), len(current)-1, ErrFull)
+			len(wanted), MaxVIPs, ErrFull)
 	}
 
 	ids = make(map[serviceKey]uint32, len(records))

@@ -6,7 +6,11 @@ import (
 	"slices"
 )
 
+// MaxVIPs is how many services fit, and entries for their addresses, of which each takes one.
+const MaxVIPs = vips - 1
+
 const (
+	vips       = 4096  // BERM_VIPS; the first says that there is none
 	vipBuckets = 4096  // BERM_VIP_BUCKETS
 	vipSlots   = 16384 // BERM_VIP_SLOTS
 	// At a quarter full even the last bucket finds room within a few tries; a bucket that has not

@@ -172,6 +172,7 @@ type serviceKey struct {
 
 func (c *Config) checkVIPs(d *decoder) {
 	seen, names := map[serviceKey]string{}, map[string]string{}
+	addresses := map[netip.Addr]bool{}
 	for i, v := range c.VIPs {
 		at := fmt.Sprintf("vips[%d]", i)
 		if err := bermmaps.CheckName(v.Name); err != nil {
@@ -186,10 +187,14 @@ func (c *Config) checkVIPs(d *decoder) {
 			d.report(at, fmt.Sprintf("%s/%s overlaps %s: one service has an address, port and protocol", netip.AddrPortFrom(v.Address, v.Port), v.Protocol, first), "change the port, or remove one")
 		}
 		seen[key] = cmp.Or(seen[key], fmt.Sprintf("%s (%s)", at, v.Name))
+		addresses[key.addr] = true
 		c.checkGate(d, at, v)
 		named(d, at+".backends", "backend set", v.Backends, c.Backends)
 		named(d, at+".geo", "geo policy", v.Geo, c.Geo.Policies)
 		named(d, at+".rate", "rate class", v.Rate, c.Rate.Classes)
+	}
+	if n := len(seen) + len(addresses); n > bermmaps.MaxVIPs {
+		d.report("vips", fmt.Sprintf("%d services and addresses, %d fit", n, bermmaps.MaxVIPs), "remove some; each address takes an entry of its own")
 	}
 }
 

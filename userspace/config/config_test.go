@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,6 +118,24 @@ func TestEmptyFile(t *testing.T) {
 	}
 	if c.Node.Name == "" || maps.CheckName(c.Node.Name) != nil || c.Listen.HTTPS[0] != ":8443" || c.Kernel.Pins != "/sys/fs/bpf/berm" {
 		t.Errorf("%+v", c)
+	}
+}
+
+// As many services as the kernel half's table has room for are right, and one more is not.
+func TestTooManyVIPs(t *testing.T) {
+	for n, right := range map[int]bool{maps.MaxVIPs - 1: true, maps.MaxVIPs: false} {
+		b := bytes.NewBufferString("vips:\n")
+		for i := range n { // of one address
+			fmt.Fprintf(b, "  - {name: s%d, address: 192.0.2.10, port: %d, protocol: tcp}\n", i, i+1)
+		}
+		path := filepath.Join(t.TempDir(), "berm.yaml")
+		if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(path)
+		if want := "berm.yaml:1:1: vips: 4096 services and addresses, 4095 fit"; right != (err == nil) || !right && !strings.Contains(err.Error(), want) {
+			t.Errorf("%d services: %v", n, err)
+		}
 	}
 }
 
