@@ -72,9 +72,12 @@ func (u *Upgrade) checkPrograms(ctx context.Context, r *Recorder) error {
 // checkRestarts starts both daemons again and again. Connections that stand end in order, with a response or GOAWAY;
 // new ones wait where nobody serves yet.
 func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
-	starts := map[string]int{}
+	starts, before := map[string]int{}, map[string]int{}
 	l, err := u.underLoad(ctx, quicEnds, restartRounds, func(ctx context.Context, e *Edge) error {
 		s, err := e.restart(ctx)
+		if starts[e.Name] == 0 {
+			before[e.Name] = s.Starts - 1 // more than one where the step is tried again
+		}
 		starts[e.Name] = s.Starts
 		return err
 	})
@@ -82,7 +85,7 @@ func (u *Upgrade) checkRestarts(ctx context.Context, r *Recorder) error {
 		return err
 	}
 	for _, e := range u.edges {
-		r.Equal(e.Name+": starts of its daemon", restartRounds+1, uint64(starts[e.Name]), "starts")
+		r.Equal(e.Name+": starts of its daemon", restartRounds, uint64(starts[e.Name]-before[e.Name]), "starts")
 	}
 	l.check(r, "daemons started again")
 	return u.awaitService(ctx)
