@@ -571,3 +571,14 @@ func TestSlowReaderHoldsUpNobody(t *testing.T) {
 		eventually(t, "all is released", func() bool { st := r.cache.Stats(); return st.InFlight == 0 && st.Bytes == 0 })
 	}
 }
+
+// What is no rest would end a body of unknown length too early.
+func TestIsRest(t *testing.T) {
+	for contentRange, want := range map[string]bool{
+		"bytes 100-199/200": true, "bytes 100-198/200": false, "bytes 99-199/200": false, "bytes 100-199/*": false, "bytes */200": false, "": false,
+	} {
+		if isRest(contentRange, 100) != want {
+			t.Errorf("%q", contentRange)
+		}
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"time"
 )
 
@@ -196,7 +195,7 @@ func (c *Cache) rest(f *flight, res *http.Response) func(context.Context, int64)
 		}
 		err = errors.New("the origin has another body now, or gives no parts of it")
 		switch same := res.Header.Get("Etag") == tag; {
-		case same && res.StatusCode == http.StatusPartialContent && strings.HasPrefix(res.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", from)):
+		case same && res.StatusCode == http.StatusPartialContent && isRest(res.Header.Get("Content-Range"), from):
 			return res.Body, nil
 		case same && res.StatusCode == http.StatusOK:
 			if _, err = io.CopyN(io.Discard, res.Body, from); err == nil {
@@ -206,4 +205,12 @@ func (c *Cache) rest(f *flight, res *http.Response) func(context.Context, int64)
 		res.Body.Close() // nothing was written to it
 		return nil, err
 	}
+}
+
+// isRest reports whether a Content-Range goes from an offset to the end: an origin may send less than it was asked for
+// (RFC 9110, section 15.3.7), and a body of unknown length would end there as if it were whole.
+func isRest(contentRange string, from int64) bool {
+	var first, last, length int64
+	n, _ := fmt.Sscanf(contentRange, "bytes %d-%d/%d", &first, &last, &length)
+	return n == 3 && first == from && last == length-1
 }
