@@ -73,7 +73,7 @@ const ccPrefixes = "198.18."
 
 func upCC(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 	c := &CC{Main: newMain(lab, opts), figures: map[string]goodput{}}
-	c.listed = 1
+	c.listed, c.forgetful = 1, true
 	// Else the kernel begins with what the last connection to that address ended with.
 	c.edgeSysctls = map[string]string{"net.ipv4.tcp_no_metrics_save": "1"}
 	c.routes = func(context.Context) error {
@@ -179,7 +179,8 @@ func (c *CC) Steps() []Step {
 		}
 	}
 	if c.opts.Long && c.quic {
-		steps = append(steps, Step{Name: "CUBIC beside BBR", Loud: true, Run: c.checkNeighbours})
+		steps = append(steps, Step{Name: "CUBIC beside BBR", Loud: true, Run: c.checkNeighbours},
+			Step{Name: "the next visitor over QUIC", Loud: true, Run: c.checkSecond})
 	}
 	return steps
 }

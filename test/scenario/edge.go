@@ -155,8 +155,12 @@ func (e *Edge) launchDaemon(ctx context.Context) (err error) {
 	if e.m.units {
 		return e.startUnit(bin)
 	}
+	args := []string{bin, "run", "--config", e.config}
+	if e.m.forgetful {
+		args = append(args, "--state", e.m.lab.Path(e.Name+"-run"))
+	}
 	e.bermd, err = e.node.Start(rig.Daemon{
-		Name: "bermd", Args: []string{bin, "run", "--config", e.config},
+		Name: "bermd", Args: args,
 		UID: daemonUser, GID: daemonUser, Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}, Cgroup: e.cgroup,
 	})
 	return err
