@@ -73,7 +73,7 @@ const ccPrefixes = "198.18."
 
 func upCC(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 	c := &CC{Main: newMain(lab, opts), figures: map[string]goodput{}}
-	c.listed, c.forgetful = 1, true
+	c.listed = 1
 	// Else the kernel begins with what the last connection to that address ended with.
 	c.edgeSysctls = map[string]string{"net.ipv4.tcp_no_metrics_save": "1"}
 	c.routes = func(context.Context) error {

@@ -111,7 +111,7 @@ func (l *mixedLink) String() string {
 
 func upMixed(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 	m := &Mixed{Main: newMain(lab, opts), links: mixedLinks(), holdOut: mixedHoldOut}
-	m.listed, m.forgetful = 1, true
+	m.listed = 1
 	m.edgeSysctls = map[string]string{"net.ipv4.tcp_no_metrics_save": "1"}
 	m.edgeConfig = func(*Edge) string { return fmt.Sprintf("cc: {learn: {mode: on, hold_out: %g}}\n", m.holdOut) }
 	m.routes = func(context.Context) error {

@@ -77,7 +77,6 @@ type Main struct {
 	services    []service         // beside those that all labs have
 	vipSettings map[string]string // more of the edges' files, by VIP: ", key: value"
 	edgeSysctls map[string]string
-	forgetful   bool // edges begin with nothing that one of an earlier lab has kept
 }
 
 func upMain(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
