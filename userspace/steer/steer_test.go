@@ -600,7 +600,7 @@ func TestControllerServers(t *testing.T) {
 		return all[slices.IndexFunc(all, func(s Status) bool { return s.Name == "server" })]
 	}
 	had := rowsOf(t, c)["server"]
-	if s := status(); had == 0 || s.Via != maps.ViaGUE || s.Probe != fmt.Sprintf("http %d/health", port) || !s.Alive {
+	if s := status(); had == 0 || s.Via != maps.ViaGUE || s.Probe != fmt.Sprintf("http %d/health at its own address", port) || !s.Alive {
 		t.Errorf("%+v", s)
 	}
 
