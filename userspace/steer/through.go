@@ -31,8 +31,10 @@ type through struct {
 	tell     func(direct string) // why the server was asked at its own address all the same; "" = it was not
 }
 
-const noService = "no service of its family has it among its backends"
-const noEgress = "the kernel half has no program on the way out to it (see: berm kernel status)"
+const (
+	noService = "no service of its family has it among its backends"
+	noEgress  = "the kernel half has no program on the way out to it (see: berm kernel status)"
+)
 
 // servicesOf are the addresses that a server is asked for: of its sets' services at the probe's port, or, if no service
 // has that, of all. The tunnel carries a probe of the server's own family only.
