@@ -54,14 +54,26 @@ func (p *Probes) Put(x Probe) error {
 	return nil
 }
 
-// Take ends the probe from a port and says how many packets of it have left through the tunnel.
-func (p *Probes) Take(local uint16) (sent int, err error) {
+// Get returns the probe from a port, and how many packets of it have left through the tunnel; or ErrNotFound.
+func (p *Probes) Get(local uint16) (x Probe, sent int, err error) {
 	var row bpf.XDPBermProbe
 	if err := p.m.Lookup(uint32(local), &row); err != nil {
-		return 0, fmt.Errorf("probe from port %d: %w", local, err)
+		return x, 0, fmt.Errorf("probe from port %d: %w", local, err)
+	}
+	if row.Port == 0 {
+		return x, 0, fmt.Errorf("probe from port %d: %w", local, ErrNotFound)
+	}
+	x = Probe{Local: local, Server: fromAddr(row.Server), Service: fromAddr(row.Service), Port: uint16(row.Port), Backend: row.Backend}
+	return x, int(row.Sent), nil
+}
+
+// Take ends the probe from a port and says how many packets of it have left through the tunnel.
+func (p *Probes) Take(local uint16) (sent int, err error) {
+	if _, sent, err = p.Get(local); err != nil {
+		return 0, err
 	}
 	if err := p.m.Put(uint32(local), &bpf.XDPBermProbe{}); err != nil {
 		return 0, fmt.Errorf("end the probe from port %d: %w", local, err)
 	}
-	return int(row.Sent), nil
+	return sent, nil
 }

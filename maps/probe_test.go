@@ -1,6 +1,7 @@
 package maps_test
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -29,10 +30,13 @@ func TestProbes(t *testing.T) {
 	if err := m.Put(uint32(40000), &row); err != nil {
 		t.Fatal(err)
 	}
+	if got, n, err := k.Probes.Get(40000); err != nil || got != p || n != 5 {
+		t.Errorf("%+v, sent %d, %v, want %+v and 5", got, n, err, p)
+	}
 	if n, err := k.Probes.Take(40000); err != nil || n != 5 {
 		t.Errorf("sent %d, %v, want 5", n, err)
 	}
-	if n, err := k.Probes.Take(40000); err != nil || n != 0 {
+	if n, err := k.Probes.Take(40000); !errors.Is(err, maps.ErrNotFound) {
 		t.Errorf("taken again: %d, %v", n, err)
 	}
 

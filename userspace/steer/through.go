@@ -127,7 +127,7 @@ func (t *through) ask(ctx context.Context, p Probe) error {
 		return err
 	}
 	sent, terr := t.probes.Take(local)
-	if terr != nil {
+	if terr != nil && !errors.Is(terr, bermmaps.ErrNotFound) { // somebody emptied the map: that says nothing of the server
 		return errors.Join(err, terr)
 	}
 	switch answered := err == nil || errors.Is(err, syscall.ECONNREFUSED); {

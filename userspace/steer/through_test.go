@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/bermedge/berm/bpf"
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/maps/mapstest"
 )
@@ -53,13 +52,6 @@ func TestServicesOf(t *testing.T) {
 // nothing puts its packets into the tunnel it says so, and what it has found out counts.
 func TestThrough(t *testing.T) {
 	k := mapstest.New(t)
-	rows := k.Maps[bpf.XDPMapBermProbes]
-	row := func(port int) (r bpf.XDPBermProbe) {
-		if err := rows.Lookup(uint32(port), &r); err != nil {
-			t.Error(err)
-		}
-		return r
-	}
 	for _, host := range []string{"127.0.0.3", "::1"} {
 		services := []netip.Addr{addr("198.51.100.10"), addr("198.51.100.20")}
 		if addr(host).Is6() {
@@ -71,8 +63,9 @@ func TestThrough(t *testing.T) {
 		}
 		defer l.Close()
 		type seen struct {
-			row bpf.XDPBermProbe
-			end error
+			local uint16
+			probe maps.Probe
+			end   error
 		}
 		asked := make(chan seen, 4)
 		go func() {
@@ -81,9 +74,10 @@ func TestThrough(t *testing.T) {
 				if err != nil {
 					return
 				}
-				r := row(conn.RemoteAddr().(*net.TCPAddr).Port)
-				_, err = conn.Read(make([]byte, 1))
-				asked <- seen{r, err}
+				s := seen{local: uint16(conn.RemoteAddr().(*net.TCPAddr).Port)}
+				s.probe, _, _ = k.Probes.Get(s.local)
+				_, s.end = conn.Read(make([]byte, 1))
+				asked <- s
 				conn.Close()
 			}
 		}()
@@ -99,9 +93,12 @@ func TestThrough(t *testing.T) {
 			if !errors.Is(s.end, syscall.ECONNRESET) {
 				t.Errorf("ends with %v, want a reset", s.end)
 			}
-			// The probe may be over before the server has looked: then there is no row any more.
-			if want := services[i%2]; s.row != (bpf.XDPBermProbe{}) && (s.row.Service.Octets != want.As16() || s.row.Server.Octets != addr(host).As16() || s.row.Port != uint32(port) || s.row.Backend != 7) {
-				t.Errorf("probe %d: row %+v, want of %s", i, s.row, want)
+			// The probe may be over before the server has looked.
+			if want := (maps.Probe{Local: s.local, Server: addr(host), Service: services[i%2], Port: port, Backend: 7}); s.probe != want && s.probe != (maps.Probe{}) {
+				t.Errorf("probe %d: %+v, want %+v", i, s.probe, want)
+			}
+			if left, _, err := k.Probes.Get(s.local); !errors.Is(err, maps.ErrNotFound) {
+				t.Errorf("left behind: %+v, %v", left, err)
 			}
 		}
 		if !slices.Equal(told, []string{noEgress, noEgress, noEgress}) {
@@ -113,13 +110,6 @@ func TestThrough(t *testing.T) {
 		}
 		if way.turn != 3 {
 			t.Errorf("turn %d: the service that failed is not asked for again", way.turn)
-		}
-	}
-	var r bpf.XDPBermProbe
-	var key uint32
-	for it := rows.Iterate(); it.Next(&key, &r); {
-		if r != (bpf.XDPBermProbe{}) {
-			t.Errorf("left behind: port %d, %+v", key, r)
 		}
 	}
 }
