@@ -68,6 +68,7 @@ const (
 	BenchMapBermPrefix6Nodes      = "berm_prefix6_nodes"
 	BenchMapBermPrefix6Root       = "berm_prefix6_root"
 	BenchMapBermPrefixRecords     = "berm_prefix_records"
+	BenchMapBermProbes            = "berm_probes"
 	BenchMapBermRateCells         = "berm_rate_cells"
 	BenchMapBermRateClasses       = "berm_rate_classes"
 	BenchMapBermReply             = "berm_reply"
@@ -187,6 +188,7 @@ type BenchMapSpecs struct {
 	BermPrefix6Nodes      *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.MapSpec `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.MapSpec `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.MapSpec `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.MapSpec `ebpf:"berm_reply"`
@@ -268,6 +270,7 @@ type BenchMaps struct {
 	BermPrefix6Nodes      *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.Map `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.Map `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.Map `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.Map `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.Map `ebpf:"berm_reply"`
@@ -325,6 +328,7 @@ func (m *BenchMaps) Close() error {
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,
 		m.BermPrefixRecords,
+		m.BermProbes,
 		m.BermRateCells,
 		m.BermRateClasses,
 		m.BermReply,

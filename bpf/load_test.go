@@ -30,7 +30,7 @@ func TestVerifierBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){
-		"xdp_ingress": bpf.LoadXDP, "sock_ops": bpf.LoadSockOps, "reuseport": bpf.LoadReuseport, "bench": bpf.LoadBench,
+		"xdp_ingress": bpf.LoadXDP, "egress": bpf.LoadEgress, "sock_ops": bpf.LoadSockOps, "reuseport": bpf.LoadReuseport, "bench": bpf.LoadBench,
 	} {
 		spec, err := load()
 		if err != nil {

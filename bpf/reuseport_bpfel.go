@@ -48,6 +48,7 @@ const (
 	ReuseportMapBermPrefix6Nodes      = "berm_prefix6_nodes"
 	ReuseportMapBermPrefix6Root       = "berm_prefix6_root"
 	ReuseportMapBermPrefixRecords     = "berm_prefix_records"
+	ReuseportMapBermProbes            = "berm_probes"
 	ReuseportMapBermRateCells         = "berm_rate_cells"
 	ReuseportMapBermRateClasses       = "berm_rate_classes"
 	ReuseportMapBermReply             = "berm_reply"
@@ -150,6 +151,7 @@ type ReuseportMapSpecs struct {
 	BermPrefix6Nodes      *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.MapSpec `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.MapSpec `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.MapSpec `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.MapSpec `ebpf:"berm_reply"`
@@ -228,6 +230,7 @@ type ReuseportMaps struct {
 	BermPrefix6Nodes      *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.Map `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.Map `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.Map `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.Map `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.Map `ebpf:"berm_reply"`
@@ -282,6 +285,7 @@ func (m *ReuseportMaps) Close() error {
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,
 		m.BermPrefixRecords,
+		m.BermProbes,
 		m.BermRateCells,
 		m.BermRateClasses,
 		m.BermReply,

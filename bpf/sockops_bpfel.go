@@ -48,6 +48,7 @@ const (
 	SockOpsMapBermPrefix6Nodes      = "berm_prefix6_nodes"
 	SockOpsMapBermPrefix6Root       = "berm_prefix6_root"
 	SockOpsMapBermPrefixRecords     = "berm_prefix_records"
+	SockOpsMapBermProbes            = "berm_probes"
 	SockOpsMapBermRateCells         = "berm_rate_cells"
 	SockOpsMapBermRateClasses       = "berm_rate_classes"
 	SockOpsMapBermReply             = "berm_reply"
@@ -152,6 +153,7 @@ type SockOpsMapSpecs struct {
 	BermPrefix6Nodes      *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.MapSpec `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.MapSpec `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.MapSpec `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.MapSpec `ebpf:"berm_reply"`
@@ -232,6 +234,7 @@ type SockOpsMaps struct {
 	BermPrefix6Nodes      *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.Map `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.Map `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.Map `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.Map `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.Map `ebpf:"berm_reply"`
@@ -288,6 +291,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,
 		m.BermPrefixRecords,
+		m.BermProbes,
 		m.BermRateCells,
 		m.BermRateClasses,
 		m.BermReply,

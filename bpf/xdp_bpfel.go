@@ -204,6 +204,7 @@ const (
 	XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY  XDPBermConfigFlags = 1
 	XDPBermConfigFlagsBERM_CONFIG_SAMPLE_PASSED XDPBermConfigFlags = 2
 	XDPBermConfigFlagsBERM_CONFIG_CAPTURE       XDPBermConfigFlags = 4
+	XDPBermConfigFlagsBERM_CONFIG_PROBES        XDPBermConfigFlags = 8
 )
 
 type XDPBermCounter struct {
@@ -433,6 +434,16 @@ type XDPBermPrefixRecord struct {
 	RateClass uint8
 	Network   uint16
 	Rule      uint16
+}
+
+type XDPBermProbe struct {
+	_       structs.HostLayout
+	Server  XDPBermAddr
+	Service XDPBermAddr
+	Backend uint32
+	Port    uint32
+	Sent    uint32
+	Pad     uint32
 }
 
 type XDPBermRateClass struct {
@@ -729,6 +740,7 @@ const (
 	XDPMapBermPrefix6Nodes      = "berm_prefix6_nodes"
 	XDPMapBermPrefix6Root       = "berm_prefix6_root"
 	XDPMapBermPrefixRecords     = "berm_prefix_records"
+	XDPMapBermProbes            = "berm_probes"
 	XDPMapBermRateCells         = "berm_rate_cells"
 	XDPMapBermRateClasses       = "berm_rate_classes"
 	XDPMapBermReply             = "berm_reply"
@@ -834,6 +846,7 @@ type XDPMapSpecs struct {
 	BermPrefix6Nodes      *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.MapSpec `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.MapSpec `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.MapSpec `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.MapSpec `ebpf:"berm_reply"`
@@ -915,6 +928,7 @@ type XDPMaps struct {
 	BermPrefix6Nodes      *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.Map `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.Map `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.Map `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.Map `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.Map `ebpf:"berm_reply"`
@@ -972,6 +986,7 @@ func (m *XDPMaps) Close() error {
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,
 		m.BermPrefixRecords,
+		m.BermProbes,
 		m.BermRateCells,
 		m.BermRateClasses,
 		m.BermReply,

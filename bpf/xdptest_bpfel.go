@@ -49,6 +49,7 @@ const (
 	XDPTestMapBermPrefix6Nodes      = "berm_prefix6_nodes"
 	XDPTestMapBermPrefix6Root       = "berm_prefix6_root"
 	XDPTestMapBermPrefixRecords     = "berm_prefix_records"
+	XDPTestMapBermProbes            = "berm_probes"
 	XDPTestMapBermRateCells         = "berm_rate_cells"
 	XDPTestMapBermRateClasses       = "berm_rate_classes"
 	XDPTestMapBermReply             = "berm_reply"
@@ -172,6 +173,7 @@ type XDPTestMapSpecs struct {
 	BermPrefix6Nodes      *ebpf.MapSpec `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.MapSpec `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.MapSpec `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.MapSpec `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.MapSpec `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.MapSpec `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.MapSpec `ebpf:"berm_reply"`
@@ -263,6 +265,7 @@ type XDPTestMaps struct {
 	BermPrefix6Nodes      *ebpf.Map `ebpf:"berm_prefix6_nodes"`
 	BermPrefix6Root       *ebpf.Map `ebpf:"berm_prefix6_root"`
 	BermPrefixRecords     *ebpf.Map `ebpf:"berm_prefix_records"`
+	BermProbes            *ebpf.Map `ebpf:"berm_probes"`
 	BermRateCells         *ebpf.Map `ebpf:"berm_rate_cells"`
 	BermRateClasses       *ebpf.Map `ebpf:"berm_rate_classes"`
 	BermReply             *ebpf.Map `ebpf:"berm_reply"`
@@ -320,6 +323,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermPrefix6Nodes,
 		m.BermPrefix6Root,
 		m.BermPrefixRecords,
+		m.BermProbes,
 		m.BermRateCells,
 		m.BermRateClasses,
 		m.BermReply,

@@ -64,7 +64,7 @@ func beUnprivileged(t *testing.T, pins string) {
 		t.Error(err)
 	}
 	s, err := Status(t.Context(), Options{Pins: pins})
-	if err != nil || !s.Up || len(s.Programs) != 3 || len(s.Maps) < 20 || !contains(s.Problems, "to root alone") {
+	if err != nil || !s.Up || len(s.Programs) != 4 || len(s.Maps) < 20 || !contains(s.Problems, "to root alone") {
 		t.Errorf("status %+v, %v", s, err)
 	}
 	if _, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}); !errors.Is(err, unix.EPERM) {

@@ -153,6 +153,7 @@ var shapes = map[string]shape{
 	"berm_cc_profiles": flat, "berm_cc_countries": flat, "berm_cc_stats": flat,
 	"berm_events":   anew,
 	"berm_stun":     anew,                       // clients show their fragments again within seconds
+	"berm_probes":   anew,                       // the daemon that is there writes its own
 	"berm_captures": anew, "berm_packets": anew, // whoever captures asks again
 	"berm_generations": anew, "berm_generation_ports": anew, "berm_generation_sockets": anew, // daemons put their sockets there again
 }

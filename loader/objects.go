@@ -14,13 +14,17 @@ import (
 
 // objects are the programs to load, with the maps they declare.
 type objects struct {
-	XDP, SockOps, Reuseport *ebpf.CollectionSpec
+	XDP, Egress, SockOps, Reuseport *ebpf.CollectionSpec
 }
 
 func embedded() (*objects, error) {
 	xdp, err := bpf.LoadXDP()
 	if err != nil {
 		return nil, fmt.Errorf("read embedded XDP program: %w", err)
+	}
+	egress, err := bpf.LoadEgress()
+	if err != nil {
+		return nil, fmt.Errorf("read embedded egress program: %w", err)
 	}
 	sockOps, err := bpf.LoadSockOps()
 	if err != nil {
@@ -30,15 +34,15 @@ func embedded() (*objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read embedded sk_reuseport program: %w", err)
 	}
-	return &objects{xdp, sockOps, reuseport}, nil
+	return &objects{xdp, egress, sockOps, reuseport}, nil
 }
 
 func (o *objects) copy() *objects {
-	return &objects{o.XDP.Copy(), o.SockOps.Copy(), o.Reuseport.Copy()}
+	return &objects{o.XDP.Copy(), o.Egress.Copy(), o.SockOps.Copy(), o.Reuseport.Copy()}
 }
 
 func (o *objects) all() []*ebpf.CollectionSpec {
-	return []*ebpf.CollectionSpec{o.XDP, o.SockOps, o.Reuseport}
+	return []*ebpf.CollectionSpec{o.XDP, o.Egress, o.SockOps, o.Reuseport}
 }
 
 // mapSpecs are the shared maps, those that are pinned.
@@ -74,6 +78,7 @@ func programName(spec *ebpf.CollectionSpec, t ebpf.ProgramType) (string, error) 
 }
 
 func (o *objects) xdpName() (string, error)     { return programName(o.XDP, ebpf.XDP) }
+func (o *objects) egressName() (string, error)  { return programName(o.Egress, ebpf.SchedCLS) }
 func (o *objects) sockOpsName() (string, error) { return programName(o.SockOps, ebpf.SockOps) }
 
 // reuseportName is that of the program that daemons attach to their own sockets: no link holds it.
@@ -82,7 +87,7 @@ func (o *objects) reuseportName() (string, error) { return programName(o.Reusepo
 // names are those of all programs.
 func (o *objects) names() ([]string, error) {
 	var names []string
-	for _, f := range []func() (string, error){o.xdpName, o.sockOpsName, o.reuseportName} {
+	for _, f := range []func() (string, error){o.xdpName, o.egressName, o.sockOpsName, o.reuseportName} {
 		name, err := f()
 		if err != nil {
 			return nil, err

@@ -174,6 +174,9 @@ func (l layout) remove() (left []string, err error) {
 	}
 	var errs []error
 	for _, pl := range links {
+		if pl.here() {
+			errs = append(errs, removeEgress(pl.ifindex()))
+		}
 		// Removing the pin would do, were it certain that nobody holds the link open.
 		if err := pl.link.Detach(); err != nil {
 			errs = append(errs, fmt.Errorf("detach %s: %w", pl.path, err))

@@ -95,6 +95,7 @@ func needPrograms(*objects) []Need {
 	return []Need{
 		{"XDP programs", "4.8", "CONFIG_BPF_SYSCALL", missingOnly(features.HaveProgramType(ebpf.XDP))},
 		{"XDP on frames larger than a page", "5.18", "", tryFrags()},
+		{"programs for packets that leave (sched_cls)", "4.1", "CONFIG_NET_CLS_BPF", missingOnly(features.HaveProgramType(ebpf.SchedCLS))},
 		{"sock_ops programs", "4.13", "CONFIG_CGROUP_BPF", missingOnly(features.HaveProgramType(ebpf.SockOps))},
 		{"sk_reuseport programs", "4.19", "", missingOnly(features.HaveProgramType(ebpf.SkReuseport))},
 	}
@@ -130,6 +131,7 @@ func needHelpers(objs *objects) []Need {
 		asm.FnXdpAdjustHead: "4.10", asm.FnXdpAdjustTail: "4.18", asm.FnKtimeGetNs: "4.1", asm.FnRedirect: "4.4",
 		asm.FnKtimeGetCoarseNs: "5.11", asm.FnLoop: "5.17", asm.FnXdpGetBuffLen: "5.18", asm.FnXdpLoadBytes: "5.18", asm.FnSkcLookupTcp: "5.2",
 		asm.FnSkcToTcpTimewaitSock: "5.9", asm.FnSkSelectReuseport: "4.19", asm.FnSkbLoadBytes: "4.5",
+		asm.FnSkbAdjustRoom: "4.13", asm.FnSkbStoreBytes: "4.1", asm.FnL3CsumReplace: "4.1", asm.FnL4CsumReplace: "4.1", asm.FnCsumDiff: "4.6",
 		asm.FnSockOpsCbFlagsSet: "4.16", asm.FnGetSmpProcessorId: "4.1", asm.FnGetPrandomU32: "4.1",
 	}
 	type call struct {

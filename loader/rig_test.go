@@ -216,6 +216,24 @@ func (h *host) snapshot() string {
 		if x != nil && x.Attached {
 			add("xdp %s mode %d program %d", l.Attrs().Name, x.AttachMode, x.ProgId)
 		}
+		qdiscs, err := netlink.QdiscList(l)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		for _, q := range qdiscs {
+			if q.Type() == "clsact" {
+				add("clsact %s", l.Attrs().Name)
+			}
+		}
+		filters, err := filtersAt(l.Attrs().Index, netlink.HANDLE_MIN_EGRESS)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		for _, f := range filters {
+			if b, ok := f.(*netlink.BpfFilter); ok {
+				add("egress %s %s program %d", l.Attrs().Name, b.Name, b.Id)
+			}
+		}
 	}
 	q, err := link.QueryPrograms(link.QueryOptions{Target: h.cgroupFD(), Attach: ebpf.AttachCGroupSockOps})
 	if err != nil {

@@ -43,6 +43,7 @@ type Interface struct {
 	Attached bool   `json:"attached"`
 	Mode     string `json:"mode,omitempty"`
 	Program  uint32 `json:"program,omitempty"` // id
+	Egress   uint32 `json:"egress,omitempty"`  // id of the program for packets that leave
 	Problem  string `json:"problem,omitempty"`
 }
 
@@ -228,6 +229,7 @@ func (s *State) readXDP(l pinnedLink) Interface {
 		if now, err := findByIndex(i.Index); err == nil && now != i.Name {
 			i.Problem = fmt.Sprintf("the device is called %s now (berm kernel up with that name moves the link)", now)
 		}
+		s.readEgress(&i)
 	}
 	if i.Problem != "" {
 		s.problem("interface %s: %s", i.Name, i.Problem)
@@ -236,10 +238,21 @@ func (s *State) readXDP(l pinnedLink) Interface {
 	return i
 }
 
+func (s *State) readEgress(i *Interface) {
+	var err error
+	switch i.Egress, err = egressOn(i.Index); {
+	case err != nil:
+		s.problem("interface %s: egress: %v", i.Name, err)
+	case i.Egress == 0:
+		s.problem("interface %s: nothing of Berm's is at egress: servers that run no Berm are probed at their own addresses, not through their tunnels (try: berm kernel up)", i.Name)
+	}
+	s.checkProgram("egress of "+i.Name, i.Egress)
+}
+
 // checkProgram tells of a link that runs another program than the pinned ones.
 func (s *State) checkProgram(what string, id uint32) {
 	known := slices.ContainsFunc(s.Programs, func(p Program) bool { return p.ID == id || p.ID == 0 })
-	if len(s.Programs) == 2 && !known {
+	if id != 0 && len(s.Programs) == 4 && !known {
 		s.problem("%s runs program %d, which is not the pinned one: an upgrade was interrupted (try: berm kernel upgrade)", what, id)
 	}
 }

@@ -47,7 +47,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermRateCells: copied, bpf.XDPMapBermVerdictBits: shared, bpf.XDPMapBermVerdicts: copied,
 	bpf.XDPMapBermRows: shared, bpf.XDPMapBermSets: shared, bpf.XDPMapBermBackends: shared, bpf.XDPMapBermPeers: shared,
 	bpf.XDPMapBermCids: shared, bpf.XDPMapBermSids: shared, bpf.XDPMapBermSidsLong: shared,
-	bpf.XDPMapBermStun: copied, bpf.XDPMapBermCarry: shared,
+	bpf.XDPMapBermStun: copied, bpf.XDPMapBermCarry: shared, bpf.XDPMapBermProbes: shared,
 	bpf.XDPMapBermHeart: copied, bpf.XDPMapBermNewcomers: copied,
 	bpf.XDPMapBermGates: shared, bpf.XDPMapBermReply: shared, bpf.XDPMapBermGateStates: copied,
 	bpf.XDPMapBermDrops: empty, bpf.XDPMapBermShadows: empty, bpf.XDPMapBermStageStats: empty, bpf.XDPMapBermVipStats: empty,

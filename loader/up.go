@@ -33,6 +33,7 @@ var upSteps = []step{
 	{"pin", (*run).pin},
 	{"give to group", (*run).giveToGroup},
 	{"attach XDP", (*run).attachXDP},
+	{"attach egress", (*run).attachEgress},
 	{"attach sock_ops", (*run).attachSockOps},
 	{"publish", (*run).publish},
 	{"sum up", (*run).sumUp},

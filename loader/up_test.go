@@ -30,11 +30,11 @@ func TestUpAndDown(t *testing.T) {
 	if rep.AlreadyUp || len(rep.Interfaces) != 2 || rep.Interfaces[0].Mode != "native" || !rep.Interfaces[0].New {
 		t.Errorf("report %+v", rep)
 	}
-	if rep.Cgroup != h.cgroup || len(rep.Programs) != 3 || rep.TickHz < 100 || rep.Memory == 0 {
+	if rep.Cgroup != h.cgroup || len(rep.Programs) != 4 || rep.TickHz < 100 || rep.Memory == 0 {
 		t.Errorf("report %+v", rep)
 	}
 	s := h.mustStatus()
-	if !s.Up || len(s.Problems) > 0 || len(s.Interfaces) != 2 || s.SockOps == nil || !s.SockOps.Attached {
+	if !s.Up || len(s.Problems) > 0 || len(s.Interfaces) != 2 || s.Interfaces[1].Egress == 0 || s.SockOps == nil || !s.SockOps.Attached {
 		t.Errorf("status %+v", s)
 	}
 	if s.RateCells != minRateCells || s.Memory != rep.Memory {
@@ -273,7 +273,7 @@ func TestUpRestoresPins(t *testing.T) {
 	if err := h.openMap("berm_rate_classes").Lookup(uint32(7), &got); err != nil || got.Flags != 1 {
 		t.Errorf("class %+v, %v: the map lost its content", got, err)
 	}
-	if x := h.mustStatus().Interfaces[0].Program; x != again.Programs[2].ID {
+	if x := h.mustStatus().Interfaces[0].Program; x != again.Programs[3].ID {
 		t.Errorf("interface runs %d, programs are %+v", x, again.Programs)
 	}
 }
@@ -311,11 +311,29 @@ func TestDownLeavesOthers(t *testing.T) {
 	if err := m.Pin(theirs); err != nil {
 		t.Fatal(err)
 	}
+	filter := egressFilter(ifindex(t, "i0"))
+	filter.Handle, filter.Name = 7, "theirs"
+	id, err := egressOn(filter.LinkIndex)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer prog.Close()
+	filter.Fd = prog.FD()
+	if err := netlink.FilterReplace(filter); err != nil {
+		t.Fatal(err)
+	}
 	if gone := h.mustDown(); !contains(gone.Notes, theirs) || !exists(theirs) {
 		t.Errorf("%+v; there: %t", gone, exists(theirs))
 	}
 	if on, err := xdpOn(ifindex(t, "i0")); err != nil || on.program != 0 {
 		t.Errorf("still attached: %+v, %v", on, err)
+	}
+	if left, err := filtersAt(filter.LinkIndex, netlink.HANDLE_MIN_EGRESS); err != nil || len(left) != 1 || left[0].(*netlink.BpfFilter).Name != "theirs" {
+		t.Errorf("filters at egress %v, %v: want theirs alone", left, err)
 	}
 	m.Unpin()
 	h.mustDown()
@@ -357,7 +375,7 @@ func TestGroupReachesPins(t *testing.T) {
 	at := layoutOf(h.opts.Pins)
 	for path, want := range map[string]string{
 		point: "41701 0", h.opts.Pins: "40750 54321", at.dir: "40750 54321", at.links(): "40700 0", at.programs(): "40750 54321",
-		at.mapPin("berm_config"): "100660 54321", at.program(rep.Programs[2].Name): "100660 54321", at.xdpLink("j0"): "100600 0",
+		at.mapPin("berm_config"): "100660 54321", at.program(rep.Programs[3].Name): "100660 54321", at.xdpLink("j0"): "100600 0",
 	} {
 		var st unix.Stat_t
 		if err := unix.Stat(path, &st); err != nil {

@@ -20,6 +20,7 @@ var upgradeSteps = []step{
 	{"pin", (*run).pinNew},
 	{"give to group", (*run).giveToGroup},
 	{"update links", (*run).updateLinks},
+	{"update egress", (*run).updateEgress},
 	{"watch", (*run).watch},
 	{"replace pins", (*run).replacePins},
 	{"sum up", (*run).sumUp},

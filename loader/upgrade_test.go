@@ -62,8 +62,8 @@ func TestUpgrade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, after := rep.Before[2], rep.Programs[2]
-	if before.ID != up.Programs[2].ID || before.Tag == after.Tag || after.Instructions != before.Instructions+1 {
+	before, after := rep.Before[3], rep.Programs[3]
+	if before.ID != up.Programs[3].ID || before.Tag == after.Tag || after.Instructions != before.Instructions+1 {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
 	if len(rep.Interfaces) != 2 || rep.Interfaces[1].Mode != "native" {
@@ -73,7 +73,7 @@ func TestUpgrade(t *testing.T) {
 		t.Error("links were replaced, not updated")
 	}
 	s := h.mustStatus()
-	if len(s.Problems) > 0 || s.Interfaces[0].Program != after.ID || s.RateCells != 1024 {
+	if len(s.Problems) > 0 || s.Interfaces[0].Program != after.ID || s.Interfaces[1].Egress != rep.Programs[0].ID || s.RateCells != 1024 {
 		t.Errorf("status %+v", s)
 	}
 	var got bpf.XDPBermRateClass

@@ -146,6 +146,7 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermCids:          cidFormats + 1,
 		bpf.XDPMapBermSids:          smallSIDs,
 		bpf.XDPMapBermStun:          stunSets,
+		bpf.XDPMapBermProbes:        probePorts,
 		bpf.XDPMapBermDrops:         uint32(dropMax),
 		bpf.XDPMapBermStageStats:    uint32(stageMax) * uint32(exitMax),
 		bpf.XDPMapBermCcCountries:   countries,

@@ -34,6 +34,7 @@ type Set struct {
 	Backends *Backends
 	Peers    *Peers
 	Carries  *Carries
+	Probes   *Probes
 	CIDs     *CIDs
 	STUN     *STUN
 	Stats    *Stats
@@ -64,7 +65,7 @@ var names = []string{
 	bpf.XDPMapBermRows, bpf.XDPMapBermNewcomers, bpf.XDPMapBermHeart, bpf.XDPMapBermSets, bpf.XDPMapBermBackends, bpf.XDPMapBermPeers,
 	bpf.XDPMapBermCids, bpf.XDPMapBermSids, bpf.XDPMapBermSidsLong, bpf.XDPMapBermStun,
 	bpf.XDPMapBermDrops, bpf.XDPMapBermShadows, bpf.XDPMapBermStageStats, bpf.XDPMapBermVipStats,
-	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply, bpf.XDPMapBermCarry,
+	bpf.XDPMapBermGates, bpf.XDPMapBermGateStates, bpf.XDPMapBermReply, bpf.XDPMapBermCarry, bpf.XDPMapBermProbes,
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 	bpf.XDPMapBermGenerations, bpf.XDPMapBermGenerationPorts, bpf.XDPMapBermGenerationSockets,
@@ -170,6 +171,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	s.Backends = &Backends{set: s, m: m[bpf.XDPMapBermBackends]}
 	s.Peers = &Peers{set: s, m: m[bpf.XDPMapBermPeers]}
 	s.Carries = &Carries{set: s, m: m[bpf.XDPMapBermCarry]}
+	s.Probes = &Probes{set: s, m: m[bpf.XDPMapBermProbes]}
 	s.CIDs = &CIDs{set: s, formats: m[bpf.XDPMapBermCids], sids: m[bpf.XDPMapBermSids], large: m[bpf.XDPMapBermSidsLong]}
 	s.STUN = &STUN{m: m[bpf.XDPMapBermStun]}
 	s.Stats = &Stats{

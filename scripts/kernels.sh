@@ -22,6 +22,9 @@ for tool in apt-get apt-cache dpkg-deb xz; do
 	}
 done
 
+# What the machines load: they have no other modules.
+modules="drivers/net/veth net/sched/sch_ingress net/sched/cls_bpf"
+
 # newest SERIES: the package of the newest kernel in the series, of those that can be had.
 newest() {
 	escaped=$(echo "$1" | sed 's/\./\\./g')
@@ -33,7 +36,7 @@ newest() {
 
 fetch() {
 	series=$1
-	if [ -z "$force" ] && [ -s "$out/$series/vmlinuz" ]; then
+	if [ -z "$force" ] && [ -s "$out/$series/vmlinuz" ] && [ "$(cat "$out/$series/wanted" 2>/dev/null)" = "$modules" ]; then
 		echo "$series: have $(cat "$out/$series/package")"
 		return
 	fi
@@ -48,7 +51,7 @@ fetch() {
 		rm -rf "$out/$series"
 		mkdir -p "$out/$series/modules"
 		mv "$tmp"/x/boot/vmlinuz-* "$out/$series/vmlinuz"
-		for module in drivers/net/veth; do
+		for module in $modules; do
 			file=$(find "$tmp/x" -path "*/kernel/$module.ko*" | head -n 1)
 			[ -n "$file" ] || continue # built in
 			case $file in
@@ -56,6 +59,7 @@ fetch() {
 			*) cp "$file" "$out/$series/modules/" ;;
 			esac
 		done
+		echo "$modules" >"$out/$series/wanted"
 		echo "$name $(dpkg-deb -f "$tmp"/*.deb Version)" >"$out/$series/package"
 		echo "$series: fetched $(cat "$out/$series/package")"
 		rm -rf "$tmp"

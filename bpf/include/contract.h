@@ -49,6 +49,7 @@
 #define BERM_SIDS_LONG 4096 /* those that do not */
 #define BERM_STUN_SETS 8192 /* of 8 cells, 64 B: a cell for each flow of WebRTC */
 #define BERM_STUN_WAYS 8
+#define BERM_PROBES 65536 /* by port: 48 B each, 3 MiB */
 
 /* Why a packet was refused. Numbers are for ever. */
 enum berm_drop {
@@ -148,6 +149,7 @@ enum berm_config_flags {
 	BERM_CONFIG_OBSERVE_ONLY = 1 << 0,  /* every drop becomes a shadow drop */
 	BERM_CONFIG_SAMPLE_PASSED = 1 << 1, /* sample[0] is not "never" */
 	BERM_CONFIG_CAPTURE = 1 << 2,	    /* somebody wants copies of packets: see berm_capture */
+	BERM_CONFIG_PROBES = 1 << 3,	    /* servers are probed through tunnels: see berm_probe */
 };
 
 /* The one entry of berm_config. Index writes (vip_active, prefix_active) are single
@@ -454,6 +456,20 @@ struct berm_carry {
 
 #define BERM_SITE_HOPS 3 /* from site to site, at most: the outer TTL tells how many they were */
 #define BERM_SPILL_ALL 65536 /* every new flow */
+
+/* A probe of a server that runs no Berm, by the port of the daemon's socket, which is connected to the
+ * server's own address. Its packets leave for the service's address through the server's tunnel, and what the
+ * server answers from there gets back to the socket. Only TCP; the port is one and the same at both addresses.
+ */
+struct berm_probe {
+	struct berm_addr server;
+	struct berm_addr service;
+	__u32 backend; /* id */
+	__u32 port;    /* of the server and of the service; 0 = no probe */
+	__u32 sent;    /* the kernel's: packets that left through the tunnel */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct berm_probe) == 48, "berm_probe is a map value");
 
 /* Newcomers: flows that began after their row had moved. A cell: tag 24 bit << 40 | the first sequence
  * number's high 16 bit << 24 | backend 12 bit << 12 | enum berm_newcomer_state << 10 | when last

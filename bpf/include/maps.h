@@ -83,6 +83,7 @@ struct {
 	__type(value, __u64);	       /* backend id */
 } berm_peers SEC(".maps");
 ARRAY(berm_carry, struct berm_carry, 1, 0);
+ARRAY(berm_probes, struct berm_probe, BERM_PROBES, 0); /* sent: egress */
 
 /* steering: QUIC connection IDs */
 ARRAY(berm_cids, struct berm_cid, BERM_CIDS, 0);

@@ -11,6 +11,7 @@
 #include "hash.h"
 #include "maps.h"
 #include "packet.h"
+#include "probe.h"
 
 /* One probe: userspace builds the table without collisions, two copies of it. */
 static __always_inline struct berm_vip *
@@ -68,8 +69,11 @@ static __always_inline int vip_find(struct packet *pkt)
 		vip = vip_lookup(pkt->cfg, &pkt->dst, 0, &pkt->vip_id);
 	if (!vip && UNLIKELY(is(pkt, PACKET_OUTER)))
 		STAGE(refuse(pkt, BERM_DROP_TUNNEL_INNER, false));
-	if (!vip)
+	if (!vip) {
+		if (UNLIKELY(pkt->cfg->flags & BERM_CONFIG_PROBES))
+			probe_answer(pkt->ctx, (const struct flow *)&pkt->dst, pkt->facts);
 		return foreign(pkt, BERM_STAGE_VIP);
+	}
 	pkt->vip = vip;
 	if (UNLIKELY(vip->flags & BERM_VIP_SHADOW))
 		learn(pkt, PACKET_SHADOW);

@@ -80,7 +80,7 @@ func fromTables(set *maps.Set, e *doctor.Edge) error {
 		if b.Self {
 			selfServes[b.Set] = true
 		} else {
-			e.Backends = append(e.Backends, doctor.Backend{Name: b.Name, Address: b.Address, Ready: b.Ready})
+			e.Backends = append(e.Backends, doctor.Backend{Name: b.Name, Address: b.Address, Ready: b.Ready, Server: b.Via != maps.ViaEdge})
 		}
 	}
 	for _, v := range vips {

@@ -222,6 +222,11 @@ func (a *app) backends(all []control.Backend) {
 	}
 	a.out.Printf("\n")
 	a.out.Table([]string{"SET", "BACKEND", "ADDRESS", "VIA", "STATE", "ROWS>", "MOVED>", "SEEN>", "ORDER"}, rows)
+	for _, b := range all {
+		if b.Direct != "" {
+			a.out.Field("probes", "%s", a.out.Paint(out.Warn, sprintf("%s is asked at its own address, so a broken tunnel is not found: %s", b.Name, b.Direct)))
+		}
+	}
 }
 
 func (a *app) origins(all []control.Origin) {

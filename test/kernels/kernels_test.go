@@ -45,7 +45,7 @@ const (
 // mutated ones. Not those of userspace's arithmetic (TestRateAccuracy, TestSpread …): they would only repeat it, slowly.
 const packetTests = "^(TestForward|TestBareAddress|TestFragments|TestMalformed|TestForeignUntouched|TestNoServices|TestRefusals|" +
 	"TestPolicyPasses|TestVerdictHits|TestPrefixLevels|TestRateDimensions|TestSteer|TestDecap|TestThereAndBack|TestEvents|TestHashes|" +
-	"TestSecondChanceEnds|TestDeadman|TestClockSteps|TestServers|TestServersThroughTunnel|TestNewcomersCrowded)$"
+	"TestSecondChanceEnds|TestDeadman|TestClockSteps|TestServers|TestServersThroughTunnel|TestNewcomersCrowded|TestProbeLeaves|TestProbeAnswered)$"
 
 // connectionTests are those of maps that have real connections meet the programs of sockets.
 const connectionTests = "^(TestPaths|TestCCInKernel)$"

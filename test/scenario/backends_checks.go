@@ -22,6 +22,7 @@ func (b *Backends) Steps() []Step {
 		{Name: "a server is lost and returns", Run: b.checkLoss, Loud: true},
 		{Name: "a server that says it is ill", Run: b.checkIll, Loud: true},
 		{Name: "a server that takes no tunnels", Run: b.checkDeaf},
+		{Name: "servers that answer at their own address alone", Run: b.checkAstray},
 		{Name: "without second chances", Run: b.checkWithoutChances, Loud: true},
 	}
 }
@@ -305,6 +306,44 @@ func (b *Backends) checkDeaf(ctx context.Context, r *Recorder) error {
 		return err
 	}
 	return errors.Join(b.awaitShare(ctx, deaf.name, about(1./4)), b.awaitServers(ctx))
+}
+
+// checkAstray: servers that answer at their own addresses, and not what clients get, are taken out: one whose
+// end of the tunnel is gone without a word, one that has lost the service's address.
+func (b *Backends) checkAstray(ctx context.Context, r *Recorder) error {
+	ipip, direct := b.servers[2], b.servers[3]
+	vip := func(verb string) error {
+		_, err := direct.node.Run(ctx, "ip", "address", verb, vip4+"/32", "dev", "lo")
+		return err
+	}
+	if err := errors.Join(ipip.unwrap.Stop(2*time.Second), vip("del")); err != nil {
+		return err
+	}
+	if err := errors.Join(b.awaitShare(ctx, ipip.name, none), b.awaitShare(ctx, direct.name, none)); err != nil {
+		return err
+	}
+	var status control.Status
+	if err := b.edges[0].ask(ctx, &status, "status"); err != nil {
+		return err
+	}
+	for _, s := range status.Backends {
+		if s.Name == ipip.name || s.Name == direct.name {
+			r.Add(Check{Name: s.Name + " answers at its own address alone: its state", OK: !s.Healthy && strings.Contains(s.Error, "through its tunnel, for "+vip4), Want: "through its tunnel, for " + vip4, Got: s.Error})
+		}
+		r.Add(Check{Name: s.Name + ": its probes", OK: strings.HasSuffix(s.Probe, "through its tunnel") || s.Self, Want: "through its tunnel", Got: s.Probe + s.Direct})
+		if s.Name == ipip.name || s.Name == direct.name {
+			_, err := b.edges[0].node.Run(ctx, "curl", "-sf", "--max-time", "5", "http://"+s.Address.String()+"/health")
+			got := "an answer"
+			if err != nil {
+				got = err.Error()
+			}
+			r.Add(Check{Name: s.Name + " answers at its own address", OK: err == nil, Want: "an answer", Got: got})
+		}
+	}
+	if err := errors.Join(ipip.startUnwrap(ctx), vip("add")); err != nil {
+		return err
+	}
+	return errors.Join(b.awaitShare(ctx, ipip.name, about(1./4)), b.awaitShare(ctx, direct.name, about(1./4)), b.awaitServers(ctx))
 }
 
 // checkWithoutChances shows that these checks can fail: without second chances a drain breaks flows.

@@ -29,8 +29,23 @@ func (c *Config) Steering() steer.Config {
 	return steer.Config{
 		Node: steer.Node{Name: c.Node.Name, Site: c.Node.Site, Region: c.Node.Region, Address4: c.Node.Address4, Address6: c.Node.Address6},
 		Sets: c.Backends, Sites: c.Sites, Regions: c.regions(), Carry: c.Steer.Carry, SecretFile: c.Steer.SecretFile, Probe: c.Steer.Probe,
-		SecondChance: c.Steer.SecondChance, Deadman: c.Steer.Deadman, CIDs: cidFormats(c.QUIC.Plain()),
+		Services: c.servicesBySet(), SecondChance: c.Steer.SecondChance, Deadman: c.Steer.Deadman, CIDs: cidFormats(c.QUIC.Plain()),
 	}
+}
+
+// servicesBySet are the addresses by which clients know the servers of each set.
+func (c *Config) servicesBySet() map[string][]netip.AddrPort {
+	out := map[string][]netip.AddrPort{}
+	for _, v := range c.VIPs {
+		port := v.Port
+		if v.Protocol != bermmaps.ProtocolTCP {
+			port = 0
+		}
+		if v.Backends != "" {
+			out[v.Backends] = append(out[v.Backends], netip.AddrPortFrom(v.Address, port))
+		}
+	}
+	return out
 }
 
 // ReadSteering is Steering with the keys of connection IDs.

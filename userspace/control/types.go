@@ -138,7 +138,8 @@ type Backend struct {
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
 	Via     maps.Via   `json:"via"`
-	Probe   string     `json:"probe,omitempty"` // how its health is found out
+	Probe   string     `json:"probe,omitempty"`  // how its health is found out
+	Direct  string     `json:"direct,omitempty"` // why a server's probe asks at its own address, though it is to go through its tunnel
 	Self    bool       `json:"self,omitempty"`
 	Ready   bool       `json:"ready"` // its next hop is known
 	Healthy bool       `json:"healthy"`

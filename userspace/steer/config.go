@@ -24,6 +24,8 @@ type Config struct {
 	Carry      Carry                `yaml:"carry"`
 	SecretFile string               `yaml:"secret_file"` // the site's, the same on all its edges; see ReadSecret
 	Probe      Probe                `yaml:"probe"`
+	// Services are what sets serve: addresses, with their port where it is one of TCP.
+	Services map[string][]netip.AddrPort `yaml:"-"`
 	// SecondChance is how long after a row has moved its owner asks the one before it about flows
 	// that it does not know; 0 = never, and flows break with the row that they began on.
 	SecondChance time.Duration `yaml:"second_chance"`
@@ -63,7 +65,7 @@ type Backend struct {
 	// Via is how packets get to it. An edge asks for nothing; ipip, gue and l2 are for servers that run no Berm.
 	Via  bermmaps.Via `yaml:"via"`
 	Port uint16       `yaml:"port"` // gue: where the server listens; default 6080
-	// Probe is for a server, at its own address; what is left out is as in steer.probe.
+	// Probe is for a server; what is left out is as in steer.probe.
 	Probe Probe `yaml:"probe"`
 	// ServerID is its number in QUIC connection IDs; default: made of its name.
 	ServerID *uint64 `yaml:"server_id"`
@@ -73,8 +75,9 @@ type Backend struct {
 type Probe struct {
 	Protocol  string        `yaml:"protocol"` // udp asks another edge's daemon; tcp connects; http wants an answer below 400; default udp
 	Port      uint16        `yaml:"port"`
-	Path      string        `yaml:"path"` // http only
-	Host      string        `yaml:"host"` // http only: of which site; default the address
+	Path      string        `yaml:"path"`    // http only
+	Host      string        `yaml:"host"`    // http only: of which site; default the address
+	Through   string        `yaml:"through"` // servers only: tunnel asks for the services as clients' packets come, direct at the server's own address; default tunnel
 	Interval  time.Duration `yaml:"interval"`
 	Timeout   time.Duration `yaml:"timeout"`
 	Failures  int           `yaml:"failures"`  // in a row, until a backend's rows move
@@ -107,7 +110,7 @@ func (b Backend) guePort() uint16 {
 // over is a server's probe, where what it leaves out is p's.
 func (p Probe) over(s Probe) Probe {
 	return Probe{
-		Protocol: cmp.Or(s.Protocol, p.Protocol), Port: cmp.Or(s.Port, p.Port), Path: cmp.Or(s.Path, p.Path), Host: cmp.Or(s.Host, p.Host),
+		Protocol: cmp.Or(s.Protocol, p.Protocol), Port: cmp.Or(s.Port, p.Port), Path: cmp.Or(s.Path, p.Path), Host: cmp.Or(s.Host, p.Host), Through: cmp.Or(s.Through, p.Through),
 		Interval: cmp.Or(s.Interval, p.Interval), Timeout: cmp.Or(s.Timeout, p.Timeout),
 		Failures: cmp.Or(s.Failures, p.Failures), Successes: cmp.Or(s.Successes, p.Successes),
 	}
@@ -223,6 +226,9 @@ func (p Probe) validate(at string) (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(at+format, args...)) }
 	if !slices.Contains([]string{"", "udp", "tcp", "http"}, p.Protocol) {
 		fail("protocol: %q: want udp, tcp or http", p.Protocol)
+	}
+	if !slices.Contains([]string{"", throughTunnel, throughDirect}, p.Through) {
+		fail("through: %q: want tunnel or direct", p.Through)
 	}
 	if p.Port == 0 {
 		fail("port: is 0: want 1 to 65535")

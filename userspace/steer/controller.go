@@ -56,6 +56,9 @@ type backend struct {
 	why     string    // it is not
 	hop     bermmaps.NextHop
 	told    string // the last trouble with its next hop, told once
+
+	services []netip.Addr // that a server is asked for
+	direct   string       // why it is asked at its own address all the same
 }
 
 type set struct {
@@ -155,6 +158,9 @@ func (c *Controller) write(cfg Config, secret Secret) error {
 	if err := c.nameServers(cfg, backends, sets); err != nil {
 		return err
 	}
+	if err := c.maps.Probes.Enable(anyOf(backends, (*backend).tunnelled)); err != nil {
+		return err
+	}
 	first := c.sets == nil
 	c.backends, c.sets, c.self = backends, sets, cfg.Node.Name
 	c.secondChance, c.deadman = cfg.SecondChance, cfg.Deadman
@@ -211,11 +217,24 @@ func (c *Controller) putBackends(cfg Config) (map[string]*backend, error) {
 			b.via, b.port, b.probe = m.Via, m.guePort(), cfg.Probe
 			if m.isServer() {
 				b.probe = cfg.Probe.over(m.Probe)
+				b.services = cfg.servicesOf(m, b.probe)
+			}
+			if b.direct == noService || !b.tunnelled() {
+				b.direct = b.unserved()
 			}
 			out[m.Name] = b
 		}
 	}
 	return out, nil
+}
+
+func anyOf(backends map[string]*backend, is func(*backend) bool) bool {
+	for _, b := range backends {
+		if is(b) {
+			return true
+		}
+	}
+	return false
 }
 
 // owners are the backends that own a row.

@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"bufio"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -9,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	mathrand "math/rand/v2"
 	"net"
@@ -189,18 +191,30 @@ func (p Probe) String() string {
 func (p Probe) ask(ctx context.Context, addr netip.Addr, key [32]byte) (Says, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
-	to := netip.AddrPortFrom(addr, p.Port).String()
-	switch p.Protocol {
-	case "tcp":
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", to)
-		if err != nil {
-			return Says{}, err
-		}
-		return Says{}, conn.Close()
-	case "http":
-		return Says{}, askHTTP(ctx, "http://"+to+p.Path, p.Host)
+	if p.Protocol != "udp" {
+		return Says{}, p.connect(ctx, new(net.Dialer), addr)
 	}
-	return askUDP(ctx, to, key)
+	return askUDP(ctx, netip.AddrPortFrom(addr, p.Port).String(), key)
+}
+
+// connect asks by TCP. When it returns, the connection is closed.
+func (p Probe) connect(ctx context.Context, d *net.Dialer, addr netip.Addr) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
+	defer cancel()
+	to := netip.AddrPortFrom(addr, p.Port).String()
+	conn, err := d.DialContext(ctx, "tcp", to)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) }) // wakes reads and writes below
+	defer func() {
+		stop()
+		err = errors.Join(err, conn.Close())
+	}()
+	if p.Protocol == "tcp" {
+		return nil
+	}
+	return askHTTP(ctx, conn, "http://"+to+p.Path, p.Host)
 }
 
 func askUDP(ctx context.Context, to string, key [32]byte) (says Says, err error) {
@@ -245,27 +259,32 @@ func (p Probe) hostUp(ctx context.Context, addr netip.Addr, err error) bool {
 	return err == nil || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// probeClient keeps no connection: what is asked is whether a new one can be made.
-var probeClient = &http.Client{
-	Transport:     &http.Transport{DisableKeepAlives: true, Proxy: nil},
-	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-}
+// headMax bounds what a server may send before its answer's body.
+const headMax = 64 << 10
 
-func askHTTP(ctx context.Context, url, host string) error {
+func askHTTP(ctx context.Context, conn net.Conn, url, host string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
 	req.Host = host // empty: the URL's
+	req.Close = true
 	req.Header.Set("User-Agent", "berm-probe")
-	resp, err := probeClient.Do(req)
-	if err != nil {
+	if err := req.Write(conn); err != nil {
 		return err
 	}
-	if resp.StatusCode >= http.StatusBadRequest {
-		err = fmt.Errorf("answered %s", resp.Status)
+	r := bufio.NewReader(io.LimitReader(conn, headMax))
+	for {
+		resp, err := http.ReadResponse(r, req)
+		switch {
+		case err != nil:
+			return err
+		case resp.StatusCode >= http.StatusBadRequest:
+			return fmt.Errorf("answered %s", resp.Status)
+		case resp.StatusCode >= http.StatusOK:
+			return nil
+		}
 	}
-	return errors.Join(err, resp.Body.Close())
 }
 
 // health follows a backend's probes.

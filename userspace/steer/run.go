@@ -39,9 +39,13 @@ func (c *Controller) start(key [32]byte) {
 		first := sync.OnceFunc(c.first.Done)
 		f := follower{c: c, name: name, id: b.id, up: b.up, says: b.says, hostUp: func(err error) bool { return p.hostUp(ctx, addr, err) }}
 		t := newTunnel(b)
+		way := c.newThrough(name, b)
 		ask := func(ctx context.Context) (Says, error) {
 			if err := t.check(); err != nil {
 				return Says{}, err
+			}
+			if way != nil {
+				return Says{}, way.ask(ctx, p)
 			}
 			return p.ask(ctx, addr, key)
 		}

@@ -17,7 +17,8 @@ type Status struct {
 	Address netip.Addr       `json:"address"`
 	Self    bool             `json:"self"`
 	Via     bermmaps.Via     `json:"via"`
-	Probe   string           `json:"probe"` // how its health is found out
+	Probe   string           `json:"probe"`            // how its health is found out
+	Direct  string           `json:"direct,omitempty"` // why it is asked at its own address, though its probe is to go through its tunnel
 	Alive   bool             `json:"alive"`
 	Since   time.Time        `json:"since"`
 	Why     string           `json:"why,omitempty"` // it is not alive
@@ -50,7 +51,7 @@ func (c *Controller) Status() ([]Status, error) {
 		for _, m := range s.members {
 			b := c.backends[m.Name]
 			out = append(out, Status{
-				Set: name, Site: b.site, Name: m.Name, Address: b.address, Self: m.Name == c.self, Via: b.via, Probe: b.probe.String(), Alive: b.alive,
+				Set: name, Site: b.site, Name: m.Name, Address: b.address, Self: m.Name == c.self, Via: b.via, Probe: b.howProbed(), Direct: b.direct, Alive: b.alive,
 				Since: b.since, Why: b.why, NextHop: b.hop, Trouble: b.told, Rows: count[uint16(b.id)],
 				Moved: moved[uint16(b.id)], HostUp: b.up || m.Name == c.self, Says: c.saysOf(m.Name),
 			})

@@ -494,7 +494,7 @@ func TestValidate(t *testing.T) {
 			"a set": {},
 			"edges": {{Name: "edge1", Address: addr("192.0.2.1")}, {Name: "edge1", Address: addr("192.0.2.2"), Weight: -1}, {Name: ""}},
 		},
-		Probe: Probe{Protocol: "icmp", Interval: time.Millisecond, Timeout: time.Second},
+		Probe: Probe{Protocol: "icmp", Through: "walls", Interval: time.Millisecond, Timeout: time.Second},
 	}
 	err := c.Validate()
 	if err == nil {
@@ -504,7 +504,7 @@ func TestValidate(t *testing.T) {
 		"node.address4: ::1 is not", "node.address6: 192.0.2.1 is not", `backends.a set: name "a set"`, "backends.a set: has no backend",
 		`backends.edges[1].name: "edge1" is in the set twice`, `backends.edges[1].address: backend "edge1" has address 192.0.2.1 elsewhere`,
 		"backends.edges[1].weight: -1", "backends.edges[2].name: name is empty", "backends.edges[2].address", "steer.secret_file: is needed",
-		`steer.probe.protocol: "icmp"`, "steer.probe.port", "steer.probe.interval: 1ms", "steer.probe.timeout: 1s", "steer.probe.failures", "steer.probe.successes",
+		`steer.probe.protocol: "icmp"`, `steer.probe.through: "walls"`, "steer.probe.port", "steer.probe.interval: 1ms", "steer.probe.timeout: 1s", "steer.probe.failures", "steer.probe.successes",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("does not say %q:\n%v", want, err)
@@ -555,7 +555,7 @@ func TestValidateServers(t *testing.T) {
 	}
 }
 
-// A server is probed at its own address; it is no peer, and flows that it had are forgotten with it.
+// A server without a service is probed at its own address; it is no peer, and flows that it had are forgotten with it.
 func TestControllerServers(t *testing.T) {
 	k := mapstest.New(t)
 	c := newController(t, k)
@@ -607,8 +607,11 @@ func TestControllerServers(t *testing.T) {
 		}
 		return all[slices.IndexFunc(all, func(s Status) bool { return s.Name == "server" })]
 	}
+	if s := status(); s.Direct != noService {
+		t.Errorf("asked at its own address because of %q, want %q", s.Direct, noService)
+	}
 	had := rowsOf(t, c)["server"]
-	if s := status(); had == 0 || s.Via != maps.ViaGUE || s.Probe != fmt.Sprintf("http %d/health", port) || !s.Alive {
+	if s := status(); had == 0 || s.Via != maps.ViaGUE || s.Probe != fmt.Sprintf("http %d/health at its own address", port) || !s.Alive {
 		t.Errorf("%+v", s)
 	}
 

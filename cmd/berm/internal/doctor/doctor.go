@@ -77,6 +77,7 @@ type Backend struct {
 	Name    string
 	Address netip.Addr
 	Ready   bool // as the kernel half knows it
+	Server  bool // runs no Berm
 }
 
 // check is one line of the examination.

@@ -90,7 +90,7 @@ func newHost(t *testing.T) *host {
 		},
 		Self4:    netip.MustParseAddr("10.9.0.1"),
 		VIPs:     []VIP{{"web", netip.MustParseAddr(vip), true, false}},
-		Backends: []Backend{{"edge2", netip.MustParseAddr("10.9.0.2"), true}},
+		Backends: []Backend{{"edge2", netip.MustParseAddr("10.9.0.2"), true, false}},
 	}
 	return h
 }
@@ -181,6 +181,7 @@ func TestFindings(t *testing.T) {
 		{"no carrier", func(h *host) { h.run("ip link set wire0 down") }, "interface", "edge0", "ip -d link show", false},
 		{"not attached", func(h *host) { h.edge.State.Interfaces[0].Name = "lo" }, "interface", "edge0", "berm kernel up", false},
 		{"renamed", func(h *host) { h.edge.State.Interfaces[0].Problem = "the device is called x now" }, "interface", "edge0", "berm kernel up", false},
+		{"nothing on the way out", func(h *host) { h.edge.Backends[0].Server = true }, "interface", "edge0", "berm kernel up", false},
 		{"generic", func(h *host) { h.edge.State.Interfaces[0].Mode = "generic" }, "mode", "edge0", "--mode native", false},
 		{"few queues", func(h *host) {
 			if runtime.NumCPU() < 2 {

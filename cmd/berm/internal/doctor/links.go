@@ -46,6 +46,10 @@ func (x *exam) checkAttached(name string) {
 		if i.Problem != "" {
 			x.find(Blocks, name, i.Problem, "no packet of it is seen, or by another program than it should", "berm kernel up")
 		}
+		if i.Egress == 0 && slices.ContainsFunc(x.edge.Backends, func(b Backend) bool { return b.Server }) {
+			x.find(Costs, name, "nothing of Berm's is on the way out", "servers that run no Berm are probed at their own addresses: a broken tunnel is not found",
+				"berm kernel up # puts it there, or says why not")
+		}
 		return
 	}
 	x.find(Blocks, name, "the kernel half is not attached to it, and the configuration names it", "no packet of it is seen", "berm kernel up")

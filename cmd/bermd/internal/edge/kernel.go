@@ -451,7 +451,7 @@ func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
 		b.Site = s.Site
 		b.Healthy, b.Error = s.Alive, cmp.Or(s.Why, s.Trouble)
 		if !s.Self {
-			b.Probe = s.Probe
+			b.Probe, b.Direct = s.Probe, s.Direct
 		}
 		b.Moved, b.Draining, b.Weight, b.Share = s.Moved, s.Says.Draining, s.Says.Weight, s.Says.Share
 	}
