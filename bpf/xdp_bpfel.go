@@ -115,7 +115,8 @@ type XDPBermCcProfile struct {
 	RtoMinUs      uint32
 	Used          uint8
 	Owner         uint8
-	Pad           [6]uint8
+	Pad           [2]uint8
+	AckDelayUs    uint32
 	Name          [16]int8
 }
 

@@ -32,6 +32,7 @@ type CCProfile struct {
 	Controller    string        `json:"controller,omitempty"`     // TCP_CONGESTION: bbr, cubic, reno …
 	InitialWindow uint32        `json:"initial_window,omitempty"` // segments
 	RTOMin        time.Duration `json:"rto_min,omitempty"`
+	AckDelay      time.Duration `json:"ack_delay,omitempty"` // of a segment or packet that nothing follows
 }
 
 // CCRule gives a prefix's connections a profile; "" is the host's.
@@ -71,6 +72,8 @@ const (
 	maxInitialWindow = 1000
 	minRTOMin        = time.Millisecond
 	maxRTOMin        = 200 * time.Millisecond
+	minAckDelay      = time.Millisecond // in which QUIC tells it
+	maxAckDelay      = 200 * time.Millisecond
 )
 
 // Validate says what is wrong with a profile.
@@ -93,6 +96,9 @@ func (p CCProfile) Mistakes() (errs []error) {
 	}
 	if p.RTOMin != 0 && (p.RTOMin < minRTOMin || p.RTOMin > maxRTOMin) {
 		errs = append(errs, fmt.Errorf("rto_min: %s is not between %s and %s", p.RTOMin, minRTOMin, maxRTOMin))
+	}
+	if p.AckDelay != 0 && (p.AckDelay < minAckDelay || p.AckDelay > maxAckDelay) {
+		errs = append(errs, fmt.Errorf("ack_delay: %s is not between %s and %s", p.AckDelay, minAckDelay, maxAckDelay))
 	}
 	return errs
 }
@@ -124,7 +130,7 @@ func (c *CC) ListProfiles() ([]CCProfile, error) {
 func decodeCCProfile(id uint32, e *bpf.XDPBermCcProfile) CCProfile {
 	return CCProfile{
 		ID: id, Name: fromName(e.Name), Owner: Owner(e.Owner), Controller: fromName(e.Controller),
-		InitialWindow: e.InitialWindow, RTOMin: time.Duration(e.RtoMinUs) * time.Microsecond,
+		InitialWindow: e.InitialWindow, RTOMin: time.Duration(e.RtoMinUs) * time.Microsecond, AckDelay: time.Duration(e.AckDelayUs) * time.Microsecond,
 	}
 }
 
@@ -140,7 +146,7 @@ func (c *CC) PutProfile(p CCProfile) error {
 		}
 		return put(c.profiles, id, bpf.XDPBermCcProfile{
 			Name: toName(p.Name), Owner: uint8(p.Owner), Used: 1, Controller: toName(p.Controller),
-			InitialWindow: p.InitialWindow, RtoMinUs: uint32(p.RTOMin.Microseconds()),
+			InitialWindow: p.InitialWindow, RtoMinUs: uint32(p.RTOMin.Microseconds()), AckDelayUs: uint32(p.AckDelay.Microseconds()),
 		})
 	})
 }

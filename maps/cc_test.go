@@ -18,7 +18,7 @@ func TestCCInKernel(t *testing.T) {
 	k := mapstest.New(t)
 	mapstest.ObserveTCP(t, k)
 	for _, p := range []maps.CCProfile{
-		{Name: "slow", Controller: "reno", RTOMin: 30 * time.Millisecond},
+		{Name: "slow", Controller: "reno", RTOMin: 30 * time.Millisecond, AckDelay: 20 * time.Millisecond},
 		{Name: "quick", Controller: "cubic", InitialWindow: 44},
 		{Name: "none"},
 		{Name: "unknown", Controller: "no-such"},
@@ -75,6 +75,13 @@ func TestCCInKernel(t *testing.T) {
 			if end.controller != controller || (end.rto < 150*time.Millisecond) != (want == "slow") {
 				t.Errorf("%s, %s: %+v, want %q's", tt.what, far, end, want)
 			}
+			ackDelay := hosts.ackDelay
+			if want == "slow" {
+				ackDelay = 20 * time.Millisecond
+			}
+			if hosts.ackDelay != 0 && end.ackDelay != ackDelay {
+				t.Errorf("%s, %s: acknowledgements may be held back for %s, want %s", tt.what, far, end.ackDelay, ackDelay)
+			}
 			if want == "quick" && end.window < 44 {
 				t.Errorf("%s, %s: a window of %d segments, which began with 44", tt.what, far, end.window)
 			}
@@ -113,7 +120,7 @@ func mustCountry(t *testing.T, s string) maps.Country {
 func TestCCTables(t *testing.T) {
 	k := mapstest.New(t)
 	for _, name := range []string{"a", "b"} {
-		if err := k.CC.PutProfile(maps.CCProfile{Name: name, Controller: "bbr", Owner: maps.OwnerFile, InitialWindow: 32, RTOMin: 100 * time.Millisecond}); err != nil {
+		if err := k.CC.PutProfile(maps.CCProfile{Name: name, Controller: "bbr", Owner: maps.OwnerFile, InitialWindow: 32, RTOMin: 100 * time.Millisecond, AckDelay: 8 * time.Millisecond}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -121,7 +128,7 @@ func TestCCTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, err := k.CC.ListProfiles()
-	want := []maps.CCProfile{{ID: 1, Name: "a", Owner: maps.OwnerFile, Controller: "bbr", InitialWindow: 32, RTOMin: 100 * time.Millisecond}, {ID: 2, Name: "b", Controller: "cubic"}}
+	want := []maps.CCProfile{{ID: 1, Name: "a", Owner: maps.OwnerFile, Controller: "bbr", InitialWindow: 32, RTOMin: 100 * time.Millisecond, AckDelay: 8 * time.Millisecond}, {ID: 2, Name: "b", Controller: "cubic"}}
 	if err != nil || len(list) != 2 || list[0] != want[0] || list[1] != want[1] {
 		t.Errorf("%+v, %v, want %+v", list, err, want)
 	}
@@ -171,6 +178,8 @@ func TestCCErrors(t *testing.T) {
 		"initial_window: 1001 is":      {Name: "x", InitialWindow: 1001},
 		"rto_min: 1s is not between":   {Name: "x", RTOMin: time.Second},
 		"rto_min: 10µs is not between": {Name: "x", RTOMin: 10 * time.Microsecond},
+		"ack_delay: 1s is not":         {Name: "x", AckDelay: time.Second},
+		"ack_delay: 10µs is not":       {Name: "x", AckDelay: 10 * time.Microsecond},
 	} {
 		if err := p.Validate(); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%+v: %v, want %q", p, err, says)

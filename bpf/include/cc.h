@@ -103,6 +103,11 @@ static __always_inline __u32 cc_apply(struct bpf_sock_ops *ctx)
 		value = profile->rto_min_us;
 		refused |= bpf_setsockopt(ctx, IPPROTO_TCP, TCP_BPF_RTO_MIN, &value, sizeof(value));
 	}
+	if (profile->ack_delay_us) {
+		value = profile->ack_delay_us;
+		refused |=
+			bpf_setsockopt(ctx, IPPROTO_TCP, TCP_BPF_DELACK_MAX, &value, sizeof(value));
+	}
 	if (!refused)
 		return id;
 	stats->refused++;

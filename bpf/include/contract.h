@@ -587,7 +587,8 @@ struct berm_cc_profile {
 	__u32 rto_min_us;	    /* 0 = the host's */
 	__u8 used;
 	__u8 owner; /* enum berm_owner */
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 ack_delay_us; /* 0 = the host's */
 	char name[BERM_NAME];
 };
 _Static_assert(sizeof(struct berm_cc_profile) == 48, "berm_cc_profile is a map value");

@@ -32,6 +32,8 @@ type Profile struct {
 	InitialWindow uint32 `yaml:"initial_window"`
 	// RTOMin is the floor of TCP's retransmission timeout: 1 ms to 200 ms, the kernel's own.
 	RTOMin time.Duration `yaml:"rto_min"`
+	// AckDelay is how long the acknowledgement of a segment or packet that nothing follows is held back at most: 1 ms to 200 ms. QUIC has 25 ms, TCP what the kernel measures.
+	AckDelay time.Duration `yaml:"ack_delay"`
 	// QUIC are parameters that only QUIC connections have.
 	QUIC QUIC `yaml:"quic"`
 }
@@ -138,7 +140,7 @@ func (c Config) Choose(client netip.Addr) maps.CCProfile {
 }
 
 func (p Profile) profile(name string) maps.CCProfile {
-	return maps.CCProfile{Name: name, Owner: maps.OwnerFile, Controller: p.Controller, InitialWindow: p.InitialWindow, RTOMin: p.RTOMin}
+	return maps.CCProfile{Name: name, Owner: maps.OwnerFile, Controller: p.Controller, InitialWindow: p.InitialWindow, RTOMin: p.RTOMin, AckDelay: p.AckDelay}
 }
 
 // Apply writes the section into the kernel half: profiles before those that name them. What operators wrote stays.

@@ -93,7 +93,7 @@ func TestBuiltIn(t *testing.T) {
 		got[p.Name] = p
 	}
 	want := map[string]maps.CCProfile{
-		"mobile":     {Name: "mobile", Owner: maps.OwnerFile, Controller: "bbr", InitialWindow: 32},
+		"mobile":     {Name: "mobile", Owner: maps.OwnerFile, Controller: "bbr", InitialWindow: 32, AckDelay: 40 * time.Millisecond},
 		"fixed":      {Name: "fixed", Owner: maps.OwnerFile, InitialWindow: 12},
 		"datacentre": {Name: "datacentre", Owner: maps.OwnerOperator, Controller: "reno"},
 	}

@@ -35,7 +35,7 @@ func (l *Local) CC(context.Context) (CC, error) {
 
 func fromCCProfile(p maps.CCProfile, s maps.CCStats) CCProfile {
 	return CCProfile{
-		Name: p.Name, Controller: p.Controller, InitialWindow: p.InitialWindow, RTOMin: p.RTOMin.Seconds(),
+		Name: p.Name, Controller: p.Controller, InitialWindow: p.InitialWindow, RTOMin: p.RTOMin.Seconds(), AckDelay: p.AckDelay.Seconds(),
 		Connections: s.Connections, Refused: s.Refused, Owner: p.Owner.String(),
 	}
 }
@@ -44,7 +44,7 @@ func fromCCProfile(p maps.CCProfile, s maps.CCStats) CCProfile {
 func (l *Local) SetCCProfile(_ context.Context, p CCProfile) (Changes, error) {
 	want := maps.CCProfile{
 		Name: p.Name, Owner: maps.OwnerOperator, Controller: p.Controller, InitialWindow: p.InitialWindow,
-		RTOMin: time.Duration(p.RTOMin * float64(time.Second)).Round(time.Microsecond),
+		RTOMin: fromSeconds(p.RTOMin), AckDelay: fromSeconds(p.AckDelay),
 	}
 	list, err := l.set.CC.ListProfiles()
 	if err != nil {
@@ -65,6 +65,10 @@ func (l *Local) SetCCProfile(_ context.Context, p CCProfile) (Changes, error) {
 	return changed("profile %s %s: connections that it is given to begin with %s%s", p.Name, verb, parametersOf(want), fromFile(want.Owner)), nil
 }
 
+func fromSeconds(s float64) time.Duration {
+	return time.Duration(s * float64(time.Second)).Round(time.Microsecond)
+}
+
 // parametersOf describes a profile in words.
 func parametersOf(p maps.CCProfile) string {
 	var words []string
@@ -76,6 +80,9 @@ func parametersOf(p maps.CCProfile) string {
 	}
 	if p.RTOMin > 0 {
 		words = append(words, fmt.Sprintf("a retransmission timeout of %s at least", p.RTOMin))
+	}
+	if p.AckDelay > 0 {
+		words = append(words, fmt.Sprintf("acknowledgements held back for %s at most", p.AckDelay))
 	}
 	if len(words) == 0 {
 		return "the host's own parameters"

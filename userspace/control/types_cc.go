@@ -17,6 +17,7 @@ type CCProfile struct {
 	Controller    string  `json:"controller,omitempty"`
 	InitialWindow uint32  `json:"initial_window,omitempty"` // segments
 	RTOMin        float64 `json:"rto_min,omitempty"`        // seconds
+	AckDelay      float64 `json:"ack_delay,omitempty"`      // seconds
 	Connections   uint64  `json:"connections"`              // that began with it
 	Refused       uint64  `json:"refused"`                  // of those the kernel did not take all of it
 	Owner         string  `json:"owner,omitempty"`
