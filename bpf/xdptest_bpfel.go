@@ -21,6 +21,7 @@ const (
 	XDPTestMapBermCaptures          = "berm_captures"
 	XDPTestMapBermCarry             = "berm_carry"
 	XDPTestMapBermCcCountries       = "berm_cc_countries"
+	XDPTestMapBermCcNetworks        = "berm_cc_networks"
 	XDPTestMapBermCcProfiles        = "berm_cc_profiles"
 	XDPTestMapBermCcResults         = "berm_cc_results"
 	XDPTestMapBermCcRules           = "berm_cc_rules"
@@ -144,6 +145,7 @@ type XDPTestMapSpecs struct {
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.MapSpec `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -235,6 +237,7 @@ type XDPTestMaps struct {
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.Map `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -292,6 +295,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermCaptures,
 		m.BermCarry,
 		m.BermCcCountries,
+		m.BermCcNetworks,
 		m.BermCcProfiles,
 		m.BermCcResults,
 		m.BermCcRules,

@@ -17,10 +17,11 @@ import (
 )
 
 // CC is what TCP connections begin with: profiles, and whose each is. The longest prefix that has a rule decides,
-// else the country, else the host.
+// else the network, else the country, else the host.
 type CC struct {
 	set                               *Set
 	profiles, countries, rules, stats *ebpf.Map
+	networks                          *ebpf.Map
 	results                           *ebpf.Map
 }
 
@@ -66,6 +67,9 @@ func (c CCCountries) Profile(of Country) string {
 
 // CCProfiles is how many profiles fit, with the host's own.
 const CCProfiles = 32 // BERM_CC_PROFILES
+
+// CCNetworks is how many networks may have a profile.
+const CCNetworks = 4096 // BERM_CC_NETWORKS
 
 // Bounds of what a profile may ask for. RFC 6928 has 10 segments; the kernel has 200 ms, and takes no more.
 const (
@@ -151,7 +155,7 @@ func (c *CC) PutProfile(p CCProfile) error {
 	})
 }
 
-// RemoveProfile takes a profile away that neither a prefix nor a country has.
+// RemoveProfile takes a profile away that no prefix, network or country has.
 func (c *CC) RemoveProfile(name string) error {
 	return c.set.lock.hold(func() error {
 		id, _, err := c.table().find(name)
@@ -172,6 +176,15 @@ func (c *CC) RemoveProfile(name string) error {
 		}
 		if i := slices.Index(countries, id); i >= 0 {
 			return fmt.Errorf("profile %q: %w by country %s", name, ErrInUse, Country(i))
+		}
+		networks, err := c.networkIDs()
+		if err != nil {
+			return err
+		}
+		for asn, has := range networks {
+			if has == id {
+				return fmt.Errorf("profile %q: %w by network AS%d", name, ErrInUse, asn)
+			}
 		}
 		return put(c.profiles, id, bpf.XDPBermCcProfile{})
 	})
@@ -436,42 +449,6 @@ func (c *CC) Stats() (map[string]CCStats, error) {
 		out[name] = sum
 	}
 	return out, nil
-}
-
-// CCChoice is what an address's next connection begins with, and why.
-type CCChoice struct {
-	Profile string       `json:"profile"`          // "" is the host's
-	Prefix  netip.Prefix `json:"prefix,omitzero"`  // whose rule it is; none: the country's
-	Owner   *Owner       `json:"owner,omitempty"`  // of that rule
-	Country Country      `json:"country,omitzero"` // of the address, where no prefix decided
-}
-
-// Explain decides as the kernel half does.
-func (c *CC) Explain(a netip.Addr) (CCChoice, error) {
-	a = a.Unmap().WithZone("")
-	rules, err := c.ListRules()
-	if err != nil {
-		return CCChoice{}, err
-	}
-	best := -1
-	for i, r := range rules {
-		if r.Prefix.Contains(a) && (best < 0 || r.Prefix.Bits() > rules[best].Prefix.Bits()) {
-			best = i
-		}
-	}
-	if best >= 0 {
-		r := rules[best]
-		return CCChoice{Profile: r.Profile, Prefix: r.Prefix, Owner: &r.Owner}, nil
-	}
-	record, err := c.set.Prefixes.Lookup(a)
-	if err != nil {
-		return CCChoice{}, err
-	}
-	by, err := c.Countries()
-	if err != nil {
-		return CCChoice{}, err
-	}
-	return CCChoice{Profile: by.Profile(record.Country), Country: record.Country}, nil
 }
 
 // HostControllers are the congestion controllers that this host's kernel has at hand. It may load others as modules.

@@ -41,6 +41,7 @@
 #define BERM_NEWCOMER_WAYS 8
 #define BERM_CC_PROFILES 32 /* 0 = the host's own */
 #define BERM_CC_RULES 65536
+#define BERM_CC_NETWORKS 4096
 #define BERM_CC_RESULTS 16384 /* 456 B each, 7.5 MiB */
 #define BERM_CC_PARTS 8
 #define BERM_NAME 16	    /* bytes of a name, NUL-padded */

@@ -78,6 +78,9 @@ func (a *app) ccPolicy(all control.CC) {
 	for _, r := range all.Prefixes {
 		rows = append(rows, out.Row(r.Prefix.String(), profileName(r.Profile), r.Owner))
 	}
+	for _, network := range sortedKeys(all.Networks) {
+		rows = append(rows, out.Row(network, profileName(all.Networks[network]), "file"))
+	}
 	for _, code := range sortedKeys(all.Countries) {
 		rows = append(rows, out.Row(code, profileName(all.Countries[code]), "file"))
 	}
@@ -253,10 +256,12 @@ func (a *app) ccExplained(x ccExplained) {
 	switch x.By {
 	case "prefix":
 		a.out.Field("because", "%s has it, from the %s", x.Prefix, x.Owner)
+	case "network":
+		a.out.Field("because", "its network AS%d has it", x.ASN)
 	case "country":
 		a.out.Field("because", "its country has it")
 	default:
-		a.out.Field("because", "it is the default: neither its prefix nor its country has one")
+		a.out.Field("because", "it is the default: neither its prefix, its network nor its country has one")
 	}
 	if q := x.QUIC; q.Controller != "" {
 		floor := ""

@@ -17,10 +17,11 @@ func (l *Local) CC(context.Context) (CC, error) {
 	rules, err2 := l.set.CC.ListRules()
 	by, err3 := l.set.CC.Countries()
 	stats, err4 := l.set.CC.Stats()
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	networks, err5 := l.set.CC.Networks()
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return CC{}, err
 	}
-	out := CC{Profiles: []CCProfile{}, Prefixes: []CCRule{}, Countries: map[string]string{}, Default: by.Fallback, Host: stats[""].Connections}
+	out := CC{Profiles: []CCProfile{}, Prefixes: []CCRule{}, Countries: map[string]string{}, Networks: map[string]string{}, Default: by.Fallback, Host: stats[""].Connections}
 	for _, p := range profiles {
 		out.Profiles = append(out.Profiles, fromCCProfile(p, stats[p.Name]))
 	}
@@ -29,6 +30,9 @@ func (l *Local) CC(context.Context) (CC, error) {
 	}
 	for of, name := range by.Rules {
 		out.Countries[of.String()] = name
+	}
+	for asn, name := range networks {
+		out.Networks[fmt.Sprintf("AS%d", asn)] = name
 	}
 	return out, nil
 }
@@ -143,7 +147,7 @@ func (l *Local) ExplainCC(_ context.Context, ip netip.Addr) (CCChoice, error) {
 	if err != nil {
 		return CCChoice{}, err
 	}
-	out := CCChoice{IP: ip, By: "default"}
+	out := CCChoice{IP: ip, By: "default", ASN: known.ASN}
 	if known.Country != 0 {
 		out.Country = known.Country.String()
 	}
@@ -155,6 +159,8 @@ func (l *Local) ExplainCC(_ context.Context, ip netip.Addr) (CCChoice, error) {
 	switch {
 	case c.Prefix.IsValid():
 		out.By, out.Prefix, out.Owner = "prefix", c.Prefix.String(), c.Owner.String()
+	case c.ASN != 0:
+		out.By = "network"
 	case named:
 		out.By = "country"
 	}
