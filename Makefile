@@ -14,8 +14,9 @@ GIT := scripts/as-user git -c safe.directory='*'
 VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo 0.0.0)
 
 # The version comes from git describe above; stamping would fail where the tree is another user's. quiccc is the code that
-# needs the patched quic-go.
-export GOFLAGS := -buildvcs=false -tags=quiccc $(GOFLAGS)
+# needs the patched modules; http2legacy has Go 1.27 and later compile x/net's h2 server, which is one of them.
+TAGS := quiccc,http2legacy
+export GOFLAGS := -buildvcs=false -tags=$(TAGS) $(GOFLAGS)
 
 # Each process with the race detector would sleep for a second when it exits, and tests start a thousand.
 export GORACE ?= atexit_sleep_ms=0
@@ -23,18 +24,18 @@ export GORACE ?= atexit_sleep_ms=0
 # Without a home (env -i, a unit) go has no place for its caches.
 export HOME ?= $(shell getent passwd "$$(id -u)" | cut -d: -f6)
 
-# Looked for once, and only by targets that need it. So is the patched quic-go: recipes see it in GOFLAGS, and a workspace
+# Looked for once, and only by targets that need it. So are the patched modules: recipes see it in GOFLAGS, and a workspace
 # of the developer's own would not go with it.
 AS := scripts/as-user
 export GOWORK := off
 GO = $(eval GO := $$(or $$(shell scripts/find-go),$$(error no usable Go)))$(eval GOFLAGS += \
-	-modfile=$$(or $$(shell $(AS) scripts/quic-go/prepare $$(GO)),$$(error no quic-go to build with)))$(GO)
+	-modfile=$$(or $$(shell $(AS) scripts/patched/prepare $$(GO)),$$(error no modules to build with)))$(GO)
 # For modules of their own.
 GO_ALONE = $(AS) env GOFLAGS=-buildvcs=false $(GO)
 GO_BUILD = $(AS) env CGO_ENABLED=0 $(GO) build -trimpath
 
 # The stages of `make test`, in their order. `setup` is the ground for the others.
-STAGES := setup check-generated check-fmt lint test-unit test-quic-go test-root test-fuzz test-e2e test-kernels
+STAGES := setup check-generated check-fmt lint test-unit test-patched test-root test-fuzz test-e2e test-kernels
 
 # Packages whose tests load programs or make namespaces; the tests of all others run anywhere.
 # Those of bpf run programs of the kernel half one after the other, which the race detector does not see: it only makes them
@@ -72,7 +73,7 @@ check-fmt: .build/tools/golangci-lint
 
 .PHONY: lint
 lint: .build/tools/golangci-lint ## run the linters of .golangci.yml
-	@$(AS) env PATH="$(dir $(GO)):$$PATH" GOWORK="$$PWD/.build/go.work" GOFLAGS='-buildvcs=false -tags=quiccc' .build/tools/golangci-lint run ./...
+	@$(AS) env PATH="$(dir $(GO)):$$PATH" GOWORK="$$PWD/.build/go.work" GOFLAGS='-buildvcs=false -tags=$(TAGS)' .build/tools/golangci-lint run ./...
 
 .PHONY: setup
 setup: ## sudo make setup: install from Debian what the tests need
@@ -91,9 +92,10 @@ test-unit: ## tests that need no privilege, with the race detector
 	@$(GO_ALONE) -C scripts/tools test ./pack
 	@$(GO) list ./... | grep -vxF -f <($(GO) list $(ROOT_PACKAGES) ./test/e2e/... ./test/kernels/...) | xargs -r $(GO_TEST) -race
 
-.PHONY: test-quic-go
-test-quic-go: ## what quic-go's own tests say to scripts/quic-go/congestion.patch
+.PHONY: test-patched
+test-patched: ## what quic-go's and x/net's own tests say to scripts/patched
 	@$(GO_ALONE) -C .build/quic-go test -shuffle=on . ./internal/ackhandler ./internal/congestion ./internal/utils
+	@$(GO_ALONE) -C .build/net test -shuffle=on ./http2/hpack
 
 .PHONY: test-root
 test-root: ## tests that load programs and make namespaces (as root)

@@ -40,6 +40,7 @@ const (
 	BenchMapBermCaptures          = "berm_captures"
 	BenchMapBermCarry             = "berm_carry"
 	BenchMapBermCcCountries       = "berm_cc_countries"
+	BenchMapBermCcNetworks        = "berm_cc_networks"
 	BenchMapBermCcProfiles        = "berm_cc_profiles"
 	BenchMapBermCcResults         = "berm_cc_results"
 	BenchMapBermCcRules           = "berm_cc_rules"
@@ -160,6 +161,7 @@ type BenchMapSpecs struct {
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.MapSpec `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -242,6 +244,7 @@ type BenchMaps struct {
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.Map `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -300,6 +303,7 @@ func (m *BenchMaps) Close() error {
 		m.BermCaptures,
 		m.BermCarry,
 		m.BermCcCountries,
+		m.BermCcNetworks,
 		m.BermCcProfiles,
 		m.BermCcResults,
 		m.BermCcRules,

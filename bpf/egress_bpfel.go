@@ -21,6 +21,7 @@ const (
 	EgressMapBermCaptures          = "berm_captures"
 	EgressMapBermCarry             = "berm_carry"
 	EgressMapBermCcCountries       = "berm_cc_countries"
+	EgressMapBermCcNetworks        = "berm_cc_networks"
 	EgressMapBermCcProfiles        = "berm_cc_profiles"
 	EgressMapBermCcResults         = "berm_cc_results"
 	EgressMapBermCcRules           = "berm_cc_rules"
@@ -125,6 +126,7 @@ type EgressMapSpecs struct {
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.MapSpec `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -205,6 +207,7 @@ type EgressMaps struct {
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.Map `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -261,6 +264,7 @@ func (m *EgressMaps) Close() error {
 		m.BermCaptures,
 		m.BermCarry,
 		m.BermCcCountries,
+		m.BermCcNetworks,
 		m.BermCcProfiles,
 		m.BermCcResults,
 		m.BermCcRules,

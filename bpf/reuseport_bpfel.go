@@ -20,6 +20,7 @@ const (
 	ReuseportMapBermCaptures          = "berm_captures"
 	ReuseportMapBermCarry             = "berm_carry"
 	ReuseportMapBermCcCountries       = "berm_cc_countries"
+	ReuseportMapBermCcNetworks        = "berm_cc_networks"
 	ReuseportMapBermCcProfiles        = "berm_cc_profiles"
 	ReuseportMapBermCcResults         = "berm_cc_results"
 	ReuseportMapBermCcRules           = "berm_cc_rules"
@@ -123,6 +124,7 @@ type ReuseportMapSpecs struct {
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.MapSpec `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -202,6 +204,7 @@ type ReuseportMaps struct {
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.Map `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -257,6 +260,7 @@ func (m *ReuseportMaps) Close() error {
 		m.BermCaptures,
 		m.BermCarry,
 		m.BermCcCountries,
+		m.BermCcNetworks,
 		m.BermCcProfiles,
 		m.BermCcResults,
 		m.BermCcRules,

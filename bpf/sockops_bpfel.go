@@ -20,6 +20,7 @@ const (
 	SockOpsMapBermCaptures          = "berm_captures"
 	SockOpsMapBermCarry             = "berm_carry"
 	SockOpsMapBermCcCountries       = "berm_cc_countries"
+	SockOpsMapBermCcNetworks        = "berm_cc_networks"
 	SockOpsMapBermCcProfiles        = "berm_cc_profiles"
 	SockOpsMapBermCcResults         = "berm_cc_results"
 	SockOpsMapBermCcRules           = "berm_cc_rules"
@@ -125,6 +126,7 @@ type SockOpsMapSpecs struct {
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.MapSpec `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -206,6 +208,7 @@ type SockOpsMaps struct {
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.Map `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -263,6 +266,7 @@ func (m *SockOpsMaps) Close() error {
 		m.BermCaptures,
 		m.BermCarry,
 		m.BermCcCountries,
+		m.BermCcNetworks,
 		m.BermCcProfiles,
 		m.BermCcResults,
 		m.BermCcRules,

@@ -115,7 +115,8 @@ type XDPBermCcProfile struct {
 	RtoMinUs      uint32
 	Used          uint8
 	Owner         uint8
-	Pad           [6]uint8
+	Pad           [2]uint8
+	AckDelayUs    uint32
 	Name          [16]int8
 }
 
@@ -712,6 +713,7 @@ const (
 	XDPMapBermCaptures          = "berm_captures"
 	XDPMapBermCarry             = "berm_carry"
 	XDPMapBermCcCountries       = "berm_cc_countries"
+	XDPMapBermCcNetworks        = "berm_cc_networks"
 	XDPMapBermCcProfiles        = "berm_cc_profiles"
 	XDPMapBermCcResults         = "berm_cc_results"
 	XDPMapBermCcRules           = "berm_cc_rules"
@@ -818,6 +820,7 @@ type XDPMapSpecs struct {
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.MapSpec `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -900,6 +903,7 @@ type XDPMaps struct {
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.Map `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -958,6 +962,7 @@ func (m *XDPMaps) Close() error {
 		m.BermCaptures,
 		m.BermCarry,
 		m.BermCcCountries,
+		m.BermCcNetworks,
 		m.BermCcProfiles,
 		m.BermCcResults,
 		m.BermCcRules,

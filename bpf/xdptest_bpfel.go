@@ -21,6 +21,7 @@ const (
 	XDPTestMapBermCaptures          = "berm_captures"
 	XDPTestMapBermCarry             = "berm_carry"
 	XDPTestMapBermCcCountries       = "berm_cc_countries"
+	XDPTestMapBermCcNetworks        = "berm_cc_networks"
 	XDPTestMapBermCcProfiles        = "berm_cc_profiles"
 	XDPTestMapBermCcResults         = "berm_cc_results"
 	XDPTestMapBermCcRules           = "berm_cc_rules"
@@ -145,6 +146,7 @@ type XDPTestMapSpecs struct {
 	BermCaptures          *ebpf.MapSpec `ebpf:"berm_captures"`
 	BermCarry             *ebpf.MapSpec `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.MapSpec `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.MapSpec `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.MapSpec `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.MapSpec `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.MapSpec `ebpf:"berm_cc_rules"`
@@ -237,6 +239,7 @@ type XDPTestMaps struct {
 	BermCaptures          *ebpf.Map `ebpf:"berm_captures"`
 	BermCarry             *ebpf.Map `ebpf:"berm_carry"`
 	BermCcCountries       *ebpf.Map `ebpf:"berm_cc_countries"`
+	BermCcNetworks        *ebpf.Map `ebpf:"berm_cc_networks"`
 	BermCcProfiles        *ebpf.Map `ebpf:"berm_cc_profiles"`
 	BermCcResults         *ebpf.Map `ebpf:"berm_cc_results"`
 	BermCcRules           *ebpf.Map `ebpf:"berm_cc_rules"`
@@ -295,6 +298,7 @@ func (m *XDPTestMaps) Close() error {
 		m.BermCaptures,
 		m.BermCarry,
 		m.BermCcCountries,
+		m.BermCcNetworks,
 		m.BermCcProfiles,
 		m.BermCcResults,
 		m.BermCcRules,

@@ -150,7 +150,7 @@ var shapes = map[string]shape{
 	"berm_prefix6_nodes": halves, "berm_prefix6_leaves": halves, "berm_prefix_records": halves, "berm_networks": halves,
 	"berm_gates": flat, "berm_gate_states": flat, "berm_cids": flat, "berm_carry": flat,
 	"berm_drops": flat, "berm_shadows": flat, "berm_vip_stats": flat, "berm_tenant_stats": flat, "berm_sample": flat,
-	"berm_cc_profiles": flat, "berm_cc_countries": flat, "berm_cc_stats": flat,
+	"berm_cc_profiles": flat, "berm_cc_countries": flat, "berm_cc_networks": flat, "berm_cc_stats": flat,
 	"berm_events":   anew,
 	"berm_stun":     anew,                       // clients show their fragments again within seconds
 	"berm_probes":   anew,                       // the daemon that is there writes its own

@@ -54,7 +54,7 @@ var twinMaps = map[string]int{
 	bpf.XDPMapBermTenantStats: empty, bpf.XDPMapBermSample: empty, bpf.XDPMapBermEvents: empty, bpf.XDPMapBermPaths: empty,
 	bpf.XDPMapBermCaptures: empty, bpf.XDPMapBermPackets: empty,
 	bpf.XDPMapBermGenerations: shared, bpf.XDPMapBermGenerationPorts: shared, bpf.XDPMapBermGenerationSockets: shared,
-	bpf.XDPMapBermCcProfiles: shared, bpf.XDPMapBermCcCountries: shared, bpf.XDPMapBermCcRules: shared, bpf.XDPMapBermCcStats: empty, bpf.XDPMapBermCcResults: empty,
+	bpf.XDPMapBermCcProfiles: shared, bpf.XDPMapBermCcCountries: shared, bpf.XDPMapBermCcRules: shared, bpf.XDPMapBermCcNetworks: shared, bpf.XDPMapBermCcStats: empty, bpf.XDPMapBermCcResults: empty,
 }
 
 // twinSets are the twin's sets of rate cells: enough that those of a source, of its aggregate and network and of

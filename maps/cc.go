@@ -17,10 +17,11 @@ import (
 )
 
 // CC is what TCP connections begin with: profiles, and whose each is. The longest prefix that has a rule decides,
-// else the country, else the host.
+// else the network, else the country, else the host.
 type CC struct {
 	set                               *Set
 	profiles, countries, rules, stats *ebpf.Map
+	networks                          *ebpf.Map
 	results                           *ebpf.Map
 }
 
@@ -32,6 +33,7 @@ type CCProfile struct {
 	Controller    string        `json:"controller,omitempty"`     // TCP_CONGESTION: bbr, cubic, reno …
 	InitialWindow uint32        `json:"initial_window,omitempty"` // segments
 	RTOMin        time.Duration `json:"rto_min,omitempty"`
+	AckDelay      time.Duration `json:"ack_delay,omitempty"` // of a segment or packet that nothing follows
 }
 
 // CCRule gives a prefix's connections a profile; "" is the host's.
@@ -66,11 +68,16 @@ func (c CCCountries) Profile(of Country) string {
 // CCProfiles is how many profiles fit, with the host's own.
 const CCProfiles = 32 // BERM_CC_PROFILES
 
+// CCNetworks is how many networks may have a profile.
+const CCNetworks = 4096 // BERM_CC_NETWORKS
+
 // Bounds of what a profile may ask for. RFC 6928 has 10 segments; the kernel has 200 ms, and takes no more.
 const (
 	maxInitialWindow = 1000
 	minRTOMin        = time.Millisecond
 	maxRTOMin        = 200 * time.Millisecond
+	minAckDelay      = time.Millisecond // in which QUIC tells it
+	maxAckDelay      = 200 * time.Millisecond
 )
 
 // Validate says what is wrong with a profile.
@@ -93,6 +100,9 @@ func (p CCProfile) Mistakes() (errs []error) {
 	}
 	if p.RTOMin != 0 && (p.RTOMin < minRTOMin || p.RTOMin > maxRTOMin) {
 		errs = append(errs, fmt.Errorf("rto_min: %s is not between %s and %s", p.RTOMin, minRTOMin, maxRTOMin))
+	}
+	if p.AckDelay != 0 && (p.AckDelay < minAckDelay || p.AckDelay > maxAckDelay) {
+		errs = append(errs, fmt.Errorf("ack_delay: %s is not between %s and %s", p.AckDelay, minAckDelay, maxAckDelay))
 	}
 	return errs
 }
@@ -124,7 +134,7 @@ func (c *CC) ListProfiles() ([]CCProfile, error) {
 func decodeCCProfile(id uint32, e *bpf.XDPBermCcProfile) CCProfile {
 	return CCProfile{
 		ID: id, Name: fromName(e.Name), Owner: Owner(e.Owner), Controller: fromName(e.Controller),
-		InitialWindow: e.InitialWindow, RTOMin: time.Duration(e.RtoMinUs) * time.Microsecond,
+		InitialWindow: e.InitialWindow, RTOMin: time.Duration(e.RtoMinUs) * time.Microsecond, AckDelay: time.Duration(e.AckDelayUs) * time.Microsecond,
 	}
 }
 
@@ -140,12 +150,12 @@ func (c *CC) PutProfile(p CCProfile) error {
 		}
 		return put(c.profiles, id, bpf.XDPBermCcProfile{
 			Name: toName(p.Name), Owner: uint8(p.Owner), Used: 1, Controller: toName(p.Controller),
-			InitialWindow: p.InitialWindow, RtoMinUs: uint32(p.RTOMin.Microseconds()),
+			InitialWindow: p.InitialWindow, RtoMinUs: uint32(p.RTOMin.Microseconds()), AckDelayUs: uint32(p.AckDelay.Microseconds()),
 		})
 	})
 }
 
-// RemoveProfile takes a profile away that neither a prefix nor a country has.
+// RemoveProfile takes a profile away that no prefix, network or country has.
 func (c *CC) RemoveProfile(name string) error {
 	return c.set.lock.hold(func() error {
 		id, _, err := c.table().find(name)
@@ -166,6 +176,15 @@ func (c *CC) RemoveProfile(name string) error {
 		}
 		if i := slices.Index(countries, id); i >= 0 {
 			return fmt.Errorf("profile %q: %w by country %s", name, ErrInUse, Country(i))
+		}
+		networks, err := c.networkIDs()
+		if err != nil {
+			return err
+		}
+		for asn, has := range networks {
+			if has == id {
+				return fmt.Errorf("profile %q: %w by network AS%d", name, ErrInUse, asn)
+			}
 		}
 		return put(c.profiles, id, bpf.XDPBermCcProfile{})
 	})
@@ -430,42 +449,6 @@ func (c *CC) Stats() (map[string]CCStats, error) {
 		out[name] = sum
 	}
 	return out, nil
-}
-
-// CCChoice is what an address's next connection begins with, and why.
-type CCChoice struct {
-	Profile string       `json:"profile"`          // "" is the host's
-	Prefix  netip.Prefix `json:"prefix,omitzero"`  // whose rule it is; none: the country's
-	Owner   *Owner       `json:"owner,omitempty"`  // of that rule
-	Country Country      `json:"country,omitzero"` // of the address, where no prefix decided
-}
-
-// Explain decides as the kernel half does.
-func (c *CC) Explain(a netip.Addr) (CCChoice, error) {
-	a = a.Unmap().WithZone("")
-	rules, err := c.ListRules()
-	if err != nil {
-		return CCChoice{}, err
-	}
-	best := -1
-	for i, r := range rules {
-		if r.Prefix.Contains(a) && (best < 0 || r.Prefix.Bits() > rules[best].Prefix.Bits()) {
-			best = i
-		}
-	}
-	if best >= 0 {
-		r := rules[best]
-		return CCChoice{Profile: r.Profile, Prefix: r.Prefix, Owner: &r.Owner}, nil
-	}
-	record, err := c.set.Prefixes.Lookup(a)
-	if err != nil {
-		return CCChoice{}, err
-	}
-	by, err := c.Countries()
-	if err != nil {
-		return CCChoice{}, err
-	}
-	return CCChoice{Profile: by.Profile(record.Country), Country: record.Country}, nil
 }
 
 // HostControllers are the congestion controllers that this host's kernel has at hand. It may load others as modules.

@@ -10,6 +10,50 @@ import (
 	"github.com/bermedge/berm/bpf"
 )
 
+// CCChoice is what an address's next connection begins with, and why.
+type CCChoice struct {
+	Profile string       `json:"profile"`          // "" is the host's
+	Prefix  netip.Prefix `json:"prefix,omitzero"`  // whose rule it is; none: the network's or the country's
+	Owner   *Owner       `json:"owner,omitempty"`  // of that rule
+	ASN     uint32       `json:"asn,omitzero"`     // of the network that decided
+	Country Country      `json:"country,omitzero"` // of the address, where no prefix decided
+}
+
+// Explain decides as the kernel half does.
+func (c *CC) Explain(a netip.Addr) (CCChoice, error) {
+	a = a.Unmap().WithZone("")
+	rules, err := c.ListRules()
+	if err != nil {
+		return CCChoice{}, err
+	}
+	best := -1
+	for i, r := range rules {
+		if r.Prefix.Contains(a) && (best < 0 || r.Prefix.Bits() > rules[best].Prefix.Bits()) {
+			best = i
+		}
+	}
+	if best >= 0 {
+		r := rules[best]
+		return CCChoice{Profile: r.Profile, Prefix: r.Prefix, Owner: &r.Owner}, nil
+	}
+	record, err := c.set.Prefixes.Lookup(a)
+	if err != nil {
+		return CCChoice{}, err
+	}
+	networks, err := c.Networks()
+	if err != nil {
+		return CCChoice{}, err
+	}
+	if name, ok := networks[record.ASN]; ok {
+		return CCChoice{Profile: name, ASN: record.ASN, Country: record.Country}, nil
+	}
+	by, err := c.Countries()
+	if err != nil {
+		return CCChoice{}, err
+	}
+	return CCChoice{Profile: by.Profile(record.Country), Country: record.Country}, nil
+}
+
 // Choose returns the profile that a client's connection begins with; one without a name is the host's. It decides as
 // the kernel half does, in a few lookups however many rules there are, and draws of the share that is held out by the
 // client's port: Explain also tells why.
@@ -40,6 +84,12 @@ func (c *CC) choose(a netip.Addr, port uint16) (id uint32, err error) {
 	}
 	record, err := c.set.Prefixes.Lookup(a)
 	if err != nil {
+		return 0, err
+	}
+	switch err := c.networks.Lookup(record.ASN, &id); {
+	case err == nil:
+		return id, nil
+	case !errors.Is(err, ebpf.ErrKeyNotExist):
 		return 0, err
 	}
 	return id, c.countries.Lookup(uint32(record.Country), &id)

@@ -151,6 +151,7 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermStageStats:    uint32(stageMax) * uint32(exitMax),
 		bpf.XDPMapBermCcCountries:   countries,
 		bpf.XDPMapBermCcProfiles:    CCProfiles,
+		bpf.XDPMapBermCcNetworks:    CCNetworks,
 		bpf.XDPMapBermCcStats:       CCProfiles,
 		bpf.XDPMapBermCcResults:     ccResults,
 	} {

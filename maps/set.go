@@ -69,7 +69,7 @@ var names = []string{
 	bpf.XDPMapBermTenantStats, bpf.XDPMapBermSample, bpf.XDPMapBermEvents, bpf.XDPMapBermPaths,
 	bpf.XDPMapBermCaptures, bpf.XDPMapBermPackets,
 	bpf.XDPMapBermGenerations, bpf.XDPMapBermGenerationPorts, bpf.XDPMapBermGenerationSockets,
-	bpf.XDPMapBermCcProfiles, bpf.XDPMapBermCcCountries, bpf.XDPMapBermCcRules, bpf.XDPMapBermCcStats, bpf.XDPMapBermCcResults,
+	bpf.XDPMapBermCcProfiles, bpf.XDPMapBermCcCountries, bpf.XDPMapBermCcRules, bpf.XDPMapBermCcNetworks, bpf.XDPMapBermCcStats, bpf.XDPMapBermCcResults,
 }
 
 // Open opens the pinned maps of a contract directory (see PinDir).
@@ -187,7 +187,7 @@ func (s *Set) assemble(m map[string]*ebpf.Map) error {
 	}
 	s.CC = &CC{
 		set: s, profiles: m[bpf.XDPMapBermCcProfiles], countries: m[bpf.XDPMapBermCcCountries],
-		rules: m[bpf.XDPMapBermCcRules], stats: m[bpf.XDPMapBermCcStats], results: m[bpf.XDPMapBermCcResults],
+		networks: m[bpf.XDPMapBermCcNetworks], rules: m[bpf.XDPMapBermCcRules], stats: m[bpf.XDPMapBermCcStats], results: m[bpf.XDPMapBermCcResults],
 	}
 	if errs != nil {
 		return errors.Join(errs...)

@@ -55,11 +55,15 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
+// tcpDelackMaxUs is TCP_DELACK_MAX_US, which kernels have from 6.15 on.
+const tcpDelackMaxUs = 46
+
 // tcpEnd is what a socket says of itself.
 type tcpEnd struct {
 	controller string
 	rto        time.Duration
-	window     uint32 // segments
+	window     uint32        // segments
+	ackDelay   time.Duration // 0: the kernel does not say
 }
 
 func (e *tcpEnd) read(c *net.TCPConn) error {
@@ -74,6 +78,10 @@ func (e *tcpEnd) read(c *net.TCPConn) error {
 		info, err2 := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		if errs = append(errs, err, err2); err2 == nil {
 			e.rto, e.window = time.Duration(info.Rto)*time.Microsecond, info.Snd_cwnd
+		}
+		us, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, tcpDelackMaxUs)
+		if e.ackDelay = time.Duration(us) * time.Microsecond; !errors.Is(err, unix.ENOPROTOOPT) {
+			errs = append(errs, err)
 		}
 	})
 	return errors.Join(append(errs, err)...)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* cc: congestion control. A connection that has just been established begins with the profile of the
- * longest prefix that has a rule, else of its country, else the host's. A rule may hold out a share of the
+ * longest prefix that has a rule, else of its network, else of its country, else the host's. A rule may hold out a share of the
  * flows for other profiles. What the kernel refuses is counted, and the connection goes on with what it
  * had.
  */
@@ -19,14 +19,16 @@
 #include "path.h"
 #include "prefix.h"
 
-static __always_inline __u32 cc_country(const struct berm_addr *far)
+/* What a network, else a country, has; of an address whose prefix has no rule. */
+static __always_inline __u32 cc_profile_of_record(const struct berm_addr *far)
 {
-	struct berm_config *cfg;
 	struct berm_prefix_record *record;
-	__u32 zero = 0, active, key;
+	struct berm_config *cfg;
+	__u32 key = 0, active, country, *profile;
+	__u64 *asn;
 	bool mapped = !far->halves[0] && far->words[2] == bpf_htonl(0xffff);
 
-	cfg = bpf_map_lookup_elem(&berm_config, &zero);
+	cfg = bpf_map_lookup_elem(&berm_config, &key);
 	if (!cfg)
 		return 0;
 	active = cfg->prefix_active & 1;
@@ -34,7 +36,17 @@ static __always_inline __u32 cc_country(const struct berm_addr *far)
 		       prefix6_lookup(bpf_be64_to_cpu(far->halves[0]), active);
 	key = active * BERM_RECORDS + (key & (BERM_RECORDS - 1));
 	record = bpf_map_lookup_elem(&berm_prefix_records, &key);
-	return record ? record->country & (BERM_COUNTRIES - 1) : 0;
+	if (record && record->network) {
+		key = active * BERM_NETWORKS + (record->network & (BERM_NETWORKS - 1));
+		asn = bpf_map_lookup_elem(&berm_networks, &key);
+		key = asn ? *asn : 0;
+		profile = bpf_map_lookup_elem(&berm_cc_networks, &key);
+		if (profile)
+			return *profile;
+	}
+	country = record ? record->country & (BERM_COUNTRIES - 1) : 0;
+	profile = bpf_map_lookup_elem(&berm_cc_countries, &country);
+	return profile ? *profile : 0;
 }
 
 /* One of the others, for a share of the flows. Who has not the seed cannot tell which. */
@@ -62,17 +74,12 @@ static __always_inline __u32 cc_profile_of(struct bpf_sock_ops *ctx)
 {
 	struct berm_cc_key key = { .bits = 128 };
 	struct berm_cc_rule *rule;
-	__u32 country, *by_country;
 	struct berm_addr far;
 
 	path_far(ctx, &far);
 	__builtin_memcpy(key.prefix, far.octets, sizeof(key.prefix));
 	rule = bpf_map_lookup_elem(&berm_cc_rules, &key);
-	if (rule)
-		return cc_drawn(ctx, &far, rule);
-	country = cc_country(&far);
-	by_country = bpf_map_lookup_elem(&berm_cc_countries, &country);
-	return by_country ? *by_country : 0;
+	return rule ? cc_drawn(ctx, &far, rule) : cc_profile_of_record(&far);
 }
 
 /* Returns the profile that the connection has: 0 where it keeps the host's parameters. */
@@ -102,6 +109,11 @@ static __always_inline __u32 cc_apply(struct bpf_sock_ops *ctx)
 	if (profile->rto_min_us) {
 		value = profile->rto_min_us;
 		refused |= bpf_setsockopt(ctx, IPPROTO_TCP, TCP_BPF_RTO_MIN, &value, sizeof(value));
+	}
+	if (profile->ack_delay_us) {
+		value = profile->ack_delay_us;
+		refused |=
+			bpf_setsockopt(ctx, IPPROTO_TCP, TCP_BPF_DELACK_MAX, &value, sizeof(value));
 	}
 	if (!refused)
 		return id;

@@ -41,6 +41,7 @@
 #define BERM_NEWCOMER_WAYS 8
 #define BERM_CC_PROFILES 32 /* 0 = the host's own */
 #define BERM_CC_RULES 65536
+#define BERM_CC_NETWORKS 4096
 #define BERM_CC_RESULTS 16384 /* 456 B each, 7.5 MiB */
 #define BERM_CC_PARTS 8
 #define BERM_NAME 16	    /* bytes of a name, NUL-padded */
@@ -603,7 +604,8 @@ struct berm_cc_profile {
 	__u32 rto_min_us;	    /* 0 = the host's */
 	__u8 used;
 	__u8 owner; /* enum berm_owner */
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 ack_delay_us; /* 0 = the host's */
 	char name[BERM_NAME];
 };
 _Static_assert(sizeof(struct berm_cc_profile) == 48, "berm_cc_profile is a map value");

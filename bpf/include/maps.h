@@ -147,6 +147,12 @@ struct {
 	__type(key, struct berm_cc_key);
 	__type(value, struct berm_cc_rule);
 } berm_cc_rules SEC(".maps");
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, BERM_CC_NETWORKS);
+	__type(key, __u32);   /* number of an autonomous system */
+	__type(value, __u32); /* profile */
+} berm_cc_networks SEC(".maps");
 PERCPU(berm_cc_stats, struct berm_cc_stats, BERM_CC_PROFILES);
 LRU(berm_cc_results, struct berm_cc_result_key, struct berm_cc_result, BERM_CC_RESULTS);
 

@@ -65,18 +65,21 @@ func (a *app) ccPolicy(all control.CC) {
 	}
 	rows := make([][]out.Cell, 0, len(all.Profiles)+1)
 	for _, p := range all.Profiles {
-		row := out.Row(p.Name, or(p.Controller, "-"), orDash(p.InitialWindow), rtoMin(p.RTOMin), count(p.Connections), count(p.Refused), p.Owner)
+		row := out.Row(p.Name, or(p.Controller, "-"), orDash(p.InitialWindow), duration(p.RTOMin), duration(p.AckDelay), count(p.Connections), count(p.Refused), p.Owner)
 		if p.Refused > 0 {
-			row[5].Style = out.Warn
+			row[6].Style = out.Warn
 		}
 		rows = append(rows, row)
 	}
-	rows = append(rows, out.Row("(the host's own)", "-", "-", "-", count(all.Host), "", ""))
-	a.out.Table([]string{"PROFILE", "CONTROLLER", "WINDOW>", "RTO MIN>", "CONNECTIONS>", "REFUSED>", "FROM"}, rows)
+	rows = append(rows, out.Row("(the host's own)", "-", "-", "-", "-", count(all.Host), "", ""))
+	a.out.Table([]string{"PROFILE", "CONTROLLER", "WINDOW>", "RTO MIN>", "ACK DELAY>", "CONNECTIONS>", "REFUSED>", "FROM"}, rows)
 	a.out.Printf("\n")
 	rows = rows[:0]
 	for _, r := range all.Prefixes {
 		rows = append(rows, out.Row(r.Prefix.String(), profileName(r.Profile), r.Owner))
+	}
+	for _, network := range sortedKeys(all.Networks) {
+		rows = append(rows, out.Row(network, profileName(all.Networks[network]), "file"))
 	}
 	for _, code := range sortedKeys(all.Countries) {
 		rows = append(rows, out.Row(code, profileName(all.Countries[code]), "file"))
@@ -103,7 +106,7 @@ func orDash(n uint32) string {
 	return strconv.FormatUint(uint64(n), 10)
 }
 
-func rtoMin(seconds float64) string {
+func duration(seconds float64) string {
 	if seconds == 0 {
 		return "-"
 	}
@@ -115,6 +118,7 @@ type ccProfile struct {
 	Controller    *string        `placeholder:"NAME" help:"Congestion controller that this host's kernel has, such as bbr or cubic; empty: the host's."`
 	InitialWindow *uint32        `placeholder:"N" help:"Segments that may be sent before the first acknowledgement; 0: the host's."`
 	RTOMin        *time.Duration `name:"rto-min" placeholder:"TIME" help:"Floor of the retransmission timeout, 1ms to 200ms; 0: the host's."`
+	AckDelay      *time.Duration `placeholder:"TIME" help:"How long the acknowledgement of what nothing follows is held back at most, 1ms to 200ms; 0: the host's."`
 }
 
 // Help is what berm cc profile --help adds.
@@ -148,6 +152,9 @@ func (c *ccProfile) Run(a *app) error {
 	}
 	if c.RTOMin != nil {
 		p.RTOMin = c.RTOMin.Seconds()
+	}
+	if c.AckDelay != nil {
+		p.AckDelay = c.AckDelay.Seconds()
 	}
 	return a.change(func(ctx context.Context, t control.Tables) (control.Changes, error) { return t.SetCCProfile(ctx, p) })
 }
@@ -242,14 +249,19 @@ func (a *app) ccExplained(x ccExplained) {
 	if x.Profile.Name != "" {
 		a.out.Field("controller", "%s", or(x.Profile.Controller, "the host's"))
 		a.out.Field("window", "%s segments at first", or(orDash(x.Profile.InitialWindow), "-"))
+		if x.Profile.AckDelay > 0 {
+			a.out.Field("acks", "held back for %s at most", duration(x.Profile.AckDelay))
+		}
 	}
 	switch x.By {
 	case "prefix":
 		a.out.Field("because", "%s has it, from the %s", x.Prefix, x.Owner)
+	case "network":
+		a.out.Field("because", "its network AS%d has it", x.ASN)
 	case "country":
 		a.out.Field("because", "its country has it")
 	default:
-		a.out.Field("because", "it is the default: neither its prefix nor its country has one")
+		a.out.Field("because", "it is the default: neither its prefix, its network nor its country has one")
 	}
 	if q := x.QUIC; q.Controller != "" {
 		floor := ""

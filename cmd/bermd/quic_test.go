@@ -19,6 +19,7 @@ import (
 	"github.com/bermedge/berm/test/rig/rigtest"
 	"github.com/bermedge/berm/userspace/congestion/quiccc"
 	"github.com/bermedge/berm/userspace/control"
+	"github.com/bermedge/berm/userspace/transport"
 )
 
 // QUIC connections begin with what the policy has for their client: the file's alone without a kernel half, and with one
@@ -66,6 +67,9 @@ func TestControllerOfQUIC(t *testing.T) {
 	}
 	if says := strings.Contains(p.out.String(), "QUIC connections run Reno"); says == quiccc.Selectable || itself.Selectable != quiccc.Selectable {
 		t.Errorf("it says of itself %+v", itself)
+	}
+	if says := strings.Contains(p.out.String(), "secrets enter the tables of h2"); says == transport.NeverIndexes {
+		t.Errorf("it says so of a build without the patched x/net: %v", says)
 	}
 
 	lines := []string{onLoopback, origin, fmt.Sprintf("kernel: {pins: %s}", pins), fmt.Sprintf(section, "odd")}

@@ -12,7 +12,7 @@ import (
 	"github.com/bermedge/berm/maps"
 )
 
-// Config is the section cc. The longest prefix that has a profile decides, else the country, else the default.
+// Config is the section cc. The longest prefix that has a profile decides, else the network, else the country, else the default.
 type Config struct {
 	// Profiles are sets of parameters that connections begin with. mobile, fixed and datacentre are there without the file; one that it has replaces its namesake.
 	Profiles map[string]Profile `yaml:"profiles"`
@@ -20,8 +20,10 @@ type Config struct {
 	Default string `yaml:"default"`
 	// Countries give clients a profile by country: "IN: mobile".
 	Countries map[string]string `yaml:"countries"`
-	Prefixes  []Prefix          `yaml:"prefixes"`
-	Learn     Learn             `yaml:"learn"`
+	// Networks give clients a profile by the number of their autonomous system, where geo.networks tells it: "AS64500: mobile".
+	Networks map[string]string `yaml:"networks"`
+	Prefixes []Prefix          `yaml:"prefixes"`
+	Learn    Learn             `yaml:"learn"`
 }
 
 // Profile is a set of parameters of connections. What is left out is the host's.
@@ -32,6 +34,8 @@ type Profile struct {
 	InitialWindow uint32 `yaml:"initial_window"`
 	// RTOMin is the floor of TCP's retransmission timeout: 1 ms to 200 ms, the kernel's own.
 	RTOMin time.Duration `yaml:"rto_min"`
+	// AckDelay is how long the acknowledgement of a segment or packet that nothing follows is held back at most: 1 ms to 200 ms. QUIC has 25 ms, TCP what the kernel measures.
+	AckDelay time.Duration `yaml:"ack_delay"`
 	// QUIC are parameters that only QUIC connections have.
 	QUIC QUIC `yaml:"quic"`
 }
@@ -107,6 +111,23 @@ func (c Config) Validate() error {
 		}
 		known("countries."+code, name)
 	}
+	if n := len(c.Networks); n > maps.CCNetworks {
+		fail("networks: %d, and %d fit", n, maps.CCNetworks)
+	}
+	numbers := map[uint32]string{}
+	for network, name := range c.Networks {
+		asn, err := maps.ParseASN(network)
+		switch same, twice := numbers[asn]; {
+		case err != nil:
+			fail("networks.%s: %w", network, err)
+		case asn == 0:
+			fail("networks.%s: networks that are not known have their country's", network)
+		case twice:
+			fail("networks.%s: is the same network as %s", network, same)
+		}
+		numbers[asn] = network
+		known("networks."+network, name)
+	}
 	seen := map[netip.Prefix]int{}
 	for i, p := range c.Prefixes {
 		at := fmt.Sprintf("prefixes[%d]", i)
@@ -122,7 +143,7 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Choose decides for a client by the file alone, as far as that can: which country an address is of, it does not say.
+// Choose decides for a client by the file alone, as far as that can: which country or network an address is of, it does not say.
 func (c Config) Choose(client netip.Addr) maps.CCProfile {
 	name, bits := c.Default, -1
 	for _, p := range c.Prefixes {
@@ -138,7 +159,7 @@ func (c Config) Choose(client netip.Addr) maps.CCProfile {
 }
 
 func (p Profile) profile(name string) maps.CCProfile {
-	return maps.CCProfile{Name: name, Owner: maps.OwnerFile, Controller: p.Controller, InitialWindow: p.InitialWindow, RTOMin: p.RTOMin}
+	return maps.CCProfile{Name: name, Owner: maps.OwnerFile, Controller: p.Controller, InitialWindow: p.InitialWindow, RTOMin: p.RTOMin, AckDelay: p.AckDelay}
 }
 
 // Apply writes the section into the kernel half: profiles before those that name them. What operators wrote stays.
@@ -165,6 +186,17 @@ func (c Config) Apply(table *maps.CC) error {
 	}
 	if err := table.Replace(maps.OwnerFile, rules); err != nil {
 		return fmt.Errorf("cc.prefixes: %w", err)
+	}
+	networks := make(map[uint32]string, len(c.Networks))
+	for network, name := range c.Networks {
+		asn, err := maps.ParseASN(network)
+		if err != nil {
+			return fmt.Errorf("cc.networks.%s: %w", network, err)
+		}
+		networks[asn] = name
+	}
+	if err := table.SetNetworks(networks); err != nil {
+		return fmt.Errorf("cc.networks: %w", err)
 	}
 	by := maps.CCCountries{Rules: map[maps.Country]string{}, Fallback: c.Default}
 	for code, name := range c.Countries {

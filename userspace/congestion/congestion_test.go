@@ -44,6 +44,10 @@ func TestConfigErrors(t *testing.T) {
 		`cc.default: there is no profile "x"`:               {Default: "x"},
 		`cc.countries.DE: there is no profile "x"`:          {Countries: map[string]string{"DE": "x"}},
 		"cc.countries.D: country":                           {Countries: map[string]string{"D": ""}},
+		`cc.networks.AS1: there is no profile "x"`:          {Networks: map[string]string{"AS1": "x"}},
+		"cc.networks.ASX: network":                          {Networks: map[string]string{"ASX": ""}},
+		"cc.networks.AS0: networks that are not known":      {Networks: map[string]string{"AS0": ""}},
+		"is the same network as":                            {Networks: map[string]string{"AS1": "", "1": ""}},
 		"cc.countries.--: countries that are not known":     {Countries: map[string]string{"--": ""}},
 		"cc.prefixes[0].prefix: 192.0.2.1/24 has bits":      {Prefixes: []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.1/24")}}},
 		`cc.prefixes[0].profile: there is no profile "x"`:   {Prefixes: []Prefix{{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Profile: "x"}}},
@@ -93,7 +97,7 @@ func TestBuiltIn(t *testing.T) {
 		got[p.Name] = p
 	}
 	want := map[string]maps.CCProfile{
-		"mobile":     {Name: "mobile", Owner: maps.OwnerFile, Controller: "bbr", InitialWindow: 32},
+		"mobile":     {Name: "mobile", Owner: maps.OwnerFile, Controller: "bbr", InitialWindow: 32, AckDelay: 40 * time.Millisecond},
 		"fixed":      {Name: "fixed", Owner: maps.OwnerFile, InitialWindow: 12},
 		"datacentre": {Name: "datacentre", Owner: maps.OwnerOperator, Controller: "reno"},
 	}
@@ -116,6 +120,7 @@ func TestApply(t *testing.T) {
 		Profiles:  map[string]Profile{"lossy": {Controller: "bbr", InitialWindow: 32}, "clean": {Controller: "cubic"}},
 		Default:   "clean",
 		Countries: map[string]string{"IN": "lossy"},
+		Networks:  map[string]string{"AS64500": "lossy"},
 		Prefixes:  []Prefix{{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Profile: "lossy"}, {Prefix: netip.MustParsePrefix("198.51.100.0/24")}},
 	}
 	mine := maps.CCRule{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Profile: "clean"}

@@ -93,8 +93,8 @@ func (l *Learner) Apply(c Config) {
 
 func newArm(name string, p Profile) learnedArm {
 	a := learnedArm{name: name, controller: p.Controller}
-	a.plain[overTCP] = p.InitialWindow == 0 && p.RTOMin == 0
-	a.plain[overQUIC] = p.InitialWindow == 0 && p.QUIC == QUIC{}
+	a.plain[overTCP] = p.InitialWindow == 0 && p.RTOMin == 0 && p.AckDelay == 0
+	a.plain[overQUIC] = p.InitialWindow == 0 && p.AckDelay == 0 && p.QUIC == QUIC{}
 	return a
 }
 

@@ -17,10 +17,11 @@ func (l *Local) CC(context.Context) (CC, error) {
 	rules, err2 := l.set.CC.ListRules()
 	by, err3 := l.set.CC.Countries()
 	stats, err4 := l.set.CC.Stats()
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	networks, err5 := l.set.CC.Networks()
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return CC{}, err
 	}
-	out := CC{Profiles: []CCProfile{}, Prefixes: []CCRule{}, Countries: map[string]string{}, Default: by.Fallback, Host: stats[""].Connections}
+	out := CC{Profiles: []CCProfile{}, Prefixes: []CCRule{}, Countries: map[string]string{}, Networks: map[string]string{}, Default: by.Fallback, Host: stats[""].Connections}
 	for _, p := range profiles {
 		out.Profiles = append(out.Profiles, fromCCProfile(p, stats[p.Name]))
 	}
@@ -30,12 +31,15 @@ func (l *Local) CC(context.Context) (CC, error) {
 	for of, name := range by.Rules {
 		out.Countries[of.String()] = name
 	}
+	for asn, name := range networks {
+		out.Networks[fmt.Sprintf("AS%d", asn)] = name
+	}
 	return out, nil
 }
 
 func fromCCProfile(p maps.CCProfile, s maps.CCStats) CCProfile {
 	return CCProfile{
-		Name: p.Name, Controller: p.Controller, InitialWindow: p.InitialWindow, RTOMin: p.RTOMin.Seconds(),
+		Name: p.Name, Controller: p.Controller, InitialWindow: p.InitialWindow, RTOMin: p.RTOMin.Seconds(), AckDelay: p.AckDelay.Seconds(),
 		Connections: s.Connections, Refused: s.Refused, Owner: p.Owner.String(),
 	}
 }
@@ -44,7 +48,7 @@ func fromCCProfile(p maps.CCProfile, s maps.CCStats) CCProfile {
 func (l *Local) SetCCProfile(_ context.Context, p CCProfile) (Changes, error) {
 	want := maps.CCProfile{
 		Name: p.Name, Owner: maps.OwnerOperator, Controller: p.Controller, InitialWindow: p.InitialWindow,
-		RTOMin: time.Duration(p.RTOMin * float64(time.Second)).Round(time.Microsecond),
+		RTOMin: fromSeconds(p.RTOMin), AckDelay: fromSeconds(p.AckDelay),
 	}
 	list, err := l.set.CC.ListProfiles()
 	if err != nil {
@@ -65,6 +69,10 @@ func (l *Local) SetCCProfile(_ context.Context, p CCProfile) (Changes, error) {
 	return changed("profile %s %s: connections that it is given to begin with %s%s", p.Name, verb, parametersOf(want), fromFile(want.Owner)), nil
 }
 
+func fromSeconds(s float64) time.Duration {
+	return time.Duration(s * float64(time.Second)).Round(time.Microsecond)
+}
+
 // parametersOf describes a profile in words.
 func parametersOf(p maps.CCProfile) string {
 	var words []string
@@ -76,6 +84,9 @@ func parametersOf(p maps.CCProfile) string {
 	}
 	if p.RTOMin > 0 {
 		words = append(words, fmt.Sprintf("a retransmission timeout of %s at least", p.RTOMin))
+	}
+	if p.AckDelay > 0 {
+		words = append(words, fmt.Sprintf("acknowledgements held back for %s at most", p.AckDelay))
 	}
 	if len(words) == 0 {
 		return "the host's own parameters"
@@ -136,7 +147,7 @@ func (l *Local) ExplainCC(_ context.Context, ip netip.Addr) (CCChoice, error) {
 	if err != nil {
 		return CCChoice{}, err
 	}
-	out := CCChoice{IP: ip, By: "default"}
+	out := CCChoice{IP: ip, By: "default", ASN: known.ASN}
 	if known.Country != 0 {
 		out.Country = known.Country.String()
 	}
@@ -148,6 +159,8 @@ func (l *Local) ExplainCC(_ context.Context, ip netip.Addr) (CCChoice, error) {
 	switch {
 	case c.Prefix.IsValid():
 		out.By, out.Prefix, out.Owner = "prefix", c.Prefix.String(), c.Owner.String()
+	case c.ASN != 0:
+		out.By = "network"
 	case named:
 		out.By = "country"
 	}

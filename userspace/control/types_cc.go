@@ -2,11 +2,12 @@ package control
 
 import "net/netip"
 
-// CC is what TCP connections begin with, by prefix, else by country.
+// CC is what TCP connections begin with, by prefix, else by network, else by country.
 type CC struct {
 	Profiles  []CCProfile       `json:"profiles"`
 	Prefixes  []CCRule          `json:"prefixes"`
 	Countries map[string]string `json:"countries"` // profile by country
+	Networks  map[string]string `json:"networks"`  // profile by autonomous system, such as AS64500
 	Default   string            `json:"default"`   // of all others; "" is the host's own parameters
 	Host      uint64            `json:"host"`      // connections that began with the host's own parameters
 }
@@ -17,6 +18,7 @@ type CCProfile struct {
 	Controller    string  `json:"controller,omitempty"`
 	InitialWindow uint32  `json:"initial_window,omitempty"` // segments
 	RTOMin        float64 `json:"rto_min,omitempty"`        // seconds
+	AckDelay      float64 `json:"ack_delay,omitempty"`      // seconds
 	Connections   uint64  `json:"connections"`              // that began with it
 	Refused       uint64  `json:"refused"`                  // of those the kernel did not take all of it
 	Owner         string  `json:"owner,omitempty"`
@@ -33,10 +35,11 @@ type CCRule struct {
 type CCChoice struct {
 	IP      netip.Addr `json:"ip"`
 	Profile CCProfile  `json:"profile"`          // name "": the host's own parameters
-	By      string     `json:"by"`               // prefix, country or default
+	By      string     `json:"by"`               // prefix, network, country or default
 	Prefix  string     `json:"prefix,omitempty"` // whose rule it is
 	Owner   string     `json:"owner,omitempty"`  // of that rule
 	Country string     `json:"country"`          // "" when unknown
+	ASN     uint32     `json:"asn,omitempty"`    // 0 when unknown
 	Path    *Path      `json:"path"`             // null: no connection was seen
 	QUIC    CCQUIC     `json:"quic"`
 }

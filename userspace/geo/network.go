@@ -2,10 +2,8 @@ package geo
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"sort"
-	"strconv"
 	"strings"
 
 	"github.com/bermedge/berm/maps"
@@ -38,18 +36,10 @@ func (s subject) lacks() (what, use string) {
 // parseASN reads the number of an autonomous system, with or without AS before it. Empty and 0 are unknown.
 func parseASN(s string) (uint32, error) {
 	s = strings.TrimSpace(s)
-	digits := s
-	if len(s) > 2 && strings.EqualFold(s[:2], "AS") {
-		digits = s[2:]
-	}
 	if s == "" || s == "-" {
 		return 0, nil
 	}
-	n, err := strconv.ParseUint(digits, 10, 32)
-	if err != nil {
-		return 0, fmt.Errorf("network %.60q: want the number of an autonomous system, such as 64496", s)
-	}
-	return uint32(n), nil
+	return maps.ParseASN(s)
 }
 
 // number keeps the networks that the prefix table has room for, and makes the others unknown: the largest ones

@@ -14,6 +14,7 @@ import (
 //nolint:staticcheck // x/net sends everybody to net/http, which takes no connection of ours above TLS
 func (u *unit) configureH2() error {
 	h2 := new(http2.Server) // limits are those of u.http
+	neverIndex(h2)
 	if err := http2.ConfigureServer(u.http, h2); err != nil {
 		return err
 	}

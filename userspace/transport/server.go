@@ -92,6 +92,9 @@ type ProtocolStats struct {
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
 func Listen(cfg Config, opts Options) (*Server, error) {
 	s := &Server{opts: opts, units: map[unitKey]*unit{}, retryAbove: retryAbove, lastCall: lastCall, held: byName(opts.Held), waiting: opts.Wait}
+	if !NeverIndexes {
+		opts.Log.Warn("secrets enter the tables of h2", "error", ErrPlain)
+	}
 	err := s.Apply(cfg)
 	if err == nil {
 		s.dropHeld()

@@ -62,8 +62,7 @@ func (r *results) of(profile uint32) maps.CCPart {
 	return r.by[profile]
 }
 
-// serve answers each stream with as many bytes as it asks for, over real sockets, until the test ends.
-func serve(t testing.TB, c *Chooser) *net.UDPAddr {
+func mustCert(t testing.TB) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -74,13 +73,19 @@ func serve(t testing.TB, c *Chooser) *net.UDPAddr {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return tls.Certificate{Certificate: [][]byte{cert}, PrivateKey: key}
+}
+
+// serve answers each stream with as many bytes as it asks for, over real sockets, until the test ends.
+func serve(t testing.TB, c *Chooser) *net.UDPAddr {
+	t.Helper()
 	qc := &quic.Config{}
 	qc.GetConfigForClient = func(info *quic.ClientInfo) (*quic.Config, error) {
 		own := qc.Clone()
 		c.Tune(info.RemoteAddr, own)
 		return own, nil
 	}
-	l, err := quic.ListenAddr("127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}, NextProtos: []string{"t"}}, qc)
+	l, err := quic.ListenAddr("127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{mustCert(t)}, NextProtos: []string{"t"}}, qc)
 	if err != nil {
 		t.Fatal(err)
 	}

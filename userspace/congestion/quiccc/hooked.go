@@ -15,7 +15,7 @@ const Selectable = true
 
 // hook has quic-go ask for the controller of the connection's path, and for another one when its client moved.
 func (c *Chooser) hook(choice Choice, q *quic.Config) {
-	q.InitialRTT = choice.QUIC.InitialRTT
+	q.InitialRTT, q.MaxAckDelay = choice.QUIC.InitialRTT, choice.AckDelay
 	q.CongestionControl = func(path quic.CongestionPath) quic.CongestionController {
 		if path.Migrated {
 			choice = c.of(path.RemoteAddr)

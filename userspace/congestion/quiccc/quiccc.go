@@ -34,6 +34,7 @@ type Choice struct {
 	ID            uint32          // its number in the table of profiles; 0: it is not from there
 	Controller    string          // the profile's; "" for none
 	InitialWindow uint32          // packets; 0: initialPackets
+	AckDelay      time.Duration   // 0: quic-go's 25 ms
 	QUIC          congestion.QUIC // what only QUIC has
 }
 

@@ -33,7 +33,7 @@ func (e *Edge) chooseQUIC(client netip.AddrPort) (quiccc.Choice, error) {
 		}
 		return nil
 	})
-	return quiccc.Choice{Profile: p.Name, ID: p.ID, Controller: p.Controller, InitialWindow: p.InitialWindow, QUIC: onlyQUIC(file, p)}, failed
+	return quiccc.Choice{Profile: p.Name, ID: p.ID, Controller: p.Controller, InitialWindow: p.InitialWindow, AckDelay: p.AckDelay, QUIC: onlyQUIC(file, p)}, failed
 }
 
 // onlyQUIC is what a profile has that only QUIC connections do: the kernel half has no place for it.
