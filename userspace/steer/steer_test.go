@@ -382,6 +382,15 @@ func TestControllerReload(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// A next hop that others took out of the table is not taken for one that is there: it is written again.
+	c.backends["edge2"].hop = maps.NextHop{Ready: true, Interface: 7}
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if hop := c.backends["edge2"].hop; hop.Ready {
+		t.Errorf("the table holds no next hop, and the controller believes in %+v", hop)
+	}
+
 	bad := cfg
 	bad.SecretFile = filepath.Join(t.TempDir(), "none")
 	if _, err := c.Apply(t.Context(), bad); err == nil {
