@@ -77,6 +77,13 @@ type Backend struct {
 	Name    string
 	Address netip.Addr
 	Ready   bool // as the kernel half knows it
+	Silence Silence
+}
+
+// Silence is that a backend does not answer, as the daemon knows it.
+type Silence struct {
+	Probe string // how it is asked
+	Why   string // empty: it answers, or nobody asks
 }
 
 // check is one line of the examination.
@@ -105,6 +112,7 @@ var checks = []check{
 	{"xdp_peer", checkPeerXDP},
 	{"mtu", checkMTU},
 	{"next_hop", checkNextHops},
+	{"health", checkHealth},
 	{"self_address", checkSelf},
 	{"vip_address", checkVIPs},
 	{"rp_filter", checkReversePath},
