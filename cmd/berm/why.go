@@ -16,7 +16,7 @@ import (
 
 type whyCmd struct {
 	Flow   []string `arg:"" help:"Source address, for all VIPs; or SOURCE:PORT DESTINATION:PORT [tcp|udp], or a flow as tcpdump, ss or conntrack print it."`
-	Ack    bool     `help:"Ask about a packet of a TCP connection that is there, instead of one that opens it."`
+	Ack    bool     `help:"Ask about a packet of a connection that is there, instead of one that opens it. A line of tcpdump tells the flags itself."`
 	Length int      `placeholder:"BYTES" help:"Payload bytes of the packet." default:"0"`
 }
 
@@ -28,7 +28,7 @@ Examples:
 
   sudo berm why 198.51.100.7
   sudo berm why 198.51.100.7:5000 192.0.2.10:443
-  sudo berm why --ack --length 1200 'IP 198.51.100.7.5000 > 192.0.2.10.443: Flags [.]'`
+  sudo berm why --length 1200 'IP 198.51.100.7.5000 > 192.0.2.10.443: Flags [P.], seq 1:1201'`
 }
 
 // somePort is where a client that was given without a port comes from.
@@ -122,6 +122,8 @@ func (c *whyCmd) packet(f control.Flow) (p why.Packet, err error) {
 	}
 	if c.Ack {
 		p.Flags = why.FlagACK
+	} else if flags, ok := flow.TCPFlags(c.Flow); ok {
+		p.Flags = flags
 	}
 	return p, nil
 }

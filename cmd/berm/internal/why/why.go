@@ -77,13 +77,13 @@ func (a *Asker) Ask(ctx context.Context, p Packet) (Answer, error) {
 func describe(p Packet, bytes int) string {
 	kind := strings.ToUpper(p.Protocol.String())
 	if p.Protocol == maps.ProtocolTCP {
-		switch p.Flags {
-		case FlagSYN:
-			kind += " SYN"
-		case FlagACK:
-			kind += " ACK"
-		default:
-			kind += fmt.Sprintf(" with flags %#02x", p.Flags)
+		for i, name := range [...]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"} {
+			if p.Flags>>i&1 != 0 {
+				kind += " " + name
+			}
+		}
+		if p.Flags == 0 {
+			kind += " without flags"
 		}
 	}
 	return fmt.Sprintf("%s, %d bytes", kind, bytes)
