@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/bermedge/berm/cmd/berm/internal/flow"
@@ -83,18 +84,18 @@ func (c *whyCmd) Run(a *app) error {
 
 // packets are those to ask about: of the flow, or of the source to every VIP.
 func (c *whyCmd) packets(set *maps.Set) ([]why.Packet, error) {
+	list, err := set.VIPs.List()
+	if err != nil {
+		return nil, err
+	}
 	source, err := netip.ParseAddr(strings.Join(c.Flow, " "))
 	if err != nil {
 		f, err := flow.Parse(c.Flow)
 		if err != nil {
 			return nil, badInput("why: %w", err)
 		}
-		p, err := c.packet(f)
+		p, err := c.packet(f, list)
 		return []why.Packet{p}, err
-	}
-	list, err := set.VIPs.List()
-	if err != nil {
-		return nil, err
 	}
 	var packets []why.Packet
 	for _, v := range list {
@@ -103,7 +104,7 @@ func (c *whyCmd) packets(set *maps.Set) ([]why.Packet, error) {
 		}
 		p, err := c.packet(control.Flow{
 			Protocol: v.Protocol.String(), Source: netip.AddrPortFrom(source.Unmap(), somePort), Destination: netip.AddrPortFrom(v.Address.Unmap(), v.Port),
-		})
+		}, list)
 		if err != nil {
 			return nil, err
 		}
@@ -112,7 +113,8 @@ func (c *whyCmd) packets(set *maps.Set) ([]why.Packet, error) {
 	return packets, nil
 }
 
-func (c *whyCmd) packet(f control.Flow) (p why.Packet, err error) {
+// packet is one of the flow: where a service speaks QUIC, a packet of QUIC.
+func (c *whyCmd) packet(f control.Flow, list []maps.VIP) (p why.Packet, err error) {
 	if f.Source.Addr().Unmap().Is4() != f.Destination.Addr().Unmap().Is4() {
 		return p, badInput("why: %s and %s are of different families", f.Source.Addr(), f.Destination.Addr())
 	}
@@ -124,6 +126,17 @@ func (c *whyCmd) packet(f control.Flow) (p why.Packet, err error) {
 		p.Flags = why.FlagACK
 	} else if flags, ok := flow.TCPFlags(c.Flow); ok {
 		p.Flags = flags
+	}
+	quic := slices.ContainsFunc(list, func(v maps.VIP) bool {
+		return v.Protocol == p.Protocol && v.Address.Unmap() == f.Destination.Addr().Unmap() && v.Port == f.Destination.Port() &&
+			(v.QUIC || v.Gate.Retry != maps.GateOff || v.Gate.BadInitials != maps.ActionNone)
+	})
+	switch {
+	case p.Protocol != maps.ProtocolUDP || !quic:
+	case c.Ack:
+		p.QUIC = why.Short
+	default:
+		p.QUIC = why.Initial
 	}
 	return p, nil
 }
