@@ -141,7 +141,7 @@ func (w *work) judge(stage maps.Stage, st *Stage) {
 	}
 	if f.Reason != maps.DropNone && f.Stage == stage {
 		st.Decision = "drop"
-		st.Says += ": dropped (" + f.Reason.String() + ": " + f.Reason.Meaning() + ")"
+		st.Says = strings.TrimSuffix(st.Says, ": dropped ("+f.Reason.String()+")") + ": dropped (" + f.Reason.String() + ": " + f.Reason.Meaning() + ")"
 	}
 	for _, d := range f.Shadows {
 		if d.Stage() == stage {
