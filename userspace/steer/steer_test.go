@@ -895,6 +895,9 @@ func TestOrdersAndPlans(t *testing.T) {
 	if err != nil || len(plans) != 2 || plans[0].Moved != before["edge3"] || plans[1].Moved != maps.RowCount {
 		t.Errorf("a file: %+v, %v", plans, err)
 	}
+	if _, err := c.Plan(Change{Add: []Backend{{Name: "edge9=192.0.2.9"}}}); err == nil || !strings.Contains(err.Error(), "only letters") {
+		t.Errorf("a backend of no name: %v", err)
+	}
 	if _, err := c.Plan(Change{Remove: []string{"edge9"}}); !errors.Is(err, maps.ErrNotFound) {
 		t.Errorf("removal of one who is not there: %v", err)
 	}
