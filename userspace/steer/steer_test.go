@@ -383,11 +383,16 @@ func TestControllerReload(t *testing.T) {
 	}
 
 	// A next hop that others took out of the table is not taken for one that is there: it is written again.
+	c.mu.Lock()
 	c.backends["edge2"].hop = maps.NextHop{Ready: true, Interface: 7}
+	c.mu.Unlock()
 	if _, err := c.Apply(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	if hop := c.backends["edge2"].hop; hop.Ready {
+	c.mu.Lock()
+	hop := c.backends["edge2"].hop
+	c.mu.Unlock()
+	if hop.Ready {
 		t.Errorf("the table holds no next hop, and the controller believes in %+v", hop)
 	}
 
