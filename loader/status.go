@@ -148,7 +148,7 @@ func (s *State) readMaps(at layout, objs *objects) {
 			if err := m.Lookup(uint32(0), &cfg); err != nil {
 				s.problem("berm_config: %v", err)
 			} else if int(cfg.Contract) != s.Contract {
-				s.problem("berm_config says contract %d, the directory %d", cfg.Contract, s.Contract)
+				s.problem("berm_config says contract %d, the directory %d: somebody has overwritten it (try: berm kernel up)", cfg.Contract, s.Contract)
 			}
 			s.ObserveOnly = cfg.Flags&uint32(bpf.XDPBermConfigFlagsBERM_CONFIG_OBSERVE_ONLY) != 0
 		}

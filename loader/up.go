@@ -238,6 +238,9 @@ func (r *run) configure() error {
 	if err := m.Put(uint32(0), &cfg); err != nil {
 		return fmt.Errorf("write berm_config: %w", err)
 	}
+	if !r.fresh() {
+		r.changed("wrote berm_config anew, which somebody had emptied: berm reload puts the file in force again")
+	}
 	return nil
 }
 

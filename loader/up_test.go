@@ -299,6 +299,29 @@ func TestUpRefusesOtherContract(t *testing.T) {
 	}
 }
 
+// TestUpMendsConfig: somebody has emptied the map that the program asks first.
+func TestUpMendsConfig(t *testing.T) {
+	h := newHost(t, "h0")
+	h.mustUp()
+	m, err := ebpf.LoadPinnedMap(filepath.Join(layoutOf(h.opts.Pins).dir, "berm_config"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Put(uint32(0), &bpf.XDPBermConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := h.mustStatus(); !contains(s.Problems, "somebody has overwritten it (try: berm kernel up)") {
+		t.Errorf("status %+v", s.Problems)
+	}
+	if r := h.mustUp(); !contains(r.Changed, "wrote berm_config anew") {
+		t.Errorf("changed %q", r.Changed)
+	}
+	if s := h.mustStatus(); len(s.Problems) > 0 {
+		t.Errorf("status %+v", s.Problems)
+	}
+}
+
 func TestDownLeavesOthers(t *testing.T) {
 	h := newHost(t, "i0")
 	h.mustUp()

@@ -31,7 +31,7 @@ const maxDrift = 8
 // theirs. Verdicts, of which there may be thousands a second, are remembered one by one.
 //
 // The cells of the prefix table (64 MiB and more) are not remembered, only its records, the networks
-// that they name, and which copy is live.
+// that they name, and which copy is live; nor are the server IDs of QUIC (65,536 places, 5 ms to read).
 type ledger struct {
 	tables   []remembered
 	verdicts *rememberedVerdicts
@@ -65,7 +65,7 @@ func (s *Set) WatchDrift() error {
 		l.tables = []remembered{
 			&entries[bpf.XDPBermConfig]{name: bpf.XDPMapBermConfig, read: s.Config.decided},
 			cells(bpf.XDPMapBermVipSeeds, s.VIPs.seeds), cells(bpf.XDPMapBermVipSlots, s.VIPs.slots),
-			array[bpf.XDPBermVip](bpf.XDPMapBermVips, s.VIPs.m),
+			array[bpf.XDPBermVip](bpf.XDPMapBermVips, s.VIPs.m), array[bpf.XDPBermGate](bpf.XDPMapBermGates, s.VIPs.gates),
 			cells(bpf.XDPMapBermGeoRules, s.Geo.rules), array[bpf.XDPBermGeoPolicy](bpf.XDPMapBermGeoPolicies, s.Geo.m),
 			array[bpf.XDPBermRateClass](bpf.XDPMapBermRateClasses, s.Rates.m),
 			cells(bpf.XDPMapBermPrefixRecords, records),
@@ -75,6 +75,7 @@ func (s *Set) WatchDrift() error {
 			array[bpf.XDPBermBackend](bpf.XDPMapBermBackends, s.Backends.m),
 			array[bpf.XDPBermCcProfile](bpf.XDPMapBermCcProfiles, s.CC.profiles), array[uint32](bpf.XDPMapBermCcCountries, s.CC.countries),
 			&entries[peerEntry]{name: bpf.XDPMapBermPeers, read: s.Peers.entries},
+			array[bpf.XDPBermCid](bpf.XDPMapBermCids, s.CIDs.formats), array[bpf.XDPBermCarry](bpf.XDPMapBermCarry, s.Carries.m),
 		}
 		s.lock.ledger = l
 		if _, err := l.look(); err != nil {
@@ -185,7 +186,7 @@ func difference(old, now any) string {
 		if x == y {
 			continue
 		}
-		if strings.Contains(f.Name, "Secret") || f.Name == "Seed" {
+		if strings.Contains(f.Name, "Secret") || strings.HasPrefix(f.Name, "Key") || f.Name == "Seed" {
 			words = append(words, snake(f.Name)+" is another")
 			continue
 		}
@@ -201,6 +202,8 @@ func plain(v any) string {
 		return fmt.Sprintf("%q", fromName(v))
 	case bpf.XDPBermAddr:
 		return fromAddr(v).String()
+	case bpf.XDPBermLimit:
+		return fmt.Sprintf("%d a second", decodeLimit(v.Cost, v.BurstUnits).PerSecond)
 	}
 	return fmt.Sprint(v)
 }

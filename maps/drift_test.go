@@ -29,7 +29,10 @@ func driftEdge(t *testing.T) *mapstest.Kernel {
 	must(k.Backends.Put(maps.Backend{Name: "edge2", Address: netip.MustParseAddr("10.0.0.2")}))
 	must(nil, k.Rows.Write(id, make([]maps.Row, maps.RowCount)))
 	must(nil, k.Peers.Replace(map[netip.Addr]uint32{netip.MustParseAddr("10.0.0.2"): 1}))
-	must(k.VIPs.Put(service("web", "192.0.2.10", 443)))
+	web := service("web", "192.0.2.10", 443)
+	web.Gate.Cookies = maps.GateOn
+	must(k.VIPs.Put(web))
+	must(nil, k.Carries.Put(maps.Carry{Source: maps.CarryLimit(1000), All: maps.CarryLimit(1000)}))
 	must(nil, k.Verdicts.Put(maps.Verdict{Source: netip.MustParseAddr("198.51.100.7"), Action: maps.ActionDrop, Reason: "old"}))
 	must(nil, k.WatchDrift())
 	return k
@@ -71,14 +74,18 @@ func TestDriftOfOthers(t *testing.T) {
 			v.Flags |= 2
 			v.Name[3] = '2'
 			put(bpf.XDPMapBermVips, uint32(1), &v)
-		}, `berm_vips[1]: flags is 3, was 1; name is "web2", was "web"`},
+		}, `berm_vips[1]: flags is 259, was 257; name is "web2", was "web"`},
+		{"gate", func() { put(bpf.XDPMapBermGates, uint32(1), &bpf.XDPBermGate{}) }, "berm_gates[1]: syns is 0 a second, was 10000 a second; cookies is 0, was 2"},
+		{"gate's cookies", func() { put(bpf.XDPMapBermGates, uint32(1), &bpf.XDPBermGate{Cookies: 2}) }, "berm_gates[1]: cookies is 2, was 0"},
+		{"format of connection IDs", func() { put(bpf.XDPMapBermCids, uint32(1), &bpf.XDPBermCid{Flags: 1, Key: [16]uint8{9}}) }, "berm_cids[1]: flags is 1, was 0; key is another"},
+		{"carrying", func() { put(bpf.XDPMapBermCarry, uint32(0), &bpf.XDPBermCarry{}) }, "berm_carry[0]: source is 0 a second, was 1000 a second"},
 		{"index", func() { put(bpf.XDPMapBermVipSlots, uint32(5), uint64(9)) }, "berm_vip_slots[5]: 0x9, was 0x"},
 		{"seeds", func() { put(bpf.XDPMapBermVipSeeds, uint32(7), uint64(1)) }, "berm_vip_seeds[7]: 0x1, was 0x"},
 		{"geo rule", func() {
 			put(bpf.XDPMapBermGeoRules, uint32(1024+84), &bpf.XDPBermGeoRule{Action: 2})
 		}, "berm_geo_rules[1108]: 0x2, was 0x1"},
 		{"geo policy", func() { put(bpf.XDPMapBermGeoPolicies, uint32(9), &bpf.XDPBermGeoPolicy{Used: 1}) }, "berm_geo_policies[9]: used is 1, was 0"},
-		{"rate class", func() { put(bpf.XDPMapBermRateClasses, uint32(1), &bpf.XDPBermRateClass{}) }, "berm_rate_classes[1]: packets is "},
+		{"rate class", func() { put(bpf.XDPMapBermRateClasses, uint32(1), &bpf.XDPBermRateClass{}) }, "berm_rate_classes[1]: packets is 0 a second, was 10 a second"},
 		{"record", func() { put(bpf.XDPMapBermPrefixRecords, uint32(3), &bpf.XDPBermPrefixRecord{Acl: 2}) }, "berm_prefix_records[3]: 0x20000, was 0x0"},
 		{"network", func() { put(bpf.XDPMapBermNetworks, uint32(3), uint64(64496)) }, "berm_networks[3]: 0xfbf0, was 0x0"},
 		{"set", func() { put(bpf.XDPMapBermSets, uint32(9), &bpf.XDPBermSet{Owner: 1}) }, "berm_sets[9]: owner is 1, was 0"},

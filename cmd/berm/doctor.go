@@ -54,9 +54,8 @@ func (a *app) edge() (e doctor.Edge, err error) {
 	e.Kernel.Cgroup = cmp.Or(e.Kernel.Cgroup, loader.CgroupAuto)
 	e.Self4, e.Self6, e.DaemonUser = e.Kernel.Self4, e.Kernel.Self6, daemonUser
 	e.State, e.StateErr = loader.Status(a.ctx, e.Kernel)
-	if _, err := a.daemon(); err != nil {
-		e.Daemon = err
-	}
+	silent, err := a.silent()
+	e.Daemon = err
 	set, err := maps.Open(maps.PinDir(e.Kernel.Pins))
 	if err != nil {
 		if !errors.Is(err, maps.ErrNotUp) { // that is a finding of its own
@@ -65,22 +64,43 @@ func (a *app) edge() (e doctor.Edge, err error) {
 		return e, nil
 	}
 	defer func() { err = errors.Join(err, set.Close()) }()
-	return e, fromTables(set, &e)
+	return e, fromTables(set, silent, &e)
 }
 
-func fromTables(set *maps.Set, e *doctor.Edge) error {
+// silent asks the daemon which backends do not answer, and why; an error says that it does not itself.
+func (a *app) silent() (map[string]doctor.Silence, error) {
+	c, err := a.daemon()
+	if err != nil {
+		return nil, err
+	}
+	status, err := c.Status(a.ctx)
+	out := map[string]doctor.Silence{}
+	for _, b := range status.Backends {
+		if !b.Self && !b.Healthy && b.Error != "" {
+			out[b.Name] = doctor.Silence{Probe: b.Probe, Why: b.Error}
+		}
+	}
+	return out, err
+}
+
+func fromTables(set *maps.Set, silent map[string]doctor.Silence, e *doctor.Edge) error {
 	vips, errV := set.VIPs.List()
-	backends, errB := control.Backends(set)
+	serving, errS := control.Backends(set)
+	backends, errB := set.Backends.List()
 	drops, errD := set.Stats.Drops()
-	if err := errors.Join(errV, errB, errD); err != nil {
+	if err := errors.Join(errV, errS, errB, errD); err != nil {
 		return err
 	}
 	selfServes := map[string]bool{"": true}
-	for _, b := range backends {
+	for _, b := range serving {
 		if b.Self {
 			selfServes[b.Set] = true
-		} else {
-			e.Backends = append(e.Backends, doctor.Backend{Name: b.Name, Address: b.Address, Ready: b.Ready, Server: b.Via != maps.ViaEdge})
+		}
+	}
+	// All of them: whoever cannot be reached has no rows any more.
+	for _, b := range backends {
+		if b.ID != set.Config.Self().Backend {
+			e.Backends = append(e.Backends, doctor.Backend{Name: b.Name, Address: b.Address, Ready: b.NextHop.Ready, Server: b.Via != maps.ViaEdge, Silence: silent[b.Name]})
 		}
 	}
 	for _, v := range vips {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -231,23 +232,28 @@ func (c *steerPlan) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	return a.out.Value(plan, func() {
-		percent := func(n, of int) string { return sprintf("%.2f %%", 100*float64(n)/float64(max(of, 1))) }
-		for _, s := range plan.Spills {
-			share := func(x control.Spill) string {
-				return sprintf("%.2f %% to %s", float64(x.BasisPoints)/100, or(x.To, "nowhere"))
-			}
-			a.out.Field("spill of "+s.VIP, "%s, now %s: %.2f %% of the new flows begin elsewhere than before", share(s.After), share(s.Before), float64(s.Moved)/100)
+	return a.out.Value(plan, func() { a.planned(plan) })
+}
+
+func (a *app) planned(plan control.Plan) {
+	percent := func(n, of int) string { return sprintf("%.2f %%", 100*float64(n)/float64(max(of, 1))) }
+	for _, s := range plan.Spills {
+		share := func(x control.Spill) string {
+			return sprintf("%.2f %% to %s", float64(x.BasisPoints)/100, or(x.To, "nowhere"))
 		}
-		for _, s := range plan.Sets {
-			a.out.Field("set", "%s", s.Set)
-			a.out.Field("rows moved", "%s (%d of %d)", percent(s.Moved, s.Rows), s.Moved, s.Rows)
-			a.out.Field("beyond the minimum", "%s (%d)", percent(s.Moved-s.Least, s.Rows), s.Moved-s.Least)
-			var rows [][]out.Cell
-			for _, b := range s.Backends {
-				rows = append(rows, out.Row(b.Name, strconv.Itoa(b.Before), strconv.Itoa(b.After), sprintf("%+d", b.After-b.Before), percent(b.After, s.Rows)))
-			}
-			a.out.Table([]string{"BACKEND", "BEFORE>", "AFTER>", "CHANGE>", "SHARE>"}, rows)
+		a.out.Field("spill of "+s.VIP, "%s, now %s: %.2f %% of the new flows begin elsewhere than before", share(s.After), share(s.Before), float64(s.Moved)/100)
+	}
+	for _, s := range plan.Sets {
+		a.out.Field("set", "%s", s.Set)
+		a.out.Field("rows moved", "%s (%d of %d)", percent(s.Moved, s.Rows), s.Moved, s.Rows)
+		a.out.Field("beyond the minimum", "%s (%d)", percent(s.Moved-s.Least, s.Rows), s.Moved-s.Least)
+		var rows [][]out.Cell
+		for _, b := range s.Backends {
+			rows = append(rows, out.Row(b.Name, strconv.Itoa(b.Before), strconv.Itoa(b.After), sprintf("%+d", b.After-b.Before), percent(b.After, s.Rows)))
 		}
-	})
+		a.out.Table([]string{"BACKEND", "BEFORE>", "AFTER>", "CHANGE>", "SHARE>"}, rows)
+		if s.Moved > 0 && !slices.ContainsFunc(s.Backends, func(b control.BackendPlan) bool { return b.After > 0 }) {
+			a.out.Printf("%s\n", a.out.Paint(out.Bad, "no backend is left: nobody gets the set's packets (no_backend)"))
+		}
+	}
 }

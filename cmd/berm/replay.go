@@ -32,12 +32,14 @@ type replayCmd struct {
 func (replayCmd) Help() string {
 	return `Each packet is given, at its recorded time, to the kernel half's program twice: over the live tables, and over tables made of the candidate's file and of what operators have added. What the two decide otherwise is told, with the prefixes that are concerned, before anything changes. Nothing is sent, counted or charged; limits start afresh in both. Where packets are delivered to is not compared. It needs root.
 
+On an edge itself, tcpdump does not see what the program drops or sends on in native mode: record with berm pcap --full, or at a switch.
+
 Exit code 0: no packet fares otherwise. 1: some do.
 
 Examples:
 
   sudo berm replay monday.pcapng --candidate new.yaml
-  sudo tcpdump -i eth0 -c 100000 -w - | sudo berm replay - --candidate new.yaml --json`
+  sudo berm pcap --passed --full --rate 0 -c 100000 -w - | sudo berm replay - --candidate new.yaml --json`
 }
 
 // replayed is berm replay --json.
@@ -114,6 +116,9 @@ func fill(ctx context.Context, to, from *bermmaps.Set, cfg *config.Config) error
 	}
 	for _, v := range cfg.VIPs {
 		w.VIPs = append(w.VIPs, v.Service())
+	}
+	if err := to.Config.SetShadow(from.Config.Shadow()...); err != nil { // operators'
+		return err
 	}
 	sets := slices.Collect(maps.Keys(cfg.Backends))
 	classes, err1 := from.Rates.ListClasses()
@@ -294,6 +299,10 @@ func (d *difference) sorted() difference {
 
 func (a *app) replayed(r replayed) {
 	a.out.Printf("%s, %d for a VIP\n", plural(r.Packets, "packet"), r.Ours)
+	if r.Ours == 0 {
+		a.out.Printf("%s\n", a.out.Paint(out.Warn, "nothing was compared: on an edge, tcpdump misses what the program drops or sends on (berm pcap --passed --full does not)"))
+		return
+	}
 	if len(r.Differences) == 0 {
 		a.out.Printf("%s\n", a.out.Paint(out.Good, "no packet fares otherwise"))
 		return

@@ -12,21 +12,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bermedge/berm/cmd/berm/internal/out"
 	"github.com/bermedge/berm/cmd/berm/internal/pcap"
 	"github.com/bermedge/berm/maps"
 	"github.com/bermedge/berm/maps/mapstest"
 	"github.com/bermedge/berm/userspace/config"
 )
 
-// record writes a thousand packets, a millisecond apart, of which one in fifty comes from 203.0.113.0/24.
-func record(t *testing.T) string {
+// record writes n packets, a millisecond apart, of which one in fifty comes from 203.0.113.0/24.
+func record(t *testing.T, n int) string {
 	t.Helper()
 	var b bytes.Buffer
 	w, err := pcap.NewWriter(&b, "test", "eth0", 2047)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 1000 {
+	for i := range n {
 		source := netip.AddrFrom4([4]byte{198, 51, byte(i % 100), 7})
 		if i%50 == 0 {
 			source = netip.AddrFrom4([4]byte{203, 0, 113, byte(i / 50)})
@@ -76,7 +77,7 @@ func TestReplay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := record(t)
+	file, few := record(t, 1000), record(t, 20)
 	replay := func(args ...string) (int, replayed, string) {
 		t.Helper()
 		var stdout, stderr strings.Builder
@@ -92,6 +93,16 @@ func TestReplay(t *testing.T) {
 	}
 	if code, r, said := replay(file); code != 0 || r.Packets != 1000 || r.Ours != 1000 || len(r.Differences) != 0 {
 		t.Errorf("the same: exit code %d, %+v %s", code, r, said)
+	}
+	// What an operator has put in shadow stays so: no file says it.
+	if err := k.Config.SetShadow(maps.DropVerdict); err != nil {
+		t.Fatal(err)
+	}
+	if code, r, said := replay(few); code != 0 || r.Ours != 20 || len(r.Differences) != 0 {
+		t.Errorf("the same, with a reason in shadow: exit code %d, %+v %s", code, r, said)
+	}
+	if err := k.Config.SetShadow(); err != nil {
+		t.Fatal(err)
 	}
 	bad := write("bad.yaml", fmt.Sprintf(vip, "")+"geo: {overrides: [{prefix: 203.0.113.0/24, acl: drop}]}\n")
 	code, r, said := replay(file, "--candidate", bad)
@@ -112,7 +123,7 @@ func TestReplay(t *testing.T) {
 	if after, err := k.Stats.Stages(); err != nil || fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("replaying counted: %v, before %v (%v)", after, before, err)
 	}
-	whole, err := os.ReadFile(file)
+	whole, err := os.ReadFile(few)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,5 +139,19 @@ func TestReplay(t *testing.T) {
 	}
 	if code, _, said := replay(filepath.Join(dir, "none.pcap")); code != 2 {
 		t.Errorf("no file: exit code %d, %s", code, said)
+	}
+}
+
+// TestReplayedInWords: where nothing was for a VIP, that nothing differs says nothing.
+func TestReplayedInWords(t *testing.T) {
+	for want, r := range map[string]replayed{
+		"20 packets, 0 for a VIP\nnothing was compared": {Packets: 20},
+		"20 packets, 1 for a VIP\nno packet fares":      {Packets: 20, Ours: 1},
+	} {
+		var b strings.Builder
+		(&app{out: &out.Printer{W: &b}}).replayed(r)
+		if !strings.HasPrefix(b.String(), want) {
+			t.Errorf("%+v: %q, want %q", r, b.String(), want)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/bermedge/berm/cmd/berm/internal/flow"
@@ -16,7 +17,7 @@ import (
 
 type whyCmd struct {
 	Flow   []string `arg:"" help:"Source address, for all VIPs; or SOURCE:PORT DESTINATION:PORT [tcp|udp], or a flow as tcpdump, ss or conntrack print it."`
-	Ack    bool     `help:"Ask about a packet of a TCP connection that is there, instead of one that opens it."`
+	Ack    bool     `help:"Ask about a packet of a connection that is there, instead of one that opens it. A line of tcpdump tells the flags itself."`
 	Length int      `placeholder:"BYTES" help:"Payload bytes of the packet." default:"0"`
 }
 
@@ -28,7 +29,7 @@ Examples:
 
   sudo berm why 198.51.100.7
   sudo berm why 198.51.100.7:5000 192.0.2.10:443
-  sudo berm why --ack --length 1200 'IP 198.51.100.7.5000 > 192.0.2.10.443: Flags [.]'`
+  sudo berm why --length 1200 'IP 198.51.100.7.5000 > 192.0.2.10.443: Flags [P.], seq 1:1201'`
 }
 
 // somePort is where a client that was given without a port comes from.
@@ -83,18 +84,18 @@ func (c *whyCmd) Run(a *app) error {
 
 // packets are those to ask about: of the flow, or of the source to every VIP.
 func (c *whyCmd) packets(set *maps.Set) ([]why.Packet, error) {
+	list, err := set.VIPs.List()
+	if err != nil {
+		return nil, err
+	}
 	source, err := netip.ParseAddr(strings.Join(c.Flow, " "))
 	if err != nil {
 		f, err := flow.Parse(c.Flow)
 		if err != nil {
 			return nil, badInput("why: %w", err)
 		}
-		p, err := c.packet(f)
+		p, err := c.packet(f, list)
 		return []why.Packet{p}, err
-	}
-	list, err := set.VIPs.List()
-	if err != nil {
-		return nil, err
 	}
 	var packets []why.Packet
 	for _, v := range list {
@@ -103,7 +104,7 @@ func (c *whyCmd) packets(set *maps.Set) ([]why.Packet, error) {
 		}
 		p, err := c.packet(control.Flow{
 			Protocol: v.Protocol.String(), Source: netip.AddrPortFrom(source.Unmap(), somePort), Destination: netip.AddrPortFrom(v.Address.Unmap(), v.Port),
-		})
+		}, list)
 		if err != nil {
 			return nil, err
 		}
@@ -112,7 +113,8 @@ func (c *whyCmd) packets(set *maps.Set) ([]why.Packet, error) {
 	return packets, nil
 }
 
-func (c *whyCmd) packet(f control.Flow) (p why.Packet, err error) {
+// packet is one of the flow: where a service speaks QUIC, a packet of QUIC.
+func (c *whyCmd) packet(f control.Flow, list []maps.VIP) (p why.Packet, err error) {
 	if f.Source.Addr().Unmap().Is4() != f.Destination.Addr().Unmap().Is4() {
 		return p, badInput("why: %s and %s are of different families", f.Source.Addr(), f.Destination.Addr())
 	}
@@ -122,6 +124,19 @@ func (c *whyCmd) packet(f control.Flow) (p why.Packet, err error) {
 	}
 	if c.Ack {
 		p.Flags = why.FlagACK
+	} else if flags, ok := flow.TCPFlags(c.Flow); ok {
+		p.Flags = flags
+	}
+	quic := slices.ContainsFunc(list, func(v maps.VIP) bool {
+		return v.Protocol == p.Protocol && v.Address.Unmap() == f.Destination.Addr().Unmap() && v.Port == f.Destination.Port() &&
+			(v.QUIC || v.Gate.Retry != maps.GateOff || v.Gate.BadInitials != maps.ActionNone)
+	})
+	switch {
+	case p.Protocol != maps.ProtocolUDP || !quic:
+	case c.Ack:
+		p.QUIC = why.Short
+	default:
+		p.QUIC = why.Initial
 	}
 	return p, nil
 }

@@ -415,7 +415,7 @@ func TestFileAndOperator(t *testing.T) {
 		t.Error("observe_only is not in force")
 	}
 	done, err := l.SetRate(ctx, control.RateClass{Name: "a", RateLimits: control.RateLimits{Packets: 99, PacketsBurst: 99}})
-	says(t, done, err, "the file says otherwise, and wins at the next reload")
+	says(t, done, err, "the file wrote it, and decides again at the next reload")
 	done, err = l.AddVIP(ctx, control.VIP{Name: "mine", Address: netip.MustParseAddr("192.0.2.1"), Port: 90, Protocol: "tcp", Rate: "b"})
 	says(t, done, err, "added")
 	second := control.Wanted{Rates: []maps.RateClass{class("a", 10)}, VIPs: []maps.VIP{vip("one", 80, "a")}}

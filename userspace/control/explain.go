@@ -204,6 +204,14 @@ func (l *Local) candidate(id, self uint32, role string, out *Steering) (done boo
 	return false, nil
 }
 
+// Seen is how many seconds ago a backend gave its last sign of life, as Backend has it.
+func Seen(b maps.Backend) float64 {
+	if b.Heartbeat.IsZero() {
+		return -1
+	}
+	return time.Since(b.Heartbeat).Seconds()
+}
+
 // Backends lists the backends with the sets whose rows name them.
 func Backends(set *maps.Set) ([]Backend, error) {
 	list, err := set.Backends.List()
@@ -230,14 +238,10 @@ func Backends(set *maps.Set) ([]Backend, error) {
 			if owned[b.ID]+previous[b.ID] == 0 {
 				continue
 			}
-			x := Backend{
+			out = append(out, Backend{
 				ID: b.ID, Set: s.Name, Name: b.Name, Address: b.Address, Via: b.Via, Self: b.ID == self, Ready: b.NextHop.Ready || b.ID == self,
-				Healthy: owned[b.ID] > 0, Rows: owned[b.ID], Seen: -1,
-			}
-			if !b.Heartbeat.IsZero() {
-				x.Seen = time.Since(b.Heartbeat).Seconds()
-			}
-			out = append(out, x)
+				Healthy: owned[b.ID] > 0, Rows: owned[b.ID], Seen: Seen(b),
+			})
 		}
 	}
 	return out, nil

@@ -97,6 +97,8 @@ func (l *Local) siteOwner(set string, region uint8, out *Steering) (string, erro
 			return b.Name, nil
 		}
 	}
-	out.step("nobody of %s can be reached", set)
+	if nobody := "nobody of " + set + " can be reached"; !slices.Contains(out.Steps, nobody) { // spill and carry may name the same
+		out.step("%s", nobody)
+	}
 	return "", nil
 }

@@ -44,7 +44,7 @@ func changed(format string, args ...any) Changes {
 // fromFile says what will become of a change to what the file wrote.
 func fromFile(owner maps.Owner) string {
 	if owner == maps.OwnerFile {
-		return "; the file says otherwise, and wins at the next reload"
+		return "; the file wrote it, and decides again at the next reload"
 	}
 	return ""
 }

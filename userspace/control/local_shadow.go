@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -117,41 +118,42 @@ func (l *Local) shadowVerdicts(add addShadow) error {
 	return err
 }
 
-// SetShadow promotes a rule, as ShadowRules names it, to being enforced, or puts it in shadow.
+// SetShadow promotes a rule, as ShadowRules names it, to being enforced, or puts it in shadow. A rule that
+// lets packets in is neither: it would end as one that drops them.
 func (l *Local) SetShadow(_ context.Context, c ShadowChange) (Changes, error) {
 	kind, name, _ := strings.Cut(c.Rule, "/")
 	does, action := "is enforced", maps.ActionDrop
 	if c.Shadow {
 		does, action = "is only counted", maps.ActionShadow
 	}
-	done := func(format string, args ...any) Changes {
-		return changed("%s %s from now on", fmt.Sprintf(format, args...), does)
+	done := func(what, name string, owner maps.Owner) Changes {
+		return changed("%s %s from now on%s", what+name, does, fromFile(owner))
 	}
 	switch kind {
 	case "observe_only":
-		return done("what rules refuse"), l.set.Config.SetObserveOnly(c.Shadow)
+		return done("what rules refuse", "", maps.OwnerOperator), l.set.Config.SetObserveOnly(c.Shadow)
 	case "reason":
-		return done("drop reason %s", name), l.shadowReason(name, c.Shadow)
+		return done("drop reason ", name, maps.OwnerOperator), l.shadowReason(name, c.Shadow)
 	case "vip":
 		v, err := l.set.VIPs.Get(name)
 		if err == nil {
 			v.Shadow = c.Shadow
 			_, err = l.set.VIPs.Put(v)
 		}
-		return done("what the policies of VIP %s say%s", name, fromFile(v.Owner)), err
+		return done("what the policies refuse of VIP ", name, v.Owner), err
 	case "rate":
 		r, err := l.set.Rates.GetClass(name)
 		if err == nil {
 			r.Shadow = c.Shadow
 			_, err = l.set.Rates.PutClass(r)
 		}
-		return done("rate class %s%s", name, fromFile(r.Owner)), err
+		return done("rate class ", name, r.Owner), err
 	case "geo":
 		policy, country, _ := strings.Cut(name, "/")
 		owner, err := l.shadowCountry(policy, country, action)
-		return done("%s of geo policy %s%s", country, policy, fromFile(owner)), err
+		return done(country+" of geo policy ", policy, owner), err
 	case "verdict":
-		return done("the verdict about %s", name), l.shadowVerdict(name, action)
+		return done("the verdict about ", name, maps.OwnerOperator), l.shadowVerdict(name, action)
 	case "override":
 		return Changes{}, &Error{Message: "shadow rule " + c.Rule + " is compiled from the file", Hint: "change acl in geo.overrides, and run berm reload"}
 	}
@@ -175,17 +177,33 @@ func (l *Local) shadowCountry(policy, country string, action maps.Action) (maps.
 	if err != nil {
 		return 0, err
 	}
+	flag := "--fallback " + action.String()
 	if country == "fallback" {
+		err = refuses(p.Fallback, "the fallback of geo policy "+policy, "berm geo policy "+policy+" "+flag)
 		p.Fallback = action
 	} else {
-		c, err := maps.ParseCountry(country)
-		if err != nil {
-			return 0, err
+		var c maps.Country
+		if c, err = maps.ParseCountry(country); err == nil {
+			flag = "--" + action.String() + " " + c.String()
+			err = refuses(p.Action(c), c.String()+" of geo policy "+policy, "berm geo policy "+policy+" "+flag)
+			p.Rules[c] = action
 		}
-		p.Rules[c] = action
 	}
-	_, err = l.set.Geo.PutPolicy(p)
+	if err == nil {
+		_, err = l.set.Geo.PutPolicy(p)
+	}
 	return p.Owner, err
+}
+
+// refuses holds that a rule drops, or would if it were enforced.
+func refuses(now maps.Action, what, instead string) error {
+	if now == maps.ActionDrop || now == maps.ActionShadow {
+		return nil
+	}
+	return &Error{
+		Status: http.StatusBadRequest, Message: fmt.Sprintf("%s says %s: there is nothing to enforce or to put in shadow", what, now),
+		Hint: "To have it refuse, say so: " + instead + ".",
+	}
 }
 
 func (l *Local) shadowVerdict(name string, action maps.Action) error {
@@ -196,6 +214,13 @@ func (l *Local) shadowVerdict(name string, action maps.Action) error {
 	}
 	v, err := l.set.Verdicts.Get(a, vip)
 	if err != nil {
+		return err
+	}
+	instead := "berm verdict add " + v.Source.String() + " --action " + action.String()
+	if v.VIP != "" {
+		instead += " --vip " + v.VIP
+	}
+	if err := refuses(v.Action, "the verdict about "+name, instead); err != nil {
 		return err
 	}
 	v.Action = action

@@ -1,6 +1,7 @@
 package control_test
 
 import (
+	"errors"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -114,6 +115,27 @@ func TestPromotion(t *testing.T) {
 		if _, err := c.SetShadow(ctx, control.ShadowChange{Rule: rule}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", rule, err, want)
 		}
+	}
+	// What lets packets in is no shadow, and never becomes a drop.
+	must(c.AddVerdict(ctx, control.Verdict{Source: netip.MustParseAddr("198.51.100.3"), VIP: "plain", Action: "allow"}))
+	must(c.SetGeoPolicy(ctx, control.GeoPolicy{Name: "open", Fallback: "allow", Mark: []string{"YY"}}))
+	for rule, instead := range map[string]string{
+		"geo/open/fallback": "berm geo policy open --fallback drop", "geo/open/DE": "berm geo policy open --drop DE", "geo/open/YY": "berm geo policy open --drop YY",
+		"verdict/198.51.100.3/plain": "berm verdict add 198.51.100.3 --action drop --vip plain",
+	} {
+		for _, shadow := range []bool{true, false} {
+			_, err := c.SetShadow(ctx, control.ShadowChange{Rule: rule, Shadow: shadow})
+			refused(t, err, http.StatusBadRequest, "nothing to enforce")
+			if told := (*control.Error)(nil); !errors.As(err, &told) || !shadow && !strings.Contains(told.Hint, instead) {
+				t.Errorf("%s: %+v, want %s", rule, err, instead)
+			}
+		}
+	}
+	if p, err := k.Geo.GetPolicy("open"); err != nil || p.Fallback != maps.ActionAllow || len(p.Rules) != 1 {
+		t.Errorf("policy %+v, %v", p, err)
+	}
+	if v, err := k.Verdicts.Get(netip.MustParseAddr("198.51.100.3"), "plain"); err != nil || v.Action != maps.ActionAllow {
+		t.Errorf("verdict %+v, %v", v, err)
 	}
 	_, err = c.SetShadow(ctx, control.ShadowChange{Rule: "nonsense"})
 	refused(t, err, http.StatusNotFound, "nonsense")

@@ -208,11 +208,14 @@ func (c *Controller) putBackends(cfg Config) (map[string]*backend, error) {
 			}
 			b := &backend{id: id, site: site, address: m.Address, alive: true, up: true, since: time.Now(), known: time.Now()}
 			if i >= 0 {
-				b.alive, b.hop = owners[uint16(id)] || !c.wasMember(m.Name) || m.Name == cfg.Node.Name, known[i].NextHop
+				b.alive = owners[uint16(id)] || !c.wasMember(m.Name) || m.Name == cfg.Node.Name
 			}
 			if old := c.backends[m.Name]; old != nil && old.address == m.Address && old.via == m.Via {
 				*b = *old
-				b.id, b.site = id, site
+				b.id, b.site, b.hop = id, site, bermmaps.NextHop{}
+			}
+			if i >= 0 {
+				b.hop = known[i].NextHop // what is in the table, where others may have put or lost it
 			}
 			b.via, b.port, b.probe = m.Via, m.guePort(), cfg.Probe
 			if m.isServer() {

@@ -92,6 +92,11 @@ func (c *Controller) Plan(change Change) ([]SetPlan, error) {
 	if change.Sets != nil {
 		candidate = change.Sets
 	}
+	for _, b := range change.Add {
+		if err := bermmaps.CheckName(b.Name); err != nil {
+			return nil, fmt.Errorf("add: %w", err)
+		}
+	}
 	says := map[string]Says{}
 	for _, o := range change.Orders {
 		said, ok := says[o.Backend]

@@ -390,6 +390,20 @@ func TestControllerReload(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// A next hop that others took out of the table is not taken for one that is there: it is written again.
+	c.mu.Lock()
+	c.backends["edge2"].hop = maps.NextHop{Ready: true, Interface: 7}
+	c.mu.Unlock()
+	if _, err := c.Apply(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	hop := c.backends["edge2"].hop
+	c.mu.Unlock()
+	if hop.Ready {
+		t.Errorf("the table holds no next hop, and the controller believes in %+v", hop)
+	}
+
 	bad := cfg
 	bad.SecretFile = filepath.Join(t.TempDir(), "none")
 	if _, err := c.Apply(t.Context(), bad); err == nil {
@@ -896,6 +910,9 @@ func TestOrdersAndPlans(t *testing.T) {
 	plans, err = c.Plan(Change{Sets: map[string][]Backend{"edges": cfg.Sets["edges"][:2], "more": cfg.Sets["edges"][1:]}})
 	if err != nil || len(plans) != 2 || plans[0].Moved != before["edge3"] || plans[1].Moved != maps.RowCount {
 		t.Errorf("a file: %+v, %v", plans, err)
+	}
+	if _, err := c.Plan(Change{Add: []Backend{{Name: "edge9=192.0.2.9"}}}); err == nil || !strings.Contains(err.Error(), "only letters") {
+		t.Errorf("a backend of no name: %v", err)
 	}
 	if _, err := c.Plan(Change{Remove: []string{"edge9"}}); !errors.Is(err, maps.ErrNotFound) {
 		t.Errorf("removal of one who is not there: %v", err)

@@ -78,6 +78,13 @@ type Backend struct {
 	Address netip.Addr
 	Ready   bool // as the kernel half knows it
 	Server  bool // runs no Berm
+	Silence Silence
+}
+
+// Silence is that a backend does not answer, as the daemon knows it.
+type Silence struct {
+	Probe string // how it is asked
+	Why   string // empty: it answers, or nobody asks
 }
 
 // check is one line of the examination.
@@ -106,6 +113,7 @@ var checks = []check{
 	{"xdp_peer", checkPeerXDP},
 	{"mtu", checkMTU},
 	{"next_hop", checkNextHops},
+	{"health", checkHealth},
 	{"self_address", checkSelf},
 	{"vip_address", checkVIPs},
 	{"rp_filter", checkReversePath},

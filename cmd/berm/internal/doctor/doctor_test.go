@@ -90,7 +90,7 @@ func newHost(t *testing.T) *host {
 		},
 		Self4:    netip.MustParseAddr("10.9.0.1"),
 		VIPs:     []VIP{{"web", netip.MustParseAddr(vip), true, false}},
-		Backends: []Backend{{"edge2", netip.MustParseAddr("10.9.0.2"), true, false}},
+		Backends: []Backend{{Name: "edge2", Address: netip.MustParseAddr("10.9.0.2"), Ready: true}},
 	}
 	return h
 }
@@ -228,6 +228,7 @@ func TestFindings(t *testing.T) {
 		{"silent neighbour", func(h *host) { h.run("ip neigh replace 10.9.0.2 dev edge0 nud failed") }, "next_hop", "backend edge2", "ping -c 3 -I edge0 10.9.0.2", false},
 		{"unknown neighbour", func(h *host) { h.run("ip neigh del 10.9.0.2 dev edge0"); h.edge.Backends[0].Ready = false }, "next_hop", "backend edge2", "ping -c 3 -I edge0 10.9.0.2", false},
 		{"forgotten neighbour", func(h *host) { h.edge.Backends[0].Ready = false }, "next_hop", "backend edge2", "systemctl restart bermd", false},
+		{"silent backend", func(h *host) { h.edge.Backends[0].Silence = Silence{"udp 9191", "i/o timeout"} }, "health", "backend edge2", "ping -c 3 10.9.0.2", false},
 		{"self", func(h *host) {
 			h.run("ip addr del 10.9.0.1/24 dev edge0; ip link add wan0 mtu 1520 type veth peer name wan1; ip link set wan0 up; ip link set wan1 up; ip route add default dev wan0")
 		}, "self_address", "10.9.0.1", "ip addr add 10.9.0.1/32", false},

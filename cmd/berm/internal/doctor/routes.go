@@ -117,6 +117,20 @@ func (x *exam) checkNeighbour(b Backend, route netlink.Route, l netlink.Link) {
 	}
 }
 
+// checkHealth: who has no next hop is told of already.
+func checkHealth(x *exam) {
+	for _, b := range x.edge.Backends {
+		where := "backend " + b.Name
+		if b.Silence.Why == "" || slices.ContainsFunc(x.report.Findings, func(f Finding) bool { return f.Check == "next_hop" && f.Where == where }) {
+			continue
+		}
+		x.find(Blocks, where, sprintf("it does not answer its probe (%s): %s", b.Silence.Probe, b.Silence.Why), "its rows are the others': it gets no new flows",
+			sprintf("ping -c 3 %s # no answer: the host is down, or the network between", b.Address),
+			sprintf("ip neigh show to %s # whose Ethernet address is it?", b.Address),
+			"berm doctor # there: what is asked has to run, and its firewall to let the probe in")
+	}
+}
+
 // checkSelf: tunnels arrive at node.address4 and node.address6, and leave from them.
 func checkSelf(x *exam) {
 	for _, a := range []netip.Addr{x.edge.Self4, x.edge.Self6} {

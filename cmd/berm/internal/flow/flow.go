@@ -38,6 +38,23 @@ func Parse(words []string) (control.Flow, error) {
 	return p.finish()
 }
 
+// TCPFlags finds the flags in a line of tcpdump: "Flags [S.]" is SYN and ACK. ok is false where there are none.
+func TCPFlags(words []string) (flags byte, ok bool) {
+	_, rest, found := strings.Cut(strings.Join(words, " "), "Flags [")
+	letters, _, closed := strings.Cut(rest, "]")
+	if !found || !closed {
+		return 0, false
+	}
+	for _, r := range strings.TrimPrefix(letters, "none") {
+		i := strings.IndexRune("FSRP.UEW", r) // in the order of their bits
+		if i < 0 {
+			return 0, false
+		}
+		flags |= 1 << i
+	}
+	return flags, true
+}
+
 type parser struct {
 	flow    control.Flow
 	ends    [2]netip.AddrPort

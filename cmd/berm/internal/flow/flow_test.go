@@ -50,6 +50,21 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestTCPFlags(t *testing.T) {
+	for in, want := range map[string]int{
+		"IP 198.51.100.7.5000 > 192.0.2.10.443: Flags [S], seq 1, win 64240, length 0": 0x02,
+		"IP 198.51.100.7.5000 > 192.0.2.10.443: Flags [SF], seq 1":                     0x03,
+		"Flags [P.], seq 1:2": 0x18, "Flags [R]": 0x04, "Flags [SEW]": 0xc2, "Flags [U]": 0x20, "Flags [none]": 0,
+		"198.51.100.7:5000 192.0.2.10:443": -1, "Flags [S": -1, "Flags [x]": -1, "UDP, length 12": -1,
+	} {
+		for _, words := range [][]string{{in}, strings.Fields(in)} {
+			if got, ok := TCPFlags(words); ok != (want >= 0) || ok && int(got) != want {
+				t.Errorf("%q: %#x, %v; want %#x", in, got, ok, want)
+			}
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add("198.51.100.7:5000 -> 192.0.2.10:443/tcp")
 	f.Add("IP6 2001:db8::7.5000 > 2001:db8::10.443: UDP, length 1200")

@@ -13,7 +13,18 @@ type Packet struct {
 	Protocol            maps.Protocol
 	Flags               byte // of TCP
 	Payload             int  // bytes behind the transport's header
+	QUIC                QUIC // what UDP carries
 }
+
+// QUIC is what a made-up UDP payload looks like.
+type QUIC int
+
+// What it may look like: zeros, or a packet of QUIC that a client sends.
+const (
+	NoQUIC  QUIC = iota
+	Initial      // begins a connection
+	Short        // belongs to one, which nobody knows
+)
 
 // Flags of TCP segments.
 const (
@@ -48,15 +59,28 @@ func (p Packet) transport() []byte {
 		b = append(b, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, p.Flags, 0xff, 0xff, 0, 0, 0, 0)
 		at = 16
 	default:
-		b = binary.BigEndian.AppendUint16(b, uint16(8+p.Payload))
+		b = binary.BigEndian.AppendUint16(b, uint16(8+len(p.payload())))
 		b = append(b, 0, 0)
 	}
-	b = append(b, make([]byte, p.Payload)...)
+	b = append(b, p.payload()...)
 	pseudo := append(p.Source.Addr().Unmap().AsSlice(), p.Destination.Addr().Unmap().AsSlice()...)
 	pseudo = append(pseudo, 0, byte(p.Protocol))
 	pseudo = binary.BigEndian.AppendUint16(pseudo, uint16(len(b)))
 	binary.BigEndian.PutUint16(b[at:], ^checksum(checksum(0, pseudo), b))
 	return b
+}
+
+// payload is zeros, but for the head of a QUIC packet (RFC 9000, section 17), whose connection ID is of no edge.
+func (p Packet) payload() []byte {
+	const unroutable = 0xff // the first byte of such an ID
+	switch {
+	case p.Protocol != maps.ProtocolUDP:
+	case p.QUIC == Initial: // QUIC 1, an ID of eight bytes, and 1200 bytes in all, as the first of a client must have
+		return append([]byte{0xc0, 0, 0, 0, 1, 8, unroutable}, make([]byte, max(p.Payload, 1200)-7)...)
+	case p.QUIC == Short:
+		return append([]byte{0x40, unroutable}, make([]byte, max(p.Payload, 32)-2)...)
+	}
+	return make([]byte, p.Payload)
 }
 
 // checksum is the sum of RFC 1071, going on from another.

@@ -3,6 +3,7 @@
 package why
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -76,14 +77,17 @@ func (a *Asker) Ask(ctx context.Context, p Packet) (Answer, error) {
 
 func describe(p Packet, bytes int) string {
 	kind := strings.ToUpper(p.Protocol.String())
+	if p.Protocol == maps.ProtocolUDP {
+		kind += [...]string{"", " with a QUIC Initial", " with a QUIC packet of a connection"}[p.QUIC]
+	}
 	if p.Protocol == maps.ProtocolTCP {
-		switch p.Flags {
-		case FlagSYN:
-			kind += " SYN"
-		case FlagACK:
-			kind += " ACK"
-		default:
-			kind += fmt.Sprintf(" with flags %#02x", p.Flags)
+		for i, name := range [...]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"} {
+			if p.Flags>>i&1 != 0 {
+				kind += " " + name
+			}
+		}
+		if p.Flags == 0 {
+			kind += " without flags"
 		}
 	}
 	return fmt.Sprintf("%s, %d bytes", kind, bytes)
@@ -111,9 +115,10 @@ func (w *work) explain(ctx context.Context) error {
 		{maps.StageGeo, w.geo},
 		{maps.StageRate, w.rate},
 		{maps.StageSteer, w.steer},
+		{maps.StageGate, w.gate},
 	} {
 		// What is malformed is refused only where a service's address is met.
-		if s.stage > w.fate.Stage && (s.stage != maps.StageVIP || w.fate.Reason == maps.DropNone) {
+		if s.stage > w.fate.Stage && (s.stage != maps.StageVIP || w.fate.Reason == maps.DropNone) || s.stage == maps.StageGate && w.fate.Stage != s.stage {
 			break
 		}
 		st, err := s.tell(ctx)
@@ -136,7 +141,7 @@ func (w *work) judge(stage maps.Stage, st *Stage) {
 	}
 	if f.Reason != maps.DropNone && f.Stage == stage {
 		st.Decision = "drop"
-		st.Says += ": dropped (" + f.Reason.String() + ": " + f.Reason.Meaning() + ")"
+		st.Says = strings.TrimSuffix(st.Says, ": dropped ("+f.Reason.String()+")") + ": dropped (" + f.Reason.String() + ": " + f.Reason.Meaning() + ")"
 	}
 	for _, d := range f.Shadows {
 		if d.Stage() == stage {
@@ -356,12 +361,34 @@ func (w *work) steer(ctx context.Context) (Stage, error) {
 	return Stage{Entry: entry, Says: strings.Join(s.Steps[min(1, len(s.Steps)):], "; ")}, nil
 }
 
+// gate had the last word: it refused, or answered with a SYN cookie.
+func (w *work) gate(context.Context) (Stage, error) {
+	g := w.vip.Gate
+	st := Stage{Entry: fmt.Sprintf("berm_gates[%d]", w.vip.ID)}
+	switch {
+	case w.fate.Reason == maps.DropAmplified:
+		st.Says = fmt.Sprintf("VIP %s refuses UDP from such ports", w.vip.Name)
+	case w.fate.Reason != maps.DropNone:
+		st.Says = fmt.Sprintf("VIP %s refuses such packets", w.vip.Name)
+	default:
+		st.Decision = w.fate.Exit.String()
+		st.Says = fmt.Sprintf("SYN cookies are %s for VIP %s", g.Cookies, w.vip.Name)
+		if g.Cookies == maps.GateAuto {
+			st.Says += fmt.Sprintf(", and more than %d SYNs a second come or have come a moment ago", cmp.Or(g.CookiesAbove, maps.DefaultCookiesAbove))
+		}
+		st.Says += ": answered with one"
+	}
+	return st, nil
+}
+
 // last says how it ended.
 func (w *work) last() {
 	f := w.fate
 	switch {
 	case f.Reason != maps.DropNone && f.Exit == maps.ExitAnswer:
 		w.out.Because = fmt.Sprintf("not sent on at stage %s (%s), and its sender is told so: %s", f.Stage, f.Reason, f.Reason.Meaning())
+	case f.Exit == maps.ExitAnswer && f.Stage == maps.StageGate:
+		w.out.Because = "answered in place at stage gate, with a SYN cookie: a client that answers it is let in"
 	case f.Exit == maps.ExitAnswer:
 		w.out.Because = fmt.Sprintf("answered in place at stage %s", f.Stage)
 	case f.Exit == maps.ExitChance:

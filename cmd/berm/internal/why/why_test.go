@@ -233,6 +233,14 @@ func TestAnswersAgreeWithTheProgram(t *testing.T) {
 			}
 		})
 	}
+	p := why.Packet{Source: netip.MustParseAddrPort("198.51.100.9:1"), Destination: netip.MustParseAddrPort("192.0.2.1:443"), Protocol: maps.ProtocolTCP}
+	for flags, want := range map[byte]string{0: "TCP without flags, 40 bytes drop bad_tcp_flags", 3: "TCP FIN SYN, 40 bytes drop bad_tcp_flags", 0x18: "TCP PSH ACK, 40 bytes local "} {
+		p.Flags = flags
+		a, err := asker.Ask(t.Context(), p)
+		if got := a.Packet + " " + a.Exit + " " + a.Reason; err != nil || got != want {
+			t.Errorf("flags %#x: %q, %v; want %q", flags, got, err, want)
+		}
+	}
 	if len(scripted) < 20 {
 		t.Errorf("%d cases", len(scripted))
 	}

@@ -446,6 +446,9 @@ func (k *kernelLink) backends(set *maps.Set) ([]control.Backend, error) {
 		if i < 0 { // without a row: its health, or its weight, has taken all from it
 			list = append(list, control.Backend{Set: s.Set, Site: s.Site, Name: s.Name, Address: s.Address, Via: s.Via, Self: s.Self, Ready: s.NextHop.Ready, Seen: -1})
 			i = len(list) - 1
+			if b, err := set.Backends.Get(s.Name); err == nil {
+				list[i].ID, list[i].Seen = b.ID, control.Seen(b)
+			}
 		}
 		b := &list[i]
 		b.Site = s.Site
