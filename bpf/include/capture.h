@@ -60,7 +60,7 @@ static __always_inline int capture(struct xdp_md *ctx, const struct fate *fate, 
 	buf->head.record = fate->record;
 	buf->head.weight = want->mask + 1;
 	buf->head.stage = stage;
-	buf->head.exit = fate->end % BERM_EXIT_MAX;
+	buf->head.exit = exit_of_end(fate->end);
 	buf->head.reason = fate->reason;
 	buf->head.shadow = shadow;
 	buf->head.pad = 0;

@@ -23,13 +23,25 @@
 
 #define IP_TOTAL_MAX 65535
 
-/* Without the barrier clang-19 makes branches of it, and the verifier needs 18,000 instructions more. */
+/* Few packets are second chances, or of other sites. Asking for that is cheaper than arithmetic. */
+static __always_inline bool is_first_way(const struct packet *pkt)
+{
+	return LIKELY(!is(pkt, PACKET_HANDED | PACKET_HOPS | PACKET_CARRIED | PACKET_SPILLED));
+}
+
 static __always_inline __u32 outer_ttl(const struct packet *pkt)
 {
-	__u64 hops = pkt->facts / PACKET_HOP;
+	return OUTER_TTL + (is_first_way(pkt) ? 0 : hops_of(pkt->facts) * OUTER_TTL_HOP);
+}
 
-	OPAQUE(hops);
-	return OUTER_TTL + (hops & BERM_SITE_HOPS) * OUTER_TTL_HOP;
+static __always_inline __u16 outer_tag(const struct packet *pkt)
+{
+	__u64 secret = pkt->cfg->tag_secrets[0], chance = fact(pkt, PACKET_HANDED);
+
+	if (is_first_way(pkt))
+		return secret ? flow_tag(pkt->flow, secret, 0, 0) : 0;
+	return secret ? flow_tag(pkt->flow, secret, chance, hops_of(pkt->facts)) :
+			chance * TAG_CHANCE;
 }
 
 static __always_inline bool put_ipv4(const struct packet *pkt, struct cursor *cur, __be32 src,
@@ -60,10 +72,7 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 				      const struct berm_backend *to, bool six)
 {
 	const struct berm_config *cfg = pkt->cfg;
-	__u64 chance = fact(pkt, PACKET_HANDED);
-	__u16 tag = cfg->tag_secrets[0] ?
-			    flow_tag(pkt->flow, cfg->tag_secrets[0], chance, hops_of(pkt->facts)) :
-			    chance * TAG_CHANCE;
+	__u16 tag = outer_tag(pkt);
 	struct berm_addr src;
 
 	if (!six)
@@ -75,6 +84,8 @@ static __always_inline bool put_outer(const struct packet *pkt, struct cursor *c
 
 static __always_inline enum berm_exit exit_of(const struct packet *pkt)
 {
+	if (is_first_way(pkt))
+		return BERM_EXIT_FORWARD;
 	return BERM_EXIT_FORWARD +
 	       fact(pkt, PACKET_HANDED) * (BERM_EXIT_CHANCE - BERM_EXIT_FORWARD) +
 	       fact(pkt, PACKET_SILENT) * (BERM_EXIT_DEADMAN - BERM_EXIT_CHANCE) +

@@ -31,11 +31,12 @@ _Static_assert(sizeof(struct macs) == 2 * ETH_ALEN, "macs is the start of an Eth
 /* From this host to the backend's next hop. */
 static __always_inline struct macs macs_to(const struct berm_backend *to, const struct ethhdr *eth)
 {
+	const void *was = eth; /* a packed structure is read in bytes */
 	struct macs macs = {
 		.dst0 = *(__u32 *)to->mac,
 		.dst4 = *(__u16 *)(to->mac + 4),
-		.src0 = *(__u16 *)eth->h_dest,
-		.src2 = *(__u32 *)(eth->h_dest + 2),
+		.src0 = *(__u16 *)was,
+		.src2 = *(__u32 *)(was + 2),
 	};
 
 	if (UNLIKELY(to->ifindex)) {
@@ -53,7 +54,7 @@ static __always_inline bool put_ethernet(struct cursor *cur, const struct frame 
 	if (!eth)
 		return false;
 	*(struct macs *)eth = *macs;
-	eth->h_proto = vlans ? (__be16)frame->tpids : proto;
+	*(__be16 *)((void *)eth + sizeof(*macs)) = vlans ? (__be16)frame->tpids : proto;
 #pragma unroll
 	for (__u32 i = 0; i < VLANS && UNLIKELY(i < vlans); i++) {
 		struct vlan_hdr *tag = TAKE(cur, struct vlan_hdr);

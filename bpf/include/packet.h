@@ -98,6 +98,7 @@ _Static_assert(BERM_DROP_BAD_FRAGMENT < 8, "BAD() has 8 bits");
 #define SHADOWED(why) (1ULL << (SHADOWED_SHIFT + (why)))
 #define SHADOWED_SHIFT 32
 #define SHADOWED_BITS 28
+#define SHADOWED_ANY (((1ULL << SHADOWED_BITS) - 1) << SHADOWED_SHIFT)
 _Static_assert(BERM_DROP_MAX <= SHADOWED_BITS, "SHADOWED() has room for every reason");
 
 /* Every field costs a store where it is set, and few more would fit on the stack: what few
@@ -251,6 +252,7 @@ static __always_inline void *cur_take(struct cursor *cur, __u64 len)
 
 	if (pos + len > cur->end)
 		return NULL;
+	__builtin_assume(pos); /* a packet is never at NULL: clang would ask again */
 	cur->pos = pos + len;
 	return pos;
 }
@@ -308,6 +310,53 @@ static __always_inline __u64 shadow_of(const struct packet *pkt)
 	return pkt->cfg->shadow;
 }
 
+static __always_inline int leave(struct packet *pkt, enum berm_stage stage, enum berm_exit exit,
+				 int act)
+{
+	pkt->end = stage * BERM_EXIT_MAX + exit;
+	return act;
+}
+
+/* Of pkt->end. Multiplied, since clang leaves the division to the processor, which takes longer. */
+#define PER_EXIT_MAX (1024 / BERM_EXIT_MAX + 1)
+_Static_assert(BERM_STAGE_MAX *BERM_EXIT_MAX *(PER_EXIT_MAX *BERM_EXIT_MAX - 1024) < 1024,
+	       "exact for every end");
+
+static __always_inline enum berm_exit exit_of_end(__u32 end)
+{
+	return end - (end * PER_EXIT_MAX >> 10) * BERM_EXIT_MAX;
+}
+
+/* The stage that refuses for this reason. */
+static __always_inline enum berm_stage stage_of(__u32 why)
+{
+	if (why <= BERM_DROP_BAD_FRAGMENT)
+		return BERM_STAGE_PARSE;
+	if (why <= BERM_DROP_TUNNEL_INNER)
+		return BERM_STAGE_DECAP;
+	switch (why) {
+	case BERM_DROP_NO_SERVICE:
+		return BERM_STAGE_VIP;
+	case BERM_DROP_VERDICT:
+		return BERM_STAGE_VERDICT;
+	case BERM_DROP_ACL:
+		return BERM_STAGE_PREFIX;
+	case BERM_DROP_GEO:
+		return BERM_STAGE_GEO;
+	case BERM_DROP_NO_BACKEND:
+	case BERM_DROP_CARRY:
+	case BERM_DROP_REGION:
+		return BERM_STAGE_STEER;
+	case BERM_DROP_TOO_BIG:
+		return BERM_STAGE_DELIVER;
+	case BERM_DROP_AMPLIFIED:
+	case BERM_DROP_BAD_INITIAL:
+		return BERM_STAGE_GATE;
+	default:
+		return BERM_STAGE_RATE;
+	}
+}
+
 /* Refuse the packet for why, or, in the rule's shadow form, remember it and go on. */
 static __always_inline int refuse(struct packet *pkt, enum berm_drop why, bool shadow)
 {
@@ -316,14 +365,7 @@ static __always_inline int refuse(struct packet *pkt, enum berm_drop why, bool s
 		return STAGE_NEXT;
 	}
 	pkt->drop = why;
-	return XDP_DROP;
-}
-
-static __always_inline int leave(struct packet *pkt, enum berm_stage stage, enum berm_exit exit,
-				 int act)
-{
-	pkt->end = stage * BERM_EXIT_MAX + exit;
-	return act;
+	return leave(pkt, stage_of(why), BERM_EXIT_DROP, XDP_DROP);
 }
 
 /* Not for a service of ours: passed as it came. */

@@ -27,55 +27,15 @@ static __always_inline void add(struct berm_counter *counter, __u64 bytes)
 	counter->bytes += bytes;
 }
 
-/* The stage that refuses for this reason. */
-static __always_inline enum berm_stage stage_of(__u32 why)
-{
-	if (why <= BERM_DROP_BAD_FRAGMENT)
-		return BERM_STAGE_PARSE;
-	if (why <= BERM_DROP_TUNNEL_INNER)
-		return BERM_STAGE_DECAP;
-	switch (why) {
-	case BERM_DROP_NO_SERVICE:
-		return BERM_STAGE_VIP;
-	case BERM_DROP_VERDICT:
-		return BERM_STAGE_VERDICT;
-	case BERM_DROP_ACL:
-		return BERM_STAGE_PREFIX;
-	case BERM_DROP_GEO:
-		return BERM_STAGE_GEO;
-	case BERM_DROP_NO_BACKEND:
-	case BERM_DROP_CARRY:
-	case BERM_DROP_REGION:
-		return BERM_STAGE_STEER;
-	case BERM_DROP_TOO_BIG:
-		return BERM_STAGE_DELIVER;
-	case BERM_DROP_AMPLIFIED:
-	case BERM_DROP_BAD_INITIAL:
-		return BERM_STAGE_GATE;
-	default:
-		return BERM_STAGE_RATE;
-	}
-}
+/* Facts that a VIP's counters have beside how the packet ended. */
+#define COUNTED                                                                            \
+	(PACKET_CID | PACKET_CID_LOST | PACKET_STUN | PACKET_STUN_LOST | PACKET_NEWCOMER | \
+	 PACKET_FORMER | PACKET_CROWDED | SHADOWED_ANY)
 
-static __always_inline void count_vip(const struct packet *pkt)
+static __always_inline void count_facts(const struct packet *pkt, struct berm_vip_stats *stats)
 {
-	struct berm_vip_stats *stats;
-	__u32 id = pkt->vip_id, exit = pkt->end % BERM_EXIT_MAX;
-
-	stats = bpf_map_lookup_elem(&berm_vip_stats, &id);
-	if (!stats)
-		return;
-	add(&stats->in, pkt->len);
 	if (UNLIKELY(shadowed_of(pkt)))
 		add(&stats->shadowed, pkt->len);
-	if (exit == BERM_EXIT_DROP)
-		add(&stats->dropped, pkt->len);
-	else if (exit == BERM_EXIT_FORWARD ||
-		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN ||
-			  exit == BERM_EXIT_CARRY || exit == BERM_EXIT_SPILL))
-		add(&stats->forwarded, pkt->len);
-	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
-		add(&stats->answered, pkt->len);
 	if (UNLIKELY(is(pkt, PACKET_CID | PACKET_CID_LOST)))
 		add(is(pkt, PACKET_CID) ? &stats->cid : &stats->cid_lost, pkt->len);
 	if (UNLIKELY(is(pkt, PACKET_STUN | PACKET_STUN_LOST)))
@@ -85,6 +45,27 @@ static __always_inline void count_vip(const struct packet *pkt)
 		    is(pkt, PACKET_FORMER)   ? &stats->former :
 					       &stats->crowded,
 		    pkt->len);
+}
+
+static __always_inline void count_vip(const struct packet *pkt, enum berm_exit exit)
+{
+	struct berm_vip_stats *stats;
+	__u32 id = pkt->vip_id;
+
+	stats = bpf_map_lookup_elem(&berm_vip_stats, &id);
+	if (!stats)
+		return;
+	add(&stats->in, pkt->len);
+	if (exit == BERM_EXIT_DROP)
+		add(&stats->dropped, pkt->len);
+	else if (exit == BERM_EXIT_FORWARD ||
+		 UNLIKELY(exit == BERM_EXIT_CHANCE || exit == BERM_EXIT_DEADMAN ||
+			  exit == BERM_EXIT_CARRY || exit == BERM_EXIT_SPILL))
+		add(&stats->forwarded, pkt->len);
+	else if (UNLIKELY(exit == BERM_EXIT_ANSWER))
+		add(&stats->answered, pkt->len);
+	if (UNLIKELY(is(pkt, COUNTED)))
+		count_facts(pkt, stats);
 	if (pkt->vip->tenant)
 		count(&berm_tenant_stats, pkt->vip->tenant, pkt->len);
 }
@@ -129,7 +110,7 @@ static __always_inline void sample(const struct packet *pkt, const struct now *n
 	event->sport = bpf_htons(pkt->ports >> 24);
 	event->dport = bpf_htons(pkt->ports >> 8);
 	event->proto = pkt->proto;
-	event->exit = pkt->end % BERM_EXIT_MAX;
+	event->exit = exit_of_end(pkt->end);
 	event->reason = pkt->drop;
 	event->shadow = shadow;
 	event->len = pkt->len;
@@ -152,21 +133,19 @@ __noinline int copy_packet(struct xdp_md *ctx, const struct fate *fate, __u32 sh
 
 static __always_inline int finish(struct packet *pkt, const struct now *now, int act)
 {
-	__u32 shadow = 0;
+	__u32 exit = exit_of_end(pkt->end), shadow = 0;
 	__u64 before;
 
-	if (act == XDP_DROP)
-		leave(pkt, stage_of(pkt->drop), BERM_EXIT_DROP, act);
 	before = count(&berm_stage_stats, pkt->end, pkt->len);
 	if (pkt->end == BERM_STAGE_PARSE * BERM_EXIT_MAX + BERM_EXIT_FOREIGN)
 		return act;
 	if (LIKELY(pkt->vip))
-		count_vip(pkt);
-	if (UNLIKELY(shadowed_of(pkt)))
+		count_vip(pkt, exit);
+	if (UNLIKELY(is(pkt, SHADOWED_ANY)))
 		shadow = count_shadows(shadowed_of(pkt), pkt->len);
 	if (pkt->drop)
 		before = count(&berm_drops, pkt->drop, pkt->len);
-	if (pkt->end % BERM_EXIT_MAX == BERM_EXIT_FOREIGN && !shadow)
+	if (exit == BERM_EXIT_FOREIGN && !shadow)
 		return act;
 	sample(pkt, now, before, shadow);
 	if (UNLIKELY(pkt->cfg->flags & BERM_CONFIG_CAPTURE))

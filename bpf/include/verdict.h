@@ -13,12 +13,11 @@
 
 static __always_inline bool verdict_possible(__u64 source)
 {
-	__u64 want = 1ull << (source >> 34 & 63) | 1ull << (source >> 40 & 63) |
-		     1ull << (source >> 46 & 63);
 	__u32 word = source >> 20 & (BERM_VERDICT_WORDS - 1);
 	__u64 *bits = bpf_map_lookup_elem(&berm_verdict_bits, &word);
 
-	return bits && (*bits & want) == want;
+	return bits && UNLIKELY(*bits >> (source >> 34 & 63) & 1) &&
+	       *bits >> (source >> 40 & 63) & 1 && *bits >> (source >> 46 & 63) & 1;
 }
 
 static __always_inline struct berm_verdict *verdict_lookup(const struct packet *pkt, __u32 vip,
