@@ -152,6 +152,8 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermCcProfiles:    CCProfiles,
 		bpf.XDPMapBermCcStats:       CCProfiles,
 		bpf.XDPMapBermCcResults:     ccResults,
+
+		bpf.XDPMapBermGenerationSockets: generationPorts * GenerationSlots * Workers,
 	} {
 		if got := spec.Maps[name].MaxEntries; got != want {
 			t.Errorf("%s has %d entries, the layout here %d", name, got, want)
