@@ -3,6 +3,7 @@ package bpf_test
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -46,17 +47,20 @@ func sockets(t *testing.T) {
 	}
 }
 
-func listen(t *testing.T, at netip.Addr) {
+func listen(t *testing.T, at netip.Addr) net.Listener {
 	t.Helper()
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 443)))
+	var plain net.ListenConfig
+	plain.SetMultipathTCP(false) // as the daemon's
+	l, err := plain.Listen(t.Context(), "tcp", netip.AddrPortFrom(at, 443).String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
+	return l
 }
 
 // connect makes the flow of the tests' packets one that this host has.
-func connect(t *testing.T, from, to netip.Addr) {
+func connect(t *testing.T, from, to netip.Addr) net.Conn {
 	t.Helper()
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 40000))}
 	c, err := d.Dial("tcp", netip.AddrPortFrom(to, 443).String())
@@ -64,6 +68,64 @@ func connect(t *testing.T, from, to netip.Addr) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// finish ends the flow of the tests' packets as a server does, so that TIME_WAIT is what is left of it, and tells the
+// sequence number of the client's FIN.
+func finish(t *testing.T, l net.Listener, client net.Conn) (seq uint32) {
+	t.Helper()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.(*net.TCPConn).CloseWrite(); err != nil { // the first FIN is the server's
+		t.Fatal(err)
+	}
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	seq = nextSequence(t, client.(*net.TCPConn))
+	if err := client.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if err := server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return seq
+}
+
+// nextSequence is the sequence number of what a connection sends next.
+func nextSequence(t *testing.T, c *net.TCPConn) (seq uint32) {
+	t.Helper()
+	const repairOffNoProbe = -1
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var in error
+	err = raw.Control(func(fd uintptr) {
+		s := int(fd)
+		var v int
+		in = unix.SetsockoptInt(s, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1)
+		if in == nil {
+			in = unix.SetsockoptInt(s, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, 2) // what is sent
+		}
+		if in == nil {
+			v, in = unix.GetsockoptInt(s, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+		}
+		if in == nil {
+			in = unix.SetsockoptInt(s, unix.IPPROTO_TCP, unix.TCP_REPAIR, repairOffNoProbe)
+		}
+		seq = uint32(v)
+	})
+	if err := errors.Join(err, in); err != nil {
+		t.Fatal(err)
+	}
+	return seq
 }
 
 // chance is a packet that a peer gives a second chance here.
@@ -169,15 +231,15 @@ func TestSecondChance(t *testing.T) {
 		w.see("another's, once ours", in(setMine), f.tcp(packet.ACK), forwardedBy(f, f.tcp(packet.ACK)))
 
 		// a listener is no flow, but its cookie is
-		listen(t, f.dst)
+		listener := listen(t, f.dst)
 		w.see("ACK that meets a listener only", in(f.moved), f.tcp(packet.ACK), away(f.tcp(packet.ACK)))
 		w.see("SYN that meets a listener", in(f.moved), f.tcp(packet.SYN), local(f.vip))
-		last := f.cookie(t, k)
-		w.see("ACK with a cookie", in(f.moved), last, local(f.vip))
-		forged := mutate(last, func(b []byte) { b[14+f.flagsAt-5+2] ^= 1 })
+		answer := f.cookie(t, k)
+		w.see("ACK with a cookie", in(f.moved), answer, local(f.vip))
+		forged := mutate(answer, func(b []byte) { b[14+f.flagsAt-5+2] ^= 1 })
 		w.see("ACK with a forged cookie", in(f.moved), forged, away(forged))
-		w.see("ACK with a cookie, by a peer", in(f.moved), eth(tunnel(last[14:], f.flow, baseConfig.TagSecrets[0])),
-			decapped(f.vip, last, last[14:]))
+		w.see("ACK with a cookie, by a peer", in(f.moved), eth(tunnel(answer[14:], f.flow, baseConfig.TagSecrets[0])),
+			decapped(f.vip, answer, answer[14:]))
 
 		// by a tunnel, in both ways to tunnel
 		secret := baseConfig.TagSecrets[0]
@@ -209,7 +271,7 @@ func TestSecondChance(t *testing.T) {
 		w.see("a SYN by a peer, in another's row", in(set4), peerSYN, decapped(f.vip, peerSYN, syn[14:]))
 
 		// the flow is here
-		connect(t, f.src, f.dst)
+		conn := connect(t, f.src, f.dst)
 		for name, flags := range map[string]byte{"ACK": packet.ACK, "FIN": packet.FIN | packet.ACK, "RST": packet.RST} {
 			w.see(name+" of our flow", in(f.moved), f.tcp(flags), local(f.vip))
 		}
@@ -219,6 +281,18 @@ func TestSecondChance(t *testing.T) {
 		w.see("another's row, once ours, of our flow", in(setMine), f.tcp(packet.ACK), local(f.vip))
 		w.see("another's row, once ours, a new flow", in(setMine), syn, forwardedBy(f, syn))
 		w.see("another's row, never ours, of our flow", in(set4), f.tcp(packet.ACK), forwardedBy(f, f.tcp(packet.ACK)))
+
+		// the flow was here, and its port begins another elsewhere
+		last := finish(t, listener, conn)
+		end := mutate(f.tcp(packet.FIN|packet.ACK), func(b []byte) { binary.BigEndian.PutUint32(b[14+f.flagsAt-13+4:], last) })
+		w.see("the end of our flow, repeated", in(f.moved), end, local(f.vip))
+		w.see("its answer to what is left of ours", in(f.moved), mutate(end, func(b []byte) { b[f.flagsAt+14] = packet.RST }), local(f.vip))
+		for name, flags := range map[string]byte{"ACK": packet.ACK, "data": packet.PSH | packet.ACK, "FIN": packet.FIN | packet.ACK, "RST": packet.RST} {
+			w.see(name+" of the next flow from the port of one that ended here", in(f.moved), f.tcp(flags), away(f.tcp(flags)))
+		}
+		w.see("another's row, once ours, the next flow", in(setMine), f.tcp(packet.ACK), forwardedBy(f, f.tcp(packet.ACK)))
+		connect(t, f.src, f.dst)
+		w.see("the next flow, here", in(f.moved), f.tcp(packet.ACK), local(f.vip))
 	}
 	piece := eth(packet.IPv4{Src: good4, Dst: web4, Proto: tcp, Frag: packet.MF}.With(good(false)[34:58]))
 	w.see("a fragment", func(t *testing.T, k *kernel) { inSet("web-addr", setMoved4)(t, k) }, piece, local("web-addr"))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -64,7 +65,7 @@ func probe(objs *objects) error {
 		missing.Needs = append(missing.Needs, n)
 		return missing
 	}
-	for _, f := range []func(*objects) []Need{needPrograms, needMaps, needInstructions, needHelpers, needLinks} {
+	for _, f := range []func(*objects) []Need{needPrograms, needMaps, needInstructions, needHelpers, needTypes, needLinks} {
 		for _, n := range f(objs) {
 			if n.Err != nil {
 				missing.Needs = append(missing.Needs, n)
@@ -128,7 +129,7 @@ func needHelpers(objs *objects) []Need {
 		asm.FnJiffies64: "5.5", asm.FnRingbufOutput: "5.8", asm.FnRingbufReserve: "5.8", asm.FnRingbufSubmit: "5.8",
 		asm.FnXdpAdjustHead: "4.10", asm.FnXdpAdjustTail: "4.18", asm.FnKtimeGetNs: "4.1", asm.FnRedirect: "4.4",
 		asm.FnKtimeGetCoarseNs: "5.11", asm.FnLoop: "5.17", asm.FnXdpGetBuffLen: "5.18", asm.FnXdpLoadBytes: "5.18", asm.FnSkcLookupTcp: "5.2",
-		asm.FnSkSelectReuseport: "4.19", asm.FnSkbLoadBytes: "4.5",
+		asm.FnSkcToTcpTimewaitSock: "5.9", asm.FnSkSelectReuseport: "4.19", asm.FnSkbLoadBytes: "4.5",
 		asm.FnSockOpsCbFlagsSet: "4.16", asm.FnGetSmpProcessorId: "4.1", asm.FnGetPrandomU32: "4.1",
 	}
 	type call struct {
@@ -154,6 +155,12 @@ func needHelpers(objs *objects) []Need {
 	}
 	slices.SortFunc(needs, func(a, b Need) int { return strings.Compare(a.Name, b.Name) })
 	return needs
+}
+
+// needTypes asks for what programs look members of the kernel's types up in.
+func needTypes(*objects) []Need {
+	_, err := btf.LoadKernelSpec()
+	return []Need{{"the types of the kernel (/sys/kernel/btf/vmlinux)", "5.4", "CONFIG_DEBUG_INFO_BTF", err}}
 }
 
 // needLinks tells a kernel that knows the link types from one that does not by an attachment that

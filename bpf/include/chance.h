@@ -16,7 +16,8 @@
 #include "packet.h"
 #include "parse.h"
 
-#define TCP_STATE_LISTEN 10 /* of the kernel's enum, which is not in its headers for us */
+#define TCP_STATE_TIME_WAIT 6 /* of the kernel's enum, which is not in its headers for us */
+#define TCP_STATE_LISTEN 10
 
 /* Bytes of the outer header that the packet came in, without a branch for the verifier to follow. */
 static __always_inline __u32 outer_of(__u64 facts)
@@ -72,9 +73,47 @@ static __always_inline bool has_cookie(struct xdp_md *ctx, struct bpf_sock *list
 	return !bpf_tcp_check_syncookie(listener, h.ip, sizeof(struct iphdr), tcp, sizeof(*tcp));
 }
 
-/* Does this host have the TCP flow: a connection, a request for one, what is left of one
- * (TIME_WAIT), or a cookie?
+/* What is left of a connection, as the kernel has it: found by name, wherever it is there. */
+struct sock_common {
+	__u32 skc_tw_rcv_nxt;
+} __attribute__((preserve_access_index));
+struct inet_timewait_sock {
+	struct sock_common __tw_common;
+} __attribute__((preserve_access_index));
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
+} __attribute__((preserve_access_index));
+
+#define CHANCE_WINDOW (1 << 16) /* sequence numbers before and after what is expected next */
+
+/* Is the packet of the connection that this is the rest of (TIME_WAIT, and FIN_WAIT_2 of one that
+ * nobody reads from), or of one that came after, from the same port, whose owner is another? The
+ * next one's sequence numbers begin elsewhere (RFC 6528): 16,000 further for each millisecond.
  */
+static __always_inline bool is_rest(struct xdp_md *ctx, struct bpf_sock *sk, __u64 facts)
+{
+	struct tcp_timewait_sock *rest = bpf_skc_to_tcp_timewait_sock(sk);
+	struct headers h = headers_from(ctx, facts, IPPROTO_TCP);
+	struct tcphdr *tcp;
+
+	if (!rest || !h.ip || !(tcp = TAKE(&h.payload, struct tcphdr)))
+		return true;
+	return bpf_ntohl(tcp->seq) - rest->tw_sk.__tw_common.skc_tw_rcv_nxt + CHANCE_WINDOW <
+	       2 * CHANCE_WINDOW;
+}
+
+static __always_inline bool is_of(struct xdp_md *ctx, struct bpf_sock *sk, __u64 facts)
+{
+	switch (sk->state) {
+	case TCP_STATE_LISTEN:
+		return has_cookie(ctx, sk, facts);
+	case TCP_STATE_TIME_WAIT:
+		return is_rest(ctx, sk, facts);
+	}
+	return true;
+}
+
+/* Does this host have the TCP flow: a connection, a request for one, the end of one, or a cookie? */
 static __always_inline bool holds_flow(struct xdp_md *ctx, const struct flow *flow, __u64 facts)
 {
 	struct bpf_sock_tuple tuple = {};
@@ -98,7 +137,7 @@ static __always_inline bool holds_flow(struct xdp_md *ctx, const struct flow *fl
 	}
 	if (!sk)
 		return false;
-	holds = sk->state != TCP_STATE_LISTEN || has_cookie(ctx, sk, facts);
+	holds = is_of(ctx, sk, facts);
 	bpf_sk_release(sk);
 	return holds;
 }

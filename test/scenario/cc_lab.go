@@ -179,7 +179,8 @@ func (c *CC) Steps() []Step {
 		}
 	}
 	if c.opts.Long && c.quic {
-		steps = append(steps, Step{Name: "CUBIC beside BBR", Loud: true, Run: c.checkNeighbours})
+		steps = append(steps, Step{Name: "CUBIC beside BBR", Loud: true, Run: c.checkNeighbours},
+			Step{Name: "the next visitor over QUIC", Loud: true, Run: c.checkSecond})
 	}
 	return steps
 }

@@ -40,7 +40,7 @@ func (c *CC) checkNgtcp2(ctx context.Context, r *Recorder, loss float64) (err er
 	}
 	defer func() { err = errors.Join(err, server.Kill()) }()
 	p := c.clients[0]
-	mbps, err := c.h3(ctx, p, p.router(), ngtcp2Port)
+	mbps, err := c.h3(ctx, p, p.router(), ngtcp2Port, c.downloadFor())
 	if err != nil {
 		return err
 	}

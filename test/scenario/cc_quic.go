@@ -9,16 +9,21 @@ import (
 	"time"
 
 	"github.com/bermedge/berm/test/rig"
+	"github.com/bermedge/berm/userspace/control"
 )
 
 // gtls downloads over HTTP/3 for a while, and asks the edge which controllers its connections began with: one that begins
 // meanwhile is this one.
 func (c *CC) gtls(ctx context.Context, p *pathClient) (mbps float64, controller string, err error) {
+	return c.visit(ctx, p, c.downloadFor())
+}
+
+func (c *CC) visit(ctx context.Context, p *pathClient, limit time.Duration) (mbps float64, controller string, err error) {
 	before, err := c.quicControllers(ctx)
 	if err != nil {
 		return 0, "", err
 	}
-	if mbps, err = c.h3(ctx, p, vip4, "443"); err != nil {
+	if mbps, err = c.h3(ctx, p, vip4, "443", limit); err != nil {
 		return 0, "", err
 	}
 	after, err := c.quicControllers(ctx)
@@ -31,7 +36,7 @@ func (c *CC) gtls(ctx context.Context, p *pathClient) (mbps float64, controller 
 }
 
 // h3 downloads from a server for a while with ngtcp2's client.
-func (c *CC) h3(ctx context.Context, p *pathClient, server, port string) (mbps float64, err error) {
+func (c *CC) h3(ctx context.Context, p *pathClient, server, port string, limit time.Duration) (mbps float64, err error) {
 	dir := c.lab.Path(p.name + "-h3")
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755)); err != nil {
@@ -64,7 +69,7 @@ func (c *CC) h3(ctx context.Context, p *pathClient, server, port string) (mbps f
 	}
 	// The first byte comes a round trip after it was asked for.
 	began, first := time.Now().Add(-2*ccDelay), size()
-	watched, cancel := context.WithTimeout(ctx, c.downloadFor()-2*ccDelay)
+	watched, cancel := context.WithTimeout(ctx, limit-2*ccDelay)
 	defer cancel()
 	if err := proc.Wait(watched); watched.Err() == nil || ctx.Err() != nil {
 		return 0, fmt.Errorf("%s: gtlsclient ended too early: %w: %s", p.name, err, proc.Tail(5))
@@ -86,4 +91,72 @@ func (c *CC) quicControllers(ctx context.Context) (map[string]string, error) {
 		}
 	}
 	return counts, nil
+}
+
+// checkSecond compares the first second of who comes to a lossy prefix that is known with that of who came before anything was: over
+// QUIC, with what the daemon chooses. How soon the first losses hit CUBIC is chance, so there are some of each.
+func (c *CC) checkSecond(ctx context.Context, r *Recorder) (err error) {
+	const visitors = 4
+	edge, p := c.edges[0], c.clients[0]
+	prefix := strings.TrimSuffix(p.addr, "2") + "0/24"
+	order := func(args ...string) error {
+		if out, err := edge.berm(ctx, append([]string{"cc"}, args...)...); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	if err := errors.Join(c.lose(ctx, 0.02), c.choose(ctx, "cubic"), order("rm", prefix)); err != nil {
+		return err
+	}
+	var first, next float64
+	for range visitors {
+		mbps, runs, err := c.visit(ctx, p, time.Second)
+		if err != nil {
+			return err
+		}
+		r.Same("first visitor: controller of QUIC", "cubic", runs, fmt.Sprintf("(%.1f Mbit/s)", mbps))
+		first += mbps / visitors
+	}
+	if err := order("learn", "on"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, order("learn", "off")) }()
+	var choice struct {
+		Learned *control.Learned `json:"learned"`
+	}
+	err = rig.Until(ctx, 30*time.Second, "a choice for who comes next", func() (bool, error) {
+		if _, _, err := c.visit(ctx, p, time.Second); err != nil {
+			return false, err
+		}
+		err := edge.ask(ctx, &choice, "cc", "explain", p.neighbour())
+		return choice.Learned != nil && choice.Learned.Profile != "", err
+	})
+	if err != nil {
+		return err
+	}
+	r.Same("chosen for the lossy prefix", "learn-bbr", choice.Learned.Profile, "("+choice.Learned.Why+")")
+	// Somebody else of the prefix.
+	if _, err := p.node.Run(ctx, "ip", "route", "replace", "default", "via", p.router(), "src", p.neighbour()); err != nil {
+		return err
+	}
+	defer func() {
+		_, rerr := p.node.Run(context.WithoutCancel(ctx), "ip", "route", "replace", "default", "via", p.router())
+		err = errors.Join(err, rerr)
+	}()
+	chosen := 0
+	for i := 0; chosen < visitors && i < 4*visitors; i++ {
+		mbps, runs, err := c.visit(ctx, p, time.Second)
+		if err != nil {
+			return err
+		}
+		if runs != "bbr" {
+			continue // one in twenty is held out
+		}
+		chosen++
+		next += mbps / visitors
+	}
+	r.Equal("next visitors with what was chosen", visitors, uint64(chosen), "visitors")
+	r.Timed().AtLeast("goodput of next visitors over that of first ones, in their first second", 2, next/first,
+		fmt.Sprintf("times (%.1f and %.1f Mbit/s)", next, first))
+	return nil
 }

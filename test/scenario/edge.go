@@ -156,10 +156,15 @@ func (e *Edge) launchDaemon(ctx context.Context) (err error) {
 		return e.startUnit(bin)
 	}
 	e.bermd, err = e.node.Start(rig.Daemon{
-		Name: "bermd", Args: []string{bin, "run", "--config", e.config},
+		Name: "bermd", Args: e.daemon(bin),
 		UID: daemonUser, GID: daemonUser, Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}, Cgroup: e.cgroup,
 	})
 	return err
+}
+
+// daemon is its command. What it keeps is its own, and goes with the lab.
+func (e *Edge) daemon(bermd string) []string {
+	return []string{bermd, "run", "--config", e.config, "--state", e.m.lab.Path(e.Name + "-run")}
 }
 
 func (e *Edge) awaitReady(ctx context.Context) error {

@@ -120,11 +120,7 @@ func (u *Upgrade) quicDownloadRound(ctx context.Context, sum *loadSum) error {
 			if err == nil {
 				return
 			}
-			sum.lost++
-			if sum.failures == nil {
-				sum.failures = map[string]uint64{}
-			}
-			sum.failures[fmt.Sprintf("%v: %.300s", err, said)]++
+			sum.lose(fmt.Sprintf("%v: %.300s", err, said), 1)
 		})
 	}
 	wg.Wait()

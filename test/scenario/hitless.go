@@ -198,11 +198,7 @@ func (u *Upgrade) downloadRound(ctx context.Context, sum *loadSum) error {
 			if strings.TrimSpace(out) == "200 "+strconv.Itoa(roundSize) {
 				return
 			}
-			sum.lost++
-			if sum.failures == nil {
-				sum.failures = map[string]uint64{}
-			}
-			sum.failures[fmt.Sprintf("%.80s %v", out, err)]++
+			sum.lose(fmt.Sprintf("%.80s %v", out, err), 1)
 		})
 	}
 	wg.Wait()

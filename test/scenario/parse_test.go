@@ -3,6 +3,7 @@ package scenario
 import (
 	"context"
 	"io"
+	"maps"
 	"math"
 	"strings"
 	"testing"
@@ -44,12 +45,13 @@ http: stream 0x10 [date: Tue, 24 Nov 2026 02:02:22 GMT]
 
 func TestParseWrk(t *testing.T) {
 	const out = "  30023 requests in 6.01s, 9.16MB read\n"
-	if n, lost, err := parseWrk(out); n != 30023 || lost != 0 || err != nil {
-		t.Errorf("parseWrk = %d, %d, %v", n, lost, err)
+	if n, failed, err := parseWrk(out); n != 30023 || len(failed) != 0 || err != nil {
+		t.Errorf("parseWrk = %d, %v, %v", n, failed, err)
 	}
-	n, lost, err := parseWrk(out + "  Socket errors: connect 1, read 20, write 300, timeout 4000\n  Non-2xx or 3xx responses: 50000\n")
-	if n != 30023 || lost != 54321 || err != nil {
-		t.Errorf("parseWrk = %d, %d, %v", n, lost, err)
+	n, failed, err := parseWrk(out + "  Socket errors: connect 1, read 20, write 300, timeout 4000\n  Non-2xx or 3xx responses: 50000\n")
+	want := map[string]uint64{"connect": 1, "read": 20, "write": 300, "timeout": 4000, "not 2xx or 3xx": 50000}
+	if n != 30023 || !maps.Equal(failed, want) || err != nil {
+		t.Errorf("parseWrk = %d, %v, %v", n, failed, err)
 	}
 	if _, _, err := parseWrk("unable to connect"); err == nil || !strings.Contains(err.Error(), "unable to connect") {
 		t.Errorf("parseWrk of nonsense: %v", err)

@@ -238,11 +238,7 @@ func (c *CertRotation) curlRound(ctx context.Context, sum *loadSum) error {
 		if strings.TrimSpace(out) == "200" {
 			continue
 		}
-		sum.lost++
-		if sum.failures == nil {
-			sum.failures = map[string]uint64{}
-		}
-		sum.failures[fmt.Sprintf("%.80s %v", out, err)]++
+		sum.lose(fmt.Sprintf("%.80s %v", out, err), 1)
 	}
 	return nil
 }

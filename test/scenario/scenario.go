@@ -135,6 +135,10 @@ func All() []Scenario {
 		Summary: "two prefixes behind a lossy and a clean link: what CUBIC and BBR bring on each, chosen by berm cc",
 		Up:      upCC,
 	}, {
+		ID:      "cc-mixed",
+		Summary: "eight prefixes behind links of all kinds: what CUBIC everywhere, BBR everywhere and what was learned bring in all (six minutes)",
+		Up:      upMixed,
+	}, {
 		ID:      "migration",
 		Summary: "a QUIC client leaves home for a mobile network in the middle of a download: it goes on, with the profile of the prefix it moved to",
 		Up:      upMigration,

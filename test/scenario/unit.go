@@ -67,10 +67,9 @@ func (e *Edge) startUnit(bermd string) (err error) {
 	if err != nil {
 		return err
 	}
-	e.bermd, err = e.node.Start(rig.Daemon{Name: "bermd", Cgroup: e.cgroup, Args: []string{
+	e.bermd, err = e.node.Start(rig.Daemon{Name: "bermd", Cgroup: e.cgroup, Args: append([]string{
 		self, actorArg, "unit", e.m.lab.Path(e.Name + ".unit"), e.m.lab.Path(e.Name + ".notify"), strconv.Itoa(daemonUser),
-		bermd, "run", "--config", e.config,
-	}})
+	}, e.daemon(bermd)...)})
 	return err
 }
 

@@ -69,6 +69,14 @@ type loadSum struct {
 	done           atomic.Uint64 // requests of rounds that are over
 }
 
+func (s *loadSum) lose(what string, n uint64) {
+	if s.failures == nil {
+		s.failures = map[string]uint64{}
+	}
+	s.failures[what] += n
+	s.lost += n
+}
+
 // checkLost wants none lost. Where all that went wrong is that answers took longer than the client waits, the machine may
 // have been busy.
 func (s *loadSum) checkLost(r *Recorder, what, unit string) {
@@ -85,9 +93,11 @@ func (m *Main) wrkRound(ctx context.Context, sum *loadSum) error {
 	if err != nil {
 		return err
 	}
-	requests, lost, err := parseWrk(out)
+	requests, failed, err := parseWrk(out)
 	sum.requests += requests
-	sum.lost += lost
+	for what, n := range failed {
+		sum.lose(what, n)
+	}
 	return err
 }
 
@@ -140,28 +150,30 @@ var (
 	wrkStatus   = regexp.MustCompile(`Non-2xx or 3xx responses: (\d+)`)
 )
 
-// parseWrk reads how many requests wrk made and how many went wrong in any way.
-func parseWrk(out string) (requests, lost uint64, err error) {
+// parseWrk reads how many requests wrk made and what went wrong, by its own words.
+func parseWrk(out string) (requests uint64, failures map[string]uint64, err error) {
 	f := wrkRequests.FindStringSubmatch(out)
 	if f == nil {
-		return 0, 0, fmt.Errorf("wrk printed no count of requests: %q", out)
+		return 0, nil, fmt.Errorf("wrk printed no count of requests: %q", out)
 	}
-	numbers := f[1:]
-	for _, re := range []*regexp.Regexp{wrkErrors, wrkStatus} {
-		if f := re.FindStringSubmatch(out); f != nil {
-			numbers = append(numbers, f[1:]...)
+	if requests, err = strconv.ParseUint(f[1], 10, 64); err != nil {
+		return 0, nil, err
+	}
+	failures = map[string]uint64{}
+	note := func(re *regexp.Regexp, kinds ...string) {
+		f := re.FindStringSubmatch(out)
+		for i, kind := range kinds {
+			if f == nil {
+				return
+			}
+			n, e := strconv.ParseUint(f[1+i], 10, 64)
+			if n > 0 {
+				failures[kind] = n
+			}
+			err = errors.Join(err, e)
 		}
 	}
-	for i, s := range numbers {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			return 0, 0, err
-		}
-		if i == 0 {
-			requests = n
-		} else {
-			lost += n
-		}
-	}
-	return requests, lost, nil
+	note(wrkErrors, "connect", "read", "write", "timeout")
+	note(wrkStatus, "not 2xx or 3xx")
+	return requests, failures, err
 }

@@ -1,31 +1,27 @@
 package fec
 
 import (
+	"errors"
 	"fmt"
-
-	"github.com/klauspost/reedsolomon"
 )
 
 // Encoder makes blocks of a flow's packets. It is not for concurrent use, and allocates nothing once its
-// buffers are made, but for another shape. Parity grows with each packet: none of it is left to do when a block ends.
+// buffers are made, but for another shape. Parity grows with the packets: that of the last few at most is left to do when a block
+// ends.
 type Encoder struct {
-	maxADU int
-	next   Params // of the blocks to come
-	code   [][]byte
-	codeOf Params
-	vector reedsolomon.LowLevel
+	maxADU    int
+	next      Params // of the blocks to come
+	factors   [][]byte
+	factorsOf Params
 
 	now     Params // of the block under way
 	sbn     uint32
 	filled  int
 	longest int
-	out     []byte             // a source packet, behind its symbol's head
+	symbols [ways][]byte       // of packets that parity does not have yet
+	lengths [ways]int          // of these, without padding
 	parity  [MaxSymbols][]byte // repair packets: of now.M
 }
-
-// lane is how many bytes the code takes at once. What is left over goes byte by byte, and would cost as much as all before
-// it: so symbols are padded.
-const lane = 32
 
 // NewEncoder makes an encoder for packets of up to maxADU bytes. sbn is the number of the first block:
 // random, so that a receiver does not take a new sender's blocks for an old one's.
@@ -33,7 +29,10 @@ func NewEncoder(p Params, maxADU int, sbn uint32) (*Encoder, error) {
 	if maxADU < 1 || maxADU > 1<<16-1 {
 		return nil, fmt.Errorf("packets of up to %d bytes: want 1 to 65535", maxADU)
 	}
-	e := &Encoder{maxADU: maxADU, sbn: sbn & sbnMask, out: make([]byte, headLen+maxADU+lane)}
+	e := &Encoder{maxADU: maxADU, sbn: sbn & sbnMask}
+	for i := range e.symbols {
+		e.symbols[i] = make([]byte, e.room())
+	}
 	return e, e.SetParams(p)
 }
 
@@ -73,33 +72,50 @@ func (e *Encoder) add(adu []byte, emit func(pkt []byte, repair bool) error) erro
 	if e.filled == 0 {
 		e.begin()
 	}
-	symbol := putSymbol(e.out, adu)
-	e.longest = max(e.longest, len(symbol))
-	padded := e.out[:(len(symbol)+lane-1)/lane*lane]
-	clear(padded[len(symbol):])
-	for r := range e.now.M {
-		e.vector.GalMulSliceXor(e.code[r][e.filled], padded, e.parity[r][idLen:])
-	}
+	i := e.filled % ways
+	symbol := putSymbol(e.symbols[i], adu)
+	e.lengths[i] = len(symbol)
 	pkt := payloadID{e.sbn, e.filled, e.now.K}.append(symbol)[headLen:]
 	e.filled++
-	if err := emit(pkt, false); err != nil {
-		return err
+	err := emit(pkt, false)
+	if i == ways-1 || e.filled == e.now.K {
+		e.code(i + 1)
 	}
 	if e.filled < e.now.K {
-		return nil
+		return err
 	}
-	return e.finish(emit)
+	return errors.Join(err, e.finish(emit))
+}
+
+// room is what a symbol takes, with its padding or the ID behind it.
+func (e *Encoder) room() int { return (headLen+e.maxADU+idLen)/lane*lane + lane }
+
+// code adds the last n symbols to all parity.
+func (e *Encoder) code(n int) {
+	longest := 0
+	for _, l := range e.lengths[:n] {
+		longest = max(longest, l)
+	}
+	e.longest = max(e.longest, longest)
+	padded := (longest + lane - 1) / lane * lane
+	for i, s := range e.symbols[:n] {
+		clear(s[e.lengths[i]:padded])
+	}
+	for r, row := range e.parity[:e.now.M] {
+		mulAdd(e.factors[r][e.filled-n:e.filled], &e.symbols, row[idLen:], padded)
+	}
 }
 
 // begin fixes the shape of a block, whose parity is that of nothing yet.
 func (e *Encoder) begin() {
 	e.now, e.longest = e.next, 0
-	if e.now != e.codeOf {
-		e.code, e.codeOf = matrix(e.now), e.now
+	if e.now != e.factorsOf {
+		e.factors, e.factorsOf = matrix(e.now), e.now
 	}
 	for r := range e.now.M {
 		if e.parity[r] == nil {
-			e.parity[r] = make([]byte, idLen+len(e.out))
+			// Parity begins where a line of the cache does: half of all accesses would touch two.
+			e.parity[r] = make([]byte, lane+e.room())[lane-idLen:]
 		}
 		clear(e.parity[r])
 	}

@@ -497,6 +497,62 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// However this processor multiplies, it does as the tables of logarithms say, for all factors and any number of symbols.
+func TestMulAdd(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for _, n := range []int{0, lane, 3 * lane} {
+		for c := range 256 {
+			factors := make([]byte, 1+c%ways)
+			var symbols [ways][]byte
+			for i := range symbols {
+				symbols[i] = make([]byte, n)
+				for j := range symbols[i] {
+					symbols[i][j] = byte(r.Uint32())
+				}
+			}
+			row := make([]byte, n+1)
+			for j := range row {
+				row[j] = byte(r.Uint32())
+			}
+			want := slices.Clone(row)
+			for i := range factors {
+				factors[i] = byte(c + i*i)
+				for j, b := range symbols[i] {
+					want[j] ^= gf().mul(factors[i], b)
+				}
+			}
+			portable := slices.Clone(row)
+			mulAddPortable(factors, &symbols, portable, n)
+			mulAdd(factors, &symbols, row, n)
+			if !bytes.Equal(row, want) || !bytes.Equal(portable, want) {
+				t.Fatalf("%d bytes by %d: %x, without the processor's help %x, want %x", n, factors, row, portable, want)
+			}
+		}
+	}
+}
+
+// A block is whole, and the next one begins, though its last packet could not be sent.
+func TestEmitFails(t *testing.T) {
+	e, broken := mustEncoder(t, Params{2, 1}, 100, 0), errors.New("no buffer space")
+	sources, repairs := 0, 0
+	for i := range 4 {
+		err := e.Add([]byte{byte(i)}, func(_ []byte, repair bool) error {
+			if repair {
+				repairs++
+				return nil
+			}
+			sources++
+			return broken
+		})
+		if !errors.Is(err, broken) {
+			t.Errorf("packet %d: %v, want what sending said", i, err)
+		}
+	}
+	if sources != 4 || repairs != 2 || e.Filled() != 0 {
+		t.Errorf("%d packets, %d of parity, %d of the next block: want 4, 2 and 0", sources, repairs, e.Filled())
+	}
+}
+
 // A sender allocates nothing, whatever the packets' lengths, once it has had a block of the shape.
 func TestEncoderAllocations(t *testing.T) {
 	e := mustEncoder(t, Params{20, 4}, 1200, 0)
@@ -571,6 +627,7 @@ func FuzzDecoder(f *testing.F) {
 
 // The sender's path on one core, in bytes of packets: payload IDs, symbols' heads, padding, and parity with its IDs. Packets
 // differ in length, by up to a tenth.
+// The longest shape is the one of a flow with 9,450 packets a second or more (90 Mbit/s) at the usual delay and overhead.
 func BenchmarkEncode(b *testing.B) {
 	for _, p := range []Params{{10, 2}, {20, 4}, {32, 8}, {50, 10}, {100, 25}, {189, 66}} {
 		b.Run(p.String(), func(b *testing.B) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -409,6 +410,64 @@ func TestNackInVirtualTime(t *testing.T) {
 			if nacked := sub.Client.Port() != 2; nacked != (sub.Nacks > 0) || sub.Refused > 0 || float64(sub.Parity) > c.Overhead*float64(sub.Sent) {
 				t.Errorf("%+v", sub)
 			}
+		}
+		cancel()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+	})
+}
+
+// Two visitors come from far away and lose 5 %, which is known of the prefix of one: it has hardly a packet missing in its first
+// second, and the other most of those that were lost.
+func TestKnownPrefixInVirtualTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		visited := netip.MustParseAddr("192.0.2.1")
+		n := newNetwork(0, func(netip.AddrPort) bool { return false })
+		s := NewStreams(slog.New(slog.DiscardHandler), func(a netip.Addr) (Path, bool) { return Path{0.05, 1.05}, a == visited })
+		s.listen = n.open
+		c := DefaultStream()
+		c.Name, c.Path, c.Listen = "stage", "/live", netip.AddrPortFrom(loopback, 5000)
+		if err := s.Apply(Config{Streams: []StreamConfig{c}}); err != nil {
+			t.Fatal(err)
+		}
+		x, _ := s.Find("any.example", "/live")
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		source, _ := n.open(netip.AddrPortFrom(loopback, 0))
+		f := &flow{from: source, to: c.Listen}
+		f.run(time.Second) // how many packets a block has is known of the stream, whoever watches
+		missing, sent := map[netip.Addr]int{}, 0
+		const visits = 8 // one after the other, since losses are chance
+		for i := range visits {
+			visit, leave := context.WithCancel(ctx)
+			viewers := map[netip.Addr]*viewer{}
+			for _, from := range []netip.Addr{visited, visited.Next()} {
+				v := newViewer(t, visit, 80*time.Millisecond) // too far for more parity on NACK
+				v.coin.random = rand.New(rand.NewPCG(21, uint64(i)))
+				v.coin.set(0.05)
+				viewers[from] = v
+				wg.Go(func() { v.watch(true) })
+				wg.Go(func() { _ = x.Subscribe(v, netip.AddrPortFrom(from, uint16(i+1)), false) })
+				time.Sleep(3 * time.Millisecond) // sleep: virtually, so that they do nothing at the same time
+			}
+			f.run(time.Second)
+			end := f.next
+			f.run(500 * time.Millisecond)
+			leave()
+			synctest.Wait()
+			for from, v := range viewers {
+				first := slices.Min(slices.Collect(maps.Keys(v.came.ages))) // it begins with a whole block
+				m, _ := v.came.between(first, end)
+				missing[from] += m
+				sent += int(end - first)
+			}
+		}
+		known, unknown := missing[visited], missing[visited.Next()]
+		t.Logf("of %d packets in first seconds, %d are missing where the prefix is known, %d where it is not", sent/2, known, unknown)
+		if unknown < visits || known > unknown/10 {
+			t.Errorf("packets missing in first seconds: %v", missing)
 		}
 		cancel()
 		if err := s.Close(); err != nil {

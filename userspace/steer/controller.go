@@ -34,8 +34,9 @@ type Controller struct {
 	secondChance, deadman time.Duration
 	newcomers             bool // some row's are noted
 
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+	first *sync.WaitGroup // of the probers that have yet to learn something
 }
 
 // backend is what the controller knows about one.

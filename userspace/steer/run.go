@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	bermmaps "github.com/bermedge/berm/maps"
@@ -25,6 +26,7 @@ func (c *Controller) start(key [32]byte) {
 		return // nothing was ever applied
 	}
 	c.wg.Go(func() { c.keepResolved(ctx) })
+	c.first = &sync.WaitGroup{}
 	for name, b := range c.backends {
 		if name == c.self {
 			continue
@@ -33,6 +35,8 @@ func (c *Controller) start(key [32]byte) {
 		if b.site != "" {
 			p = p.far()
 		}
+		c.first.Add(1)
+		first := sync.OnceFunc(c.first.Done)
 		f := follower{c: c, name: name, id: b.id, up: b.up, says: b.says, hostUp: func(err error) bool { return p.hostUp(ctx, addr, err) }}
 		t := newTunnel(b)
 		ask := func(ctx context.Context) (Says, error) {
@@ -43,9 +47,35 @@ func (c *Controller) start(key [32]byte) {
 		}
 		c.wg.Go(func() {
 			defer t.close()
-			p.watch(ctx, ask, alive, f.follow)
+			defer first()
+			p.watch(ctx, ask, alive, func(r result) {
+				f.follow(r)
+				first()
+			})
 		})
 	}
+}
+
+// Acquainted returns when each backend has been asked once, and rows say what came of it: within a probe's time limit.
+func (c *Controller) Acquainted() {
+	c.mu.Lock()
+	first := c.first
+	c.mu.Unlock()
+	if first != nil { // else nothing was ever applied
+		first.Wait()
+	}
+}
+
+// Peers counts the other edges of this site that answer.
+func (c *Controller) Peers() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, b := range c.backends {
+		if name != c.self && b.via == bermmaps.ViaEdge && b.site == "" && b.alive && b.met {
+			n++
+		}
+	}
+	return n
 }
 
 // follower makes of a backend's probes what the controller has to know.

@@ -290,6 +290,11 @@ func TestControllerFollowsHealth(t *testing.T) {
 	if _, err := c.Apply(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
+	c.Acquainted()
+	if told, yet := two.Told(time.Now()); told != 0 || yet != 1 {
+		t.Errorf("edge2 stops right after edge1 has started: told %d, yet %d", told, yet)
+	}
+	within(t, 30*time.Second, "both others answer", func() bool { return c.Peers() == 2 })
 	third := maps.RowCount/3 - 500
 	if got := rowsOf(t, c); got["edge1"] < third || got["edge2"] < third || got["edge3"] < third {
 		t.Fatalf("rows %v", got)
@@ -367,6 +372,9 @@ func TestRelieved(t *testing.T) {
 		t.Error("edges of which nothing is known yet would not take rows")
 	}
 	within(t, 30*time.Second, "it is known that nobody else is there", func() bool { return !c.Relieved() })
+	if n := c.Peers(); n != 0 {
+		t.Errorf("%d edges answer, and there are none", n)
+	}
 }
 
 func TestControllerReload(t *testing.T) {

@@ -1,9 +1,14 @@
 package transport
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -178,4 +183,56 @@ func TestCork(t *testing.T) {
 	if err := c.release(); !errors.Is(err, p.fail) {
 		t.Errorf("released: %v", err)
 	}
+}
+
+// Clients whose handshake crosses with the end of a server are answered: nobody else would, before the next process.
+func TestLateClients(t *testing.T) {
+	cfg := Default()
+	cfg.HTTP, cfg.HTTPS, cfg.Drain = []string{"127.0.0.1:0"}, nil, time.Hour
+	s, err := Listen(cfg, Options{
+		Log: slog.New(slog.DiscardHandler), Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}),
+		Failed: func(err error) { t.Error(err) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.lastCall = time.Minute
+	at := s.Addresses()[0].Address
+	ask := func(conn net.Conn) *http.Response {
+		t.Helper()
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	dial := func() net.Conn {
+		t.Helper()
+		conn, err := net.Dial("tcp", at)
+		if err != nil {
+			t.Fatal("refused: ", err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	stands := dial()
+	if ask(stands).Close {
+		t.Fatal("the server ends already")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		_ = s.Drain(ctx) // cut short below
+	}()
+	for !ask(stands).Close {
+	}
+	if !ask(dial()).Close {
+		t.Error("who came late was not told that the server ends")
+	}
+	cancel()
+	<-drained
 }

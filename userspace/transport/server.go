@@ -62,8 +62,9 @@ type Options struct {
 type Server struct {
 	opts       Options
 	stats      Stats
-	retryAbove int64 // of QUIC handshakes a second; a test may want it lower
-	workers    int   // of an address
+	retryAbove int64         // of QUIC handshakes a second; a test may want it lower
+	lastCall   time.Duration // a test may want it longer
+	workers    int           // of an address
 
 	mu      sync.Mutex // held while listeners are opened or closed
 	cfg     Config
@@ -100,7 +101,10 @@ type ProtocolStats struct {
 
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
 func Listen(cfg Config, opts Options) (*Server, error) {
-	s := &Server{opts: opts, units: map[unitKey]*unit{}, retryAbove: retryAbove, workers: max(opts.Workers, 1), held: byName(opts.Held), waiting: opts.Wait}
+	s := &Server{
+		opts: opts, units: map[unitKey]*unit{}, retryAbove: retryAbove, lastCall: lastCall, workers: max(opts.Workers, 1),
+		held: byName(opts.Held), waiting: opts.Wait,
+	}
 	err := s.Apply(cfg)
 	if err == nil {
 		s.dropHeld()

@@ -29,7 +29,8 @@ type unit struct {
 	workers []*worker // of https
 	h3      *http3.Server
 	flood   flood
-	leaving atomic.Bool // h1 connections end with their next response
+	leaving atomic.Bool  // h1 connections end with their next response
+	came    atomic.Int64 // when the last connection of TCP did, in Unix nanoseconds
 	serving sync.WaitGroup
 
 	datagrams bool // connections may carry them, and sessions of WebTransport
@@ -148,6 +149,7 @@ func (u *unit) connState(_ net.Conn, st http.ConnState) {
 	p := &u.s.stats.H1
 	switch st {
 	case http.StateNew:
+		u.came.Store(time.Now().UnixNano())
 		p.Accepted.Add(1)
 		p.Open.Add(1)
 	case http.StateClosed, http.StateHijacked:
@@ -206,19 +208,24 @@ func (u *unit) ended(what string, err error) {
 // accepted a moment ago, need a round trip.
 const lastCall = 250 * time.Millisecond
 
-// leave accepts no more and lets connections end by themselves. net/http's Shutdown alone closes also those that were
-// just accepted and whose request is on its way.
-func (u *unit) leave(ctx context.Context) {
+// leave lets connections end by themselves, and accepts no more. net/http's Shutdown alone closes also those that were
+// just accepted and whose request is on its way. Clients whose SYN was answered are accepted until they had time for their
+// ACK, unless another process does so: they would wait in the socket until there is one.
+func (u *unit) leave(ctx context.Context, handed bool) {
 	u.leaving.Store(true)
-	_ = u.tcp.Close() // a copy may be kept for the next process
-	wait := lastCall
+	stop := func() { _ = u.tcp.Close() } // a copy may be kept for the next process
+	defer stop()
+	if handed {
+		stop()
+	}
+	wait := u.s.lastCall
 	if end, ok := ctx.Deadline(); ok {
 		wait = min(wait, time.Until(end)/4)
 	}
 	over := time.After(wait)
 	look := time.NewTicker(5 * time.Millisecond)
 	defer look.Stop()
-	for u.s.stats.H1.Open.Load() > 0 {
+	for u.s.stats.H1.Open.Load() > 0 || !handed && time.Since(time.Unix(0, u.came.Load())) < wait {
 		select {
 		case <-look.C:
 		case <-over:
@@ -251,7 +258,7 @@ func (u *unit) drain(ctx context.Context, handed bool) error {
 	var wg sync.WaitGroup
 	var errTCP, errQUIC error
 	wg.Go(func() {
-		u.leave(ctx)
+		u.leave(ctx, handed)
 		if errTCP = u.http.Shutdown(ctx); errTCP != nil {
 			_ = u.http.Close()
 		}

@@ -351,6 +351,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.workers.Go(func() { e.watchdog(work) })
 	e.workers.Go(func() { e.heart.run(work) })
 	e.workers.Go(func() { e.anycast.Run(work) })
+	e.kernel.acquainted() // whoever restarts edges in turn stops the next one now: it has to know that this one is back
 	e.ready.Store(true)
 	e.notify("READY=1\nSTATUS=" + e.summary())
 	var broken error

@@ -391,11 +391,21 @@ func (k *kernelLink) handOver() {
 	}
 }
 
-// relieved says whether others have this edge's rows, or there is nothing to have.
-func (k *kernelLink) relieved() (yes bool) {
+// relieved says whether others have this edge's rows, or there is nothing to have, and how many edges there are.
+func (k *kernelLink) relieved() (peers int, yes bool) {
 	yes = true // without a kernel half
-	_ = k.use(func(*maps.Set) error { yes = k.steer.Relieved(); return nil })
-	return yes
+	_ = k.use(func(*maps.Set) error { peers, yes = k.steer.Peers(), k.steer.Relieved(); return nil })
+	return peers, yes
+}
+
+// acquainted returns when the other edges have been asked, and so have heard of this one.
+func (k *kernelLink) acquainted() {
+	k.mu.RLock()
+	c := k.steer
+	k.mu.RUnlock()
+	if c != nil {
+		c.Acquainted()
+	}
 }
 
 // beat records this edge's own sign of life.

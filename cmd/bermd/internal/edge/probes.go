@@ -103,13 +103,15 @@ func (p *probes) setKey(key [32]byte) {
 // noticeWithin bounds the wait for an edge that is slow, or gone.
 const noticeWithin = 2 * time.Second
 
-// heard returns once all edges that ask have been answered since, and rows say so, theirs and relieved this edge's. New flows
-// for an edge that drains would else wait in a socket that nobody serves before the next process.
-func (p *probes) heard(since time.Time, relieved func() bool) {
+// heard returns once all edges that ask, and as many as there are, have been answered since, and rows say so, theirs and
+// relieved this edge's. New flows for an edge that drains would else wait in a socket that nobody serves before the next process.
+func (p *probes) heard(since time.Time, relieved func() (peers int, yes bool)) {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for time.Since(since) < noticeWithin {
-		if told, yet := p.told(since); yet == 0 && (told == 0 || relieved()) {
+		told, yet := p.told(since)
+		peers, rid := relieved()
+		if yet == 0 && told >= peers && (told == 0 || rid) {
 			return
 		}
 		<-tick.C
