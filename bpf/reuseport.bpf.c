@@ -1,8 +1,8 @@
 //go:build ignore
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Gives each datagram of QUIC to the process of bermd that knows its connection, among those that have
- * sockets at the same address. It fails towards the newest, which answers what it does not know with
- * a stateless reset.
+ * sockets at the same address, and to the worker there. It fails towards the newest, which answers what it
+ * does not know with a stateless reset.
  */
 #include <linux/bpf.h>
 
@@ -14,21 +14,18 @@ SEC("sk_reuseport")
 int berm_reuseport(struct sk_reuseport_md *ctx)
 {
 	struct berm_generations *all;
-	__u32 zero = 0, slot, *port, at;
+	__u32 zero = 0, slot, *port;
+	__u64 hash;
 
 	all = bpf_map_lookup_elem(&berm_generations, &zero);
-	/* One alone has the only socket. */
-	if (!all || LIKELY(!(all->live & (all->live - 1))))
+	if (!all || LIKELY(all->sockets <= 1))
 		return SK_PASS;
 	port = generation_port(ctx);
 	if (!port)
 		return SK_PASS;
-	slot = generation_slot(ctx, all);
-	at = *port * BERM_GENERATIONS + slot;
-	if (bpf_sk_select_reuseport(ctx, &berm_generation_sockets, &at, 0) && slot != all->newest) {
-		at = *port * BERM_GENERATIONS + (all->newest & (BERM_GENERATIONS - 1));
-		bpf_sk_select_reuseport(ctx, &berm_generation_sockets, &at, 0);
-	}
+	slot = generation_slot(ctx, all, &hash);
+	if (generation_give(ctx, all, *port, slot, hash) && slot != all->newest)
+		generation_give(ctx, all, *port, all->newest, hash);
 	return SK_PASS;
 }
 

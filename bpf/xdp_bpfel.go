@@ -333,6 +333,9 @@ type XDPBermGenerations struct {
 	Live    uint32
 	Pids    [4]uint32
 	Numbers [4]uint32
+	Workers [4]uint32
+	Sockets uint32
+	Pad     uint32
 }
 
 type XDPBermGeoPolicy struct {

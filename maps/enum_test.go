@@ -154,6 +154,8 @@ func TestLimits(t *testing.T) {
 		bpf.XDPMapBermCcNetworks:    CCNetworks,
 		bpf.XDPMapBermCcStats:       CCProfiles,
 		bpf.XDPMapBermCcResults:     ccResults,
+
+		bpf.XDPMapBermGenerationSockets: generationPorts * GenerationSlots * Workers,
 	} {
 		if got := spec.Maps[name].MaxEntries; got != want {
 			t.Errorf("%s has %d entries, the layout here %d", name, got, want)

@@ -18,11 +18,15 @@ import (
 // GenerationSlots is how many processes of bermd may have sockets of QUIC at the same time.
 const GenerationSlots = 4
 
+// Workers is how many sockets a process may have at an address.
+const Workers = 8
+
 const generationPorts = 64
 
 // Generations are the processes of bermd that have sockets of QUIC: the one that serves, and those
 // before it that end what they began. The kernel half gives each datagram to the process that gave out
-// its connection ID, and what begins a connection to the newest.
+// its connection ID, and what begins a connection to the newest; and there to the worker, one of the process's
+// sockets at an address.
 type Generations struct {
 	set     *Set
 	w       *window
@@ -38,12 +42,14 @@ type Generation struct {
 	Newest bool // new connections go to it
 }
 
-// CIDSlot is the slot whose process gave out a connection ID: the low bits of its hash.
-func CIDSlot(seed [2]uint64, cid []byte) int {
+// CIDOwner is the slot whose process gave out a connection ID, and which of that process's workers did: each has
+// its half of the ID's hash.
+func CIDOwner(seed [2]uint64, cid []byte, workers int) (slot, worker int) {
 	var b [24]byte
 	copy(b[:], cid)
 	word := func(i int) uint64 { return binary.BigEndian.Uint64(b[8*i:]) }
-	return int(sipHash(seed, word(0), word(1), word(2)>>32|20<<56) % GenerationSlots)
+	hash := sipHash(seed, word(0), word(1), word(2)>>32|20<<56)
+	return int(hash % GenerationSlots), int((hash >> 32) * uint64(workers) >> 32)
 }
 
 func (g *Generations) state() *bpf.XDPBermGenerations {
@@ -64,10 +70,10 @@ func (g *Generations) List() (out []Generation) {
 	return out
 }
 
-// Claim takes a slot for a process, before it opens sockets. seed is used where there is none yet; the one
+// Claim takes a slot for a process that has so many workers, before it opens sockets. seed is used where there is none yet; the one
 // that counts is returned. prefer is the slot of IDs that the process has given out already, or -1.
 // When every slot has a process with sockets the error is ErrFull.
-func (g *Generations) Claim(pid, prefer int, seed [2]uint64) (slot int, _ [2]uint64, err error) {
+func (g *Generations) Claim(pid, prefer, workers int, seed [2]uint64) (slot int, _ [2]uint64, err error) {
 	err = g.set.lock.holdQuietly(func() error {
 		if err := g.sweep(); err != nil {
 			return err
@@ -92,31 +98,49 @@ func (g *Generations) Claim(pid, prefer int, seed [2]uint64) (slot int, _ [2]uin
 			number = max(number, n)
 		}
 		s.Pids[slot], s.Numbers[slot] = uint32(pid), number+1
-		atomic.StoreUint32(&s.Live, s.Live|1<<slot)
+		atomic.StoreUint32(&s.Workers[slot], uint32(workers))
+		g.live(s.Live | 1<<slot)
 		return nil
 	})
 	return slot, seed, err
 }
 
-// Join gives the kernel half the socket of a slot that is bound to an address. The socket needs
+// live says which slots have sockets, and so how many there are.
+func (g *Generations) live(slots uint32) {
+	s := g.state()
+	sockets := uint32(0)
+	for slot, n := range s.Workers {
+		if slots&(1<<slot) != 0 {
+			sockets += n
+		}
+	}
+	atomic.StoreUint32(&s.Live, slots)
+	atomic.StoreUint32(&s.Sockets, sockets)
+}
+
+// socketAt is where the socket of a worker is among those of a port.
+func socketAt(port uint32, slot, worker int) uint32 {
+	return (port*GenerationSlots+uint32(slot))*Workers + uint32(worker)
+}
+
+// Join gives the kernel half the socket of a slot's worker that is bound to an address. The socket needs
 // SO_REUSEPORT; it is forgotten when it is closed.
-func (g *Generations) Join(slot int, at netip.AddrPort, fd int) error {
+func (g *Generations) Join(slot, worker int, at netip.AddrPort, fd int) error {
 	return g.set.lock.holdQuietly(func() error {
 		port, err := g.port(at)
 		if err != nil {
 			return err
 		}
-		i := port*GenerationSlots + uint32(slot)
-		if err := g.sockets.Update(i, uint64(fd), ebpf.UpdateAny); err != nil {
+		if err := g.sockets.Update(socketAt(port, slot, worker), uint64(fd), ebpf.UpdateAny); err != nil {
 			return fmt.Errorf("socket of %s: %w", at, err)
 		}
 		return nil
 	})
 }
 
-// Joined says whether a socket, which can be known once only, is what the kernel half knows of a slot at an address. An
+// Joined says whether a socket, which can be known once only, is what the kernel half knows of a slot's worker at an address. An
 // error means that it is not; then it is known to maps that are gone, until the kernel has removed them.
-func (g *Generations) Joined(slot int, at netip.AddrPort, fd int) error {
+func (g *Generations) Joined(slot, worker int, at netip.AddrPort, fd int) error {
 	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 	if err != nil {
 		return fmt.Errorf("socket of %s: %w", at, err)
@@ -128,7 +152,7 @@ func (g *Generations) Joined(slot int, at netip.AddrPort, fd int) error {
 		return fmt.Errorf("address %s: %w", at, err)
 	}
 	var known uint64
-	if err := g.sockets.Lookup(port*GenerationSlots+uint32(slot), &known); err != nil || known != cookie {
+	if err := g.sockets.Lookup(socketAt(port, slot, worker), &known); err != nil || known != cookie {
 		return fmt.Errorf("socket of %s: %w", at, errors.Join(err, ErrInUse))
 	}
 	return nil
@@ -172,14 +196,33 @@ func (g *Generations) Leave(slot int) error {
 }
 
 func (g *Generations) leave(slot int) error {
+	if err := forget(g.sockets, slot); err != nil {
+		return err
+	}
+	g.live(g.state().Live &^ (1 << slot))
+	return nil
+}
+
+// forget removes a slot's sockets.
+func forget(sockets *ebpf.Map, slot int) error {
 	for port := range uint32(generationPorts) {
-		if err := g.sockets.Delete(port*GenerationSlots + uint32(slot)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget the sockets of slot %d: %w", slot, err)
+		for worker := range Workers {
+			if err := sockets.Delete(socketAt(port, slot, worker)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("forget the sockets of slot %d: %w", slot, err)
+			}
 		}
 	}
-	s := g.state()
-	atomic.StoreUint32(&s.Live, s.Live&^(1<<slot))
 	return nil
+}
+
+// Part is for a kernel half that goes while its program still chooses among the sockets of a slot. It returns what
+// removes them there, once another kernel half is to have them, also after the set is closed.
+func (g *Generations) Part(slot int) (leave func() error, err error) {
+	sockets, err := g.sockets.Clone()
+	if err != nil {
+		return nil, fmt.Errorf("keep the sockets of slot %d: %w", slot, err)
+	}
+	return func() error { return errors.Join(forget(sockets, slot), sockets.Close()) }, nil
 }
 
 // Sweep gives back the slots whose process is gone.

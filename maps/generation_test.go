@@ -22,15 +22,20 @@ import (
 	"github.com/bermedge/berm/userspace/quiclb"
 )
 
-// generations are sockets at one address, one for each slot.
+// owner is a socket's.
+type owner struct{ slot, worker int }
+
+// generations are sockets at one address, one for each worker of each slot.
 type generations struct {
 	t     *testing.T
 	k     *mapstest.Kernel
 	prog  *ebpf.Program
 	at    netip.AddrPort
 	seed  [2]uint64
-	conns map[int]*net.UDPConn
+	conns map[owner]*net.UDPConn
 	from  *net.UDPConn
+
+	workers map[int]int // of each slot
 }
 
 func newGenerations(t *testing.T, k *mapstest.Kernel, at string) *generations {
@@ -51,19 +56,27 @@ func newGenerations(t *testing.T, k *mapstest.Kernel, at string) *generations {
 		t.Fatalf("%+v", err)
 	}
 	t.Cleanup(coll.Close)
-	g := &generations{t: t, k: k, prog: coll.Programs["berm_reuseport"], at: netip.MustParseAddrPort(at), conns: map[int]*net.UDPConn{}}
+	g := &generations{t: t, k: k, prog: coll.Programs["berm_reuseport"], at: netip.MustParseAddrPort(at), conns: map[owner]*net.UDPConn{}, workers: map[int]int{}}
 	g.seed = [2]uint64{0x0123456789abcdef, 42}
 	return g
 }
 
 // start does what a process does before it is ready.
-func (g *generations) start(pid int) int {
+func (g *generations) start(pid, workers int) int {
 	g.t.Helper()
-	slot, seed, err := g.k.Generations.Claim(pid, -1, g.seed)
+	slot, seed, err := g.k.Generations.Claim(pid, -1, workers, g.seed)
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	g.seed = seed
+	g.seed, g.workers[slot] = seed, workers
+	for worker := range workers {
+		g.open(owner{slot, worker})
+	}
+	return slot
+}
+
+func (g *generations) open(o owner) {
+	g.t.Helper()
 	var fd int
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		return raw.Control(func(f uintptr) {
@@ -88,19 +101,18 @@ func (g *generations) start(pid int) int {
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_EBPF, g.prog.FD()); err != nil {
 			g.t.Error(err)
 		}
-		if err := g.k.Generations.Join(slot, g.at, fd); err != nil {
+		if err := g.k.Generations.Join(o.slot, o.worker, g.at, fd); err != nil {
 			g.t.Error(err)
 		}
 	})
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	g.conns[slot] = u
-	return slot
+	g.conns[o] = u
 }
 
-// arrives sends a datagram and returns the slot of the socket that gets it.
-func (g *generations) arrives(datagram []byte) int {
+// arrives sends a datagram and returns whose socket gets it.
+func (g *generations) arrives(datagram []byte) owner {
 	g.t.Helper()
 	if g.from == nil {
 		var err error
@@ -114,7 +126,7 @@ func (g *generations) arrives(datagram []byte) int {
 	}
 	buf := make([]byte, 2000)
 	for range 5000 { // loopback delivers before Write returns, but for a moment on a busy machine
-		for slot, c := range g.conns {
+		for o, c := range g.conns {
 			raw, err := c.SyscallConn()
 			if err != nil {
 				g.t.Fatal(err)
@@ -125,18 +137,25 @@ func (g *generations) arrives(datagram []byte) int {
 				return true
 			})
 			if err == nil && n == len(datagram) {
-				return slot
+				return o
 			}
 		}
 	}
 	g.t.Fatalf("a datagram of %d bytes was lost", len(datagram))
-	return -1
+	return owner{}
 }
 
-// idOf makes connection IDs until one is of a slot, as the daemon does.
-func (g *generations) idOf(slot int, next func() []byte) []byte {
+// ownerOf is whose an ID is, if it is of a slot.
+func (g *generations) ownerOf(id []byte, slot int) owner {
+	_, worker := maps.CIDOwner(g.seed, id, g.workers[slot])
+	return owner{slot, worker}
+}
+
+// idOf makes connection IDs until one is of an owner, as the daemon does.
+func (g *generations) idOf(o owner, next func() []byte) []byte {
 	for {
-		if id := next(); maps.CIDSlot(g.seed, id) == slot {
+		id := next()
+		if slot, worker := maps.CIDOwner(g.seed, id, max(g.workers[o.slot], 1)); slot == o.slot && worker == o.worker {
 			return id
 		}
 	}
@@ -179,7 +198,7 @@ func testGenerations(t *testing.T, at string) {
 		t.Fatal(err)
 	}
 	g := newGenerations(t, k, at)
-	first := g.start(os.Getpid())
+	first := g.start(os.Getpid(), 1)
 	if err := k.Generations.Lead(first); err != nil {
 		t.Fatal(err)
 	}
@@ -192,12 +211,12 @@ func testGenerations(t *testing.T, at string) {
 		}
 	}
 	for slot := range maps.GenerationSlots { // one alone gets everything, whatever it says
-		if got := g.arrives(short(g.idOf(slot, random(0xe7, 8)))); got != first {
-			t.Errorf("one alone: slot %d got what is of slot %d", got, slot)
+		if got := g.arrives(short(g.idOf(owner{slot, 0}, random(0xe7, 8)))); got != (owner{first, 0}) {
+			t.Errorf("one alone: %v got what is of slot %d", got, slot)
 		}
 	}
-	for range maps.GenerationSlots - 1 {
-		g.start(os.Getpid())
+	for _, workers := range []int{4, maps.Workers, 3} {
+		g.start(os.Getpid(), workers)
 	}
 	newest := (first + 2) % maps.GenerationSlots
 	if err := k.Generations.Lead(newest); err != nil {
@@ -214,51 +233,118 @@ func testGenerations(t *testing.T, at string) {
 		}
 	}
 	for name, next := range makers {
-		ours := newest // only an ID that names this edge is known not to be a client's own
-		for slot := range maps.GenerationSlots {
-			id := g.idOf(slot, next)
-			if name != "of no format" {
-				ours = slot
+		for o := range g.conns {
+			id := g.idOf(o, next)
+			ours := o
+			if name == "of no format" { // only an ID that names this edge is known not to be a client's own
+				ours = g.ownerOf(id, newest)
 			}
 			for what, c := range map[string]struct {
 				datagram []byte
-				want     int
+				want     owner
 			}{
-				"short header":       {short(id), slot},
-				"handshake":          {long(handshake, v1, id), slot},
-				"handshake, v2":      {long(0xf0, v2, id), slot},
+				"short header":       {short(id), o},
+				"handshake":          {long(handshake, v1, id), o},
+				"handshake, v2":      {long(0xf0, v2, id), o},
 				"second initial":     {long(initial, v1, id), ours},
 				"second initial, v2": {long(0xd0, v2, id), ours},
 				"0-RTT":              {long(zeroRTT, v1, id), ours},
 			} {
 				if got := g.arrives(c.datagram); got != c.want {
-					t.Errorf("%s of slot %d, %s: slot %d got it, want %d", name, slot, what, got, c.want)
+					t.Errorf("%s of %v, %s: %v got it, want %v", name, o, what, got, c.want)
 				}
 			}
 		}
 	}
-	for slot := range maps.GenerationSlots { // of the newest, whatever their hash is
-		client := g.idOf(slot, random(0x91, 18))
+	for o := range g.conns { // of the newest, whatever their hash is
+		client := g.idOf(o, random(0x91, 18))
+		want := g.ownerOf(client, newest) // all that carries the ID meets one worker
 		for what, datagram := range map[string][]byte{
 			"first initial": long(initial, v1, client), "first initial, v2": long(0xd0, v2, client), "0-RTT": long(zeroRTT, v1, client),
+		} {
+			if got := g.arrives(datagram); got != want {
+				t.Errorf("%s of %v: %v got it, want %v", what, o, got, want)
+			}
+		}
+		for what, datagram := range map[string][]byte{
 			"nothing": {}, "text": []byte("berm"), "a header cut short": long(initial, v1, client)[:20],
 			"an ID that is too long": long(handshake, v1, append(client, 1, 2, 3)), "no ID": long(handshake, v1, nil),
-			"a length that no ID has": short(g.idOf(slot, random(0x1f, 20))),
+			"a length that no ID has": short(g.idOf(o, random(0x1f, 20))),
 		} {
-			if got := g.arrives(datagram); got != newest {
-				t.Errorf("%s of slot %d: slot %d got it, want the newest, %d", what, slot, got, newest)
+			if got := g.arrives(datagram); got.slot != newest {
+				t.Errorf("%s of %v: %v got it, want one of the newest, %d", what, o, got, newest)
 			}
 		}
 	}
 	// Who is gone has the newest as heir.
-	gone := (newest + 1) % maps.GenerationSlots
+	gone := owner{(newest + 1) % maps.GenerationSlots, 0}
 	if err := g.conns[gone].Close(); err != nil {
 		t.Fatal(err)
 	}
 	delete(g.conns, gone)
-	if got := g.arrives(short(g.idOf(gone, random(0xe7, 8)))); got != newest {
-		t.Errorf("what is of nobody: slot %d got it, want %d", got, newest)
+	id := g.idOf(gone, random(0xe7, 8))
+	if got, want := g.arrives(short(id)), g.ownerOf(id, newest); got != want {
+		t.Errorf("what is of nobody: %v got it, want %v", got, want)
 	}
+	// One process alone, with several workers.
+	for slot := range maps.GenerationSlots {
+		if slot == newest {
+			continue
+		}
+		for o, c := range g.conns {
+			if o.slot == slot {
+				_ = c.Close()
+				delete(g.conns, o)
+			}
+		}
+		if err := k.Generations.Leave(slot); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for o := range g.conns {
+		if got := g.arrives(short(g.idOf(o, random(0xe7, 8)))); got != o {
+			t.Errorf("alone: %v got what is of %v", got, o)
+		}
+	}
+}
+
+// What a kernel half that is gone knew, another may have once the first lets go.
+func TestGenerationsPart(t *testing.T) {
+	old := newGenerations(t, mapstest.New(t), "127.0.0.1:0")
+	slot := old.start(os.Getpid(), 2)
+	leave, err := old.k.Generations.Part(slot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := newGenerations(t, mapstest.New(t), "127.0.0.1:0")
+	if _, _, err := next.k.Generations.Claim(os.Getpid(), slot, 2, old.seed); err != nil {
+		t.Fatal(err)
+	}
+	join := func(want error) {
+		t.Helper()
+		for o, c := range old.conns {
+			raw, err := c.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = raw.Control(func(fd uintptr) {
+				if err := next.k.Generations.Join(slot, o.worker, old.at, int(fd)); !errors.Is(err, want) {
+					t.Errorf("%v: %v, want %v", o, err, want)
+				}
+				if err := next.k.Generations.Joined(slot, o.worker, old.at, int(fd)); (err == nil) != (want == nil) {
+					t.Errorf("%v is known: %v", o, err)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	join(unix.EBUSY)
+	if err := leave(); err != nil {
+		t.Fatal(err)
+	}
+	join(nil)
 }
 
 func TestGenerationSlots(t *testing.T) {
@@ -274,14 +360,14 @@ func TestGenerationSlots(t *testing.T) {
 		t.Fatal(err)
 	}
 	mine := [2]uint64{1, 2}
-	slot, seed, err := gen.Claim(os.Getpid(), 3, mine)
+	slot, seed, err := gen.Claim(os.Getpid(), 3, 1, mine)
 	if err != nil || slot != 3 || seed != mine {
 		t.Fatalf("slot %d, seed %v, %v", slot, seed, err)
 	}
 	if err := gen.Lead(slot); err != nil {
 		t.Fatal(err)
 	}
-	next, seed, err := gen.Claim(other.Process.Pid, 3, [2]uint64{3, 4})
+	next, seed, err := gen.Claim(other.Process.Pid, 3, 1, [2]uint64{3, 4})
 	if err != nil || next == slot || seed != mine {
 		t.Fatalf("slot %d, seed %v, %v", next, seed, err)
 	}
@@ -293,11 +379,11 @@ func TestGenerationSlots(t *testing.T) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	for range 2 {
-		if _, _, err := gen.Claim(os.Getpid(), -1, mine); err != nil {
+		if _, _, err := gen.Claim(os.Getpid(), -1, 1, mine); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := gen.Claim(os.Getpid(), -1, mine); !errors.Is(err, maps.ErrFull) {
+	if _, _, err := gen.Claim(os.Getpid(), -1, 1, mine); !errors.Is(err, maps.ErrFull) {
 		t.Errorf("a fifth: %v", err)
 	}
 	cancel()
@@ -305,7 +391,7 @@ func TestGenerationSlots(t *testing.T) {
 	if err := gen.Sweep(); err != nil {
 		t.Fatal(err)
 	}
-	if got, _, err := gen.Claim(os.Getpid(), -1, mine); err != nil || got != next {
+	if got, _, err := gen.Claim(os.Getpid(), -1, 1, mine); err != nil || got != next {
 		t.Errorf("the slot of who died: %d, %v, want %d", got, err, next)
 	}
 	if err := gen.Leave(slot); err != nil {

@@ -690,6 +690,7 @@ _Static_assert(sizeof(struct berm_cid) == 232, "berm_cid is a map value");
  */
 #define BERM_GENERATIONS 4 /* a power of two: the connection IDs of a slot are one in so many */
 #define BERM_GENERATION_PORTS 64
+#define BERM_WORKERS 8 /* sockets of a slot at an address, at most */
 _Static_assert(!(BERM_GENERATIONS & (BERM_GENERATIONS - 1)), "slots are low bits of a hash");
 
 /* The one entry of berm_generations. */
@@ -700,8 +701,11 @@ struct berm_generations {
 	__u32 live;   /* bit n: slot n has sockets, or is about to */
 	__u32 pids[BERM_GENERATIONS];
 	__u32 numbers[BERM_GENERATIONS]; /* how many processes had a slot, when this one took it */
+	__u32 workers[BERM_GENERATIONS]; /* sockets of a slot at each address */
+	__u32 sockets;			 /* of all live slots, at each address */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct berm_generations) == 56, "berm_generations is a map value");
+_Static_assert(sizeof(struct berm_generations) == 80, "berm_generations is a map value");
 
 /* An address that sockets of all generations are bound to. */
 struct berm_generation_port {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* generation: which process of bermd a datagram of QUIC is for, while an old one ends what it began.
- * The hash of a connection ID, keyed with this host's seed, has the slot of the process that gave it
- * out in its low bits; the process makes IDs until one has. So IDs need no room for it, in any format,
- * nobody else can tell from them that two are of one process, and no ID is decrypted for it. IDs that
- * a client made up say nothing: those are for the newest.
+/* generation: which process of bermd a datagram of QUIC is for, while an old one ends what it began,
+ * and which of the process's workers. The hash of a connection ID, keyed with this host's seed, has the
+ * slot of the process that gave it out in its low half and the worker in its high half; the worker makes
+ * IDs until one has both. So IDs need no room for it, in any format, nobody else can tell from them that
+ * two are of one process, and no ID is decrypted for it. IDs that a client made up say nothing of the
+ * process, and are for the newest; but all packets that carry one meet the same worker.
  */
 #ifndef BERM_GENERATION_H
 #define BERM_GENERATION_H
@@ -79,15 +80,18 @@ static __always_inline bool starts_quic(const struct quic_start *q)
 	return (type & 3) < QUIC_TYPES_OF_START;
 }
 
-/* The slot that a datagram is for. What is no QUIC is for the newest. */
+/* The slot that a datagram is for, and the hash that names its worker. What is no QUIC is for the newest,
+ * and for any worker.
+ */
 static __always_inline __u32 generation_slot(struct sk_reuseport_md *ctx,
-					     const struct berm_generations *all)
+					     const struct berm_generations *all, __u64 *hash)
 {
 	__u32 at = sizeof(struct udphdr), len;
 	union quic_cid cid = {};
 	struct quic_start q = {};
 	__u64 a, b, c;
 
+	*hash = (__u64)ctx->hash << 32; /* of the flow */
 	if (bpf_skb_load_bytes(ctx, at, &q, 6))
 		return all->newest;
 	at += q.first & QUIC_LONG ? 6 : 1;
@@ -99,9 +103,23 @@ static __always_inline __u32 generation_slot(struct sk_reuseport_md *ctx,
 	a = cid_word(&cid, 0, len);
 	b = cid_word(&cid, 1, len);
 	c = cid_word(&cid, 2, len);
+	*hash = cid_hash(all->seed, a, b, c);
 	if (q.first & QUIC_LONG && starts_quic(&q) && !cid_is_ours(a, b, c, len))
 		return all->newest;
-	return cid_hash(all->seed, a, b, c) & (BERM_GENERATIONS - 1);
+	return *hash & (BERM_GENERATIONS - 1);
+}
+
+/* Gives the datagram to a slot's worker; not 0 where there is no such socket. */
+static __always_inline long generation_give(struct sk_reuseport_md *ctx,
+					    const struct berm_generations *all, __u32 port,
+					    __u32 slot, __u64 hash)
+{
+	__u32 at;
+
+	slot &= BERM_GENERATIONS - 1;
+	at = (port * BERM_GENERATIONS + slot) * BERM_WORKERS +
+	     ((hash >> 32) * all->workers[slot] >> 32);
+	return bpf_sk_select_reuseport(ctx, &berm_generation_sockets, &at, 0);
 }
 
 /* The number of the address that the sockets of all generations are bound to, or NULL. */

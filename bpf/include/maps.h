@@ -119,7 +119,7 @@ struct {
 	__uint(max_entries, 1 << 20);
 } berm_packets SEC(".maps");
 
-/* daemon: its generations' sockets of QUIC; entry port * BERM_GENERATIONS + slot */
+/* daemon: its generations' sockets of QUIC; entry (port * BERM_GENERATIONS + slot) * BERM_WORKERS + worker */
 ARRAY(berm_generations, struct berm_generations, 1, BPF_F_MMAPABLE);
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -129,7 +129,7 @@ struct {
 } berm_generation_ports SEC(".maps");
 struct {
 	__uint(type, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY);
-	__uint(max_entries, BERM_GENERATION_PORTS *BERM_GENERATIONS);
+	__uint(max_entries, BERM_GENERATION_PORTS *BERM_GENERATIONS *BERM_WORKERS);
 	__type(key, __u32);
 	__type(value, __u64);
 } berm_generation_sockets SEC(".maps");

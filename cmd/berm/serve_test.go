@@ -41,6 +41,7 @@ func (d *daemon) Status(ctx context.Context) (control.Status, error) {
 		Cache:        control.Cache{Objects: 1, Bytes: 1 << 20, MaxBytes: 256 << 20, HitRatio: .5},
 		Dictionaries: control.Dictionaries{Known: 2, Bytes: 3 << 20, MaxBytes: 64 << 20, Raw: 2 << 20, Wire: 2048, Results: map[string]uint64{"sent": 9}},
 
+		QUIC:        control.QUICInfo{Datagrams: []uint64{1200, 1100}},
 		Generations: []control.Generation{{Number: 8, PID: 43, Serves: true}, {Number: 7, PID: 42}},
 	}
 	if d.set == nil {

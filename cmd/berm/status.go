@@ -159,6 +159,13 @@ func (a *app) quicLine(q control.QUICInfo) {
 		line += "; " + a.out.Paint(out.Warn, q.Why)
 	}
 	a.out.Field("quic", "connections by controller: %s", line)
+	if len(q.Datagrams) > 1 {
+		var read []string
+		for _, n := range q.Datagrams {
+			read = append(read, count(n))
+		}
+		a.out.Field("", "datagrams by worker: %s", strings.Join(read, ", "))
+	}
 }
 
 func handshakes(h control.Handshakes) string {

@@ -37,6 +37,7 @@ type served struct {
 	program string // a copy, to be replaced
 	config  string
 	pins    string
+	kernel  loader.Options
 	address string                        // of https
 	finish  atomic.Pointer[chan struct{}] // closed: slow answers end
 }
@@ -77,19 +78,19 @@ func newServedIn(t *testing.T, cgroup string, lines ...string) *served {
 	origin.Start()
 	t.Cleanup(origin.Close)
 	pins := fmt.Sprintf("/sys/fs/bpf/bermd-handover-%d", os.Getpid())
-	opts := loader.Options{Pins: pins, Cgroup: cgroup, Group: "0", Lock: filepath.Join(dir, "lock")}
-	if _, err := loader.Up(t.Context(), opts); err != nil {
+	s.kernel = loader.Options{Pins: pins, Cgroup: cgroup, Group: "0", Lock: filepath.Join(dir, "lock")}
+	if _, err := loader.Up(t.Context(), s.kernel); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if _, err := loader.Down(context.WithoutCancel(t.Context()), opts); err != nil {
+		if _, err := loader.Down(context.WithoutCancel(t.Context()), s.kernel); err != nil {
 			t.Error(err)
 		}
 	})
 	text := fmt.Sprintf(`node: {name: edge1}
 kernel: {pins: %s, cgroup: %q}
 admin: {socket: %s/berm.sock, metrics: "%s"}
-listen: {http: ["%s"], https: ["%s"], drain: 8s}
+listen: {http: ["%s"], https: ["%s"], drain: 8s, quic_workers: 4}
 origins: {www: {urls: ["%s"]}}
 routes: [{host: "*", path: /, origin: www}]
 %s
@@ -188,14 +189,21 @@ func ask(c *http.Client, url string) (string, error) {
 }
 
 // begin asks for what takes until end is called, which returns when all of it came; begin does once the first half is
-// there.
-func (s *served) begin() (end func()) {
+// there. Others may ask with the usual clients.
+func (s *served) begin(others ...*visitor) (end func()) {
 	s.t.Helper()
 	finish := make(chan struct{})
 	s.finish.Store(&finish)
 	var wg sync.WaitGroup
+	var all []visitor
 	for name, c := range s.clients() {
-		resp, err := c.Get("https://" + s.address + "/slow/" + name)
+		all = append(all, visitor{c, "https://" + s.address + "/slow/" + name, nil})
+	}
+	for _, v := range others {
+		all = append(all, *v)
+	}
+	for _, v := range all {
+		resp, err := v.client.Get(v.url)
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -207,7 +215,7 @@ func (s *served) begin() (end func()) {
 			defer resp.Body.Close()
 			rest, err := io.ReadAll(resp.Body)
 			if got := string(first) + string(rest); err != nil || got != whole {
-				s.t.Errorf("%s, over %s: %q, %v", name, resp.Proto, got, err)
+				s.t.Errorf("%s, over %s: %q, %v", v.url, resp.Proto, got, err)
 			}
 		})
 	}
@@ -232,7 +240,8 @@ func TestHandover(t *testing.T) {
 	s.mustAnswer()
 	for round := range 2 {
 		before := s.unit.PID()
-		end := s.begin()
+		crowd := s.crowd(16)
+		end := s.begin(crowd...)
 		ch, err := s.client.Upgrade(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -242,6 +251,7 @@ func TestHandover(t *testing.T) {
 			t.Errorf("%q, want %q", ch.Changed, want)
 		}
 		s.mustAnswer() // by the new process, while the old one has connections
+		rebind(t, crowd)
 		var status control.Status
 		within(t, 10*time.Second, "the new process to be ready", func() (bool, error) {
 			status, err = s.client.Status(t.Context())
@@ -254,7 +264,7 @@ func TestHandover(t *testing.T) {
 		s.settle()
 		s.mustAnswer()
 	}
-	if kept := s.unit.Kept(); len(kept) != 3 {
+	if kept := s.unit.Kept(); len(kept) != 2+4 { // TCP of both, and four workers
 		t.Errorf("systemd keeps %q", kept)
 	}
 	// Nobody else goes on when systemd ends the main one.

@@ -65,6 +65,7 @@ type QUICInfo struct {
 	Why         string            `json:"why,omitempty"` // not
 	Controllers map[string]uint64 `json:"controllers"`   // connections since the start, by what they began with
 	Refused     uint64            `json:"refused"`       // of those that did not get all that their profile has
+	Datagrams   []uint64          `json:"datagrams"`     // read by each worker since the start
 }
 
 // Path is what TCP connections of a prefix measured.

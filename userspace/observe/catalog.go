@@ -56,6 +56,7 @@ var (
 	QUICSelectable  = gauge("berm_quic_cc_selectable", "1 when QUIC connections get the controllers of their profiles; 0 when all run Reno, since this build was made without the patched quic-go.")
 	QUICControllers = counter("berm_quic_cc_connections_total", "QUIC connections by the controller and the profile (host: none) they began with, and whether something of the profile was refused.", "controller", "profile", "refused")
 	QUICReports     = counter("berm_quic_path_reports_total", "What QUIC connections measured, by whether the table of paths took it whole or bounded, so that no client sways what is known of its prefix.", "taken")
+	QUICDatagrams   = counter("berm_quic_datagrams_total", "Datagrams of HTTP/3 that were read, by worker (listen.quic_workers).", "worker")
 	QUICRetries     = counter("berm_quic_retries_total", "QUIC handshakes that had to show their address first.")
 	Requests        = counter("berm_requests_total", "Requests answered, by protocol and class of status.", "protocol", "code")
 	SentBytes       = counter("berm_response_body_bytes_total", "Body bytes sent to clients, by protocol.", "protocol")

@@ -15,10 +15,6 @@ var ErrLength = errors.New("connection IDs of another length")
 // Generator gives quic-go connection IDs that name this server, in Retry packets too. What it gives
 // can change at any time; its length cannot.
 type Generator struct {
-	// Fits says whether an ID may be given out; nil: any may. It is set before the first is made, and
-	// should refuse few: IDs are made until one fits.
-	Fits func(cid []byte) bool
-
 	length int
 	now    atomic.Pointer[source]
 }
@@ -89,9 +85,23 @@ func Number(f Format, cid []byte) (uint64, error) {
 
 // GenerateConnectionID returns an ID that was most likely never given before.
 func (g *Generator) GenerateConnectionID() (quic.ConnectionID, error) {
+	return quic.ConnectionIDFromBytes(g.make()), nil
+}
+
+// Fitting gives out only those of a generator's IDs that fit. It should refuse few: IDs are made until one does.
+func (g *Generator) Fitting(fits func(cid []byte) bool) quic.ConnectionIDGenerator {
+	return fitting{g, fits}
+}
+
+type fitting struct {
+	*Generator
+	fits func(cid []byte) bool
+}
+
+// GenerateConnectionID returns an ID that fits.
+func (f fitting) GenerateConnectionID() (quic.ConnectionID, error) {
 	for {
-		cid := g.make()
-		if g.Fits == nil || g.Fits(cid) {
+		if cid := f.make(); f.fits(cid) {
 			return quic.ConnectionIDFromBytes(cid), nil
 		}
 	}

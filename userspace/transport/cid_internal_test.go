@@ -80,8 +80,8 @@ func TestConnectionIDs(t *testing.T) {
 		}
 		cfg := Default()
 		cfg.HTTP, cfg.HTTPS = nil, []string{"127.0.0.1:0"}
-		s := &Server{units: map[unitKey]*unit{}, retryAbove: retryAbove, opts: Options{
-			TLS: store.TLS(), Log: slog.New(slog.DiscardHandler), Failed: func(err error) { t.Error(err) }, ConnectionIDs: g,
+		s := &Server{units: map[unitKey]*unit{}, retryAbove: retryAbove, workers: 1, opts: Options{
+			TLS: store.TLS(), Log: slog.New(slog.DiscardHandler), Failed: func(err error) { t.Error(err) }, ConnectionIDs: func(int) quic.ConnectionIDGenerator { return g },
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "here") }),
 		}}
 		if retry {
@@ -92,7 +92,7 @@ func TestConnectionIDs(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = s.Drain(t.Context()) }) // its context is over: at once
 		p := &tap{ids: map[byte][][]byte{}}
-		at := p.run(t, s.units[unitKey{"https", "127.0.0.1:0"}].udp.LocalAddr().(*net.UDPAddr).AddrPort())
+		at := p.run(t, s.units[unitKey{"https", "127.0.0.1:0"}].workers[0].udp.LocalAddr().(*net.UDPAddr).AddrPort())
 		client := &http.Client{Timeout: 20 * time.Second, Transport: &http3.Transport{
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, QUICConfig: &quic.Config{},
 		}}

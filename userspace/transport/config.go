@@ -28,6 +28,9 @@ type Config struct {
 	// HeaderTable bounds the table of h2 connections by which heads of responses repeat what others said: 4096, 16384 or
 	// 65536 bytes of memory each. Clients that keep a smaller one have it so.
 	HeaderTable int `yaml:"header_table"`
+	// QUICWorkers is how many sockets of h3 an address has, each read by a goroutine of its own: 1 to 8; 0: as many as the daemon
+	// may use processors, 4 at most. Without the kernel half there is one.
+	QUICWorkers int `yaml:"quic_workers"`
 }
 
 // Default is what an empty section means.
@@ -79,6 +82,9 @@ func (c Config) Validate() error {
 	if !slices.Contains([]int{4 << 10, 16 << 10, 64 << 10}, c.HeaderTable) {
 		fail("header_table: %d is none of 4096, 16384, 65536 bytes", c.HeaderTable)
 	}
+	if c.QUICWorkers < 0 || c.QUICWorkers > MaxWorkers {
+		fail("quic_workers: %d is not between 0 and %d", c.QUICWorkers, MaxWorkers)
+	}
 	return errors.Join(errs...)
 }
 
@@ -86,10 +92,11 @@ func (c Config) Validate() error {
 type limits struct {
 	header, idle, stall                time.Duration
 	maxHeader, maxStreams, headerTable int
+	workers                            int
 }
 
 func (c Config) limits() limits {
-	return limits{c.HeaderTimeout, c.IdleTimeout, c.StallTimeout, c.MaxHeader, c.MaxStreams, c.HeaderTable}
+	return limits{c.HeaderTimeout, c.IdleTimeout, c.StallTimeout, c.MaxHeader, c.MaxStreams, c.HeaderTable, c.Workers()}
 }
 
 // split takes an address apart. family is "4" for IPv4, "6" for IPv6, and "" when no host is

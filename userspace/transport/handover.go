@@ -26,8 +26,10 @@ func (s *Server) Hold() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, u := range s.units {
-		if u.udp != nil { // another socket than the one before; TCP's is the same
-			s.forgetName(k.heldName("udp"))
+		if len(u.workers) > 0 { // other sockets than those before, which may have been more; TCP's is the same
+			for n := range MaxWorkers {
+				s.forgetName(k.heldName(udpName(n)))
+			}
 		}
 		s.hold(u)
 	}
@@ -68,21 +70,15 @@ func (s *Server) Listeners() (files []*os.File, err error) {
 	return files, nil
 }
 
-// EachQUIC calls f with every socket of QUIC and the address that it is bound to.
-func (s *Server) EachQUIC(f func(at netip.AddrPort, fd int) error) error {
+// EachQUIC calls f with every socket of QUIC, its worker, and the address that it is bound to.
+func (s *Server) EachQUIC(f func(worker int, at netip.AddrPort, fd int) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
 	for _, u := range s.units {
-		if u.udp == nil {
-			continue
+		for n, w := range u.workers {
+			errs = append(errs, w.withSocket(func(at netip.AddrPort, fd int) error { return f(n, at, fd) }))
 		}
-		raw, err := u.udp.SyscallConn()
-		if err == nil {
-			at := u.udp.LocalAddr().(*net.UDPAddr).AddrPort()
-			err = control(raw, func(fd int) error { return f(at, fd) })
-		}
-		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

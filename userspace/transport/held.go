@@ -44,9 +44,9 @@ func (s *Server) heldTCP(k unitKey) (net.Listener, error) {
 	return l, nil
 }
 
-// heldUDP is heldTCP for datagrams. Those that came meanwhile are in its buffer.
-func (s *Server) heldUDP(k unitKey, address string) (*net.UDPConn, error) {
-	f := s.take(k.heldName("udp"))
+// heldUDP is heldTCP for datagrams of a worker. Those that came meanwhile are in its buffer.
+func (s *Server) heldUDP(k unitKey, worker int, address string) (*net.UDPConn, error) {
+	f := s.take(k.heldName(udpName(worker)))
 	if f == nil {
 		return listenUDP(address, reusePort)
 	}
@@ -70,9 +70,13 @@ func (s *Server) hold(u *unit) {
 	if s.opts.Keeper == nil {
 		return
 	}
-	for network, socket := range map[string]any{"tcp": u.tcp, "udp": u.udp} {
+	sockets := map[string]any{"tcp": u.tcp}
+	for n, w := range u.workers {
+		sockets[udpName(n)] = w.udp
+	}
+	for network, socket := range sockets {
 		filer, ok := socket.(interface{ File() (*os.File, error) })
-		if !ok || network == "udp" && u.udp == nil {
+		if !ok {
 			continue
 		}
 		f, err := filer.File()
@@ -86,15 +90,10 @@ func (s *Server) hold(u *unit) {
 }
 
 // forget gives up the sockets of an address that is no longer served.
-func (s *Server) forget(k unitKey) {
-	if s.opts.Keeper == nil {
-		return
-	}
-	for _, network := range []string{"tcp", "udp"} {
-		if network == "udp" && k.scheme == "http" {
-			continue
-		}
-		s.forgetName(k.heldName(network))
+func (s *Server) forget(u *unit) {
+	s.forgetName(u.key.heldName("tcp"))
+	for n := range u.workers {
+		s.forgetName(u.key.heldName(udpName(n)))
 	}
 }
 
@@ -107,10 +106,11 @@ func (s *Server) forgetName(name string) {
 	}
 }
 
-// dropHeld closes what the process before served and this one does not: clients would wait there for nobody.
+// dropHeld closes what the process before served and this one does not, of addresses and of workers: clients would
+// wait there for nobody.
 func (s *Server) dropHeld() {
 	for name, f := range s.held {
-		s.opts.Log.Info("closed a socket that the file no longer names", "socket", name)
+		s.opts.Log.Info("closed a socket that only the process before served", "socket", name)
 		_ = f.Close() // ours; the keeper's copy goes with it
 		s.forgetName(name)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -26,8 +27,14 @@ type Options struct {
 	// ResetKey lets a restarted daemon tell QUIC clients of the one before that it is gone. It is
 	// kept over restarts; zero sends no such packets.
 	ResetKey [32]byte
-	// ConnectionIDs makes those of QUIC; nil leaves it to quic-go.
-	ConnectionIDs quic.ConnectionIDGenerator
+	// Workers is how many sockets of QUIC an address has, each with a goroutine that reads it; below 2: one. More need
+	// ConnectionIDs that tell them apart, and Introduce.
+	Workers int
+	// ConnectionIDs makes those of a worker's QUIC connections; nil leaves it to quic-go.
+	ConnectionIDs func(worker int) quic.ConnectionIDGenerator
+	// Introduce makes a worker's socket known to who gives each the datagrams of its connections, before it is served.
+	// Where it fails the address has one socket.
+	Introduce func(worker int, at netip.AddrPort, fd int) error
 	// VerifyClients reports whether QUIC clients have to show first that they receive at their
 	// address. It is asked for each new one; nil: never, beyond what the listener itself counts.
 	VerifyClients func() bool
@@ -57,6 +64,7 @@ type Server struct {
 	stats      Stats
 	retryAbove int64         // of QUIC handshakes a second; a test may want it lower
 	lastCall   time.Duration // a test may want it longer
+	workers    int           // of an address
 
 	mu      sync.Mutex // held while listeners are opened or closed
 	cfg     Config
@@ -77,6 +85,8 @@ type Stats struct {
 	TLSFailures atomic.Uint64
 	// Retries counts QUIC handshakes that were asked to show their address.
 	Retries atomic.Uint64
+	// Datagrams counts those that a worker read, at all addresses.
+	Datagrams [MaxWorkers]atomic.Uint64
 }
 
 // ProtocolStats are the counters of one protocol.
@@ -91,7 +101,10 @@ type ProtocolStats struct {
 
 // Listen opens every listener of cfg, or none: then the error names each that cannot be opened.
 func Listen(cfg Config, opts Options) (*Server, error) {
-	s := &Server{opts: opts, units: map[unitKey]*unit{}, retryAbove: retryAbove, lastCall: lastCall, held: byName(opts.Held), waiting: opts.Wait}
+	s := &Server{
+		opts: opts, units: map[unitKey]*unit{}, retryAbove: retryAbove, lastCall: lastCall, workers: max(opts.Workers, 1),
+		held: byName(opts.Held), waiting: opts.Wait,
+	}
 	if !NeverIndexes {
 		opts.Log.Warn("secrets enter the tables of h2", "error", ErrPlain)
 	}
@@ -145,13 +158,13 @@ func (s *Server) Apply(cfg Config) error {
 	for k, u := range s.units {
 		if !slices.Contains(want, k) {
 			delete(s.units, k)
-			s.forget(k)
+			s.forget(u)
 			s.retire(u, cfg.Drain)
 		}
 	}
 	s.cfg = cfg
 	if changed {
-		return fmt.Errorf("listen: a changed timeout or limit of open listeners %w", ErrRestart)
+		return fmt.Errorf("listen: a changed timeout, limit or number of workers of open listeners %w", ErrRestart)
 	}
 	return nil
 }
@@ -242,7 +255,7 @@ func (s *Server) Addresses() []Address {
 			continue
 		}
 		out = append(out, Address{[]string{"h1", "h2"}, "tcp", u.tcp.Addr().String()},
-			Address{[]string{"h3"}, "udp", u.udp.LocalAddr().String()})
+			Address{[]string{"h3"}, "udp", u.workers[0].udp.LocalAddr().String()})
 	}
 	slices.SortFunc(out, func(a, b Address) int {
 		if a.Address != b.Address {

@@ -624,7 +624,8 @@ func TestConfigMistakes(t *testing.T) {
 		t.Error(err)
 	}
 	bad := transport.Config{
-		HTTP: []string{"8080", "localhost:80", "1.2.3.4:99999", ":80"}, HTTPS: []string{":80", "[::1]:443"},
+		QUICWorkers: transport.MaxWorkers + 1,
+		HTTP:        []string{"8080", "localhost:80", "1.2.3.4:99999", ":80"}, HTTPS: []string{":80", "[::1]:443"},
 		Drain: -time.Second, MaxHeader: 1,
 	}
 	err := bad.Validate()
@@ -633,7 +634,7 @@ func TestConfigMistakes(t *testing.T) {
 	}
 	for _, want := range []string{
 		`http[0]: "8080" is no address`, `http[1]: "localhost" is no IP`, `http[2]: "99999" is no port`,
-		"https[0]: :80 is already http[3]'s", "drain:", "max_header:", "max_streams:", "header_table: 0 is none of", "header_timeout:", "idle_timeout:", "stall_timeout:",
+		"https[0]: :80 is already http[3]'s", "drain:", "max_header:", "max_streams:", "header_table: 0 is none of", "quic_workers: 9 is not between 0 and 8", "header_timeout:", "idle_timeout:", "stall_timeout:",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in\n%v", want, err)

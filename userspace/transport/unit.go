@@ -17,7 +17,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 )
 
-// unit is one address: a TCP listener, and for https the UDP port of the same number.
+// unit is one address: a TCP listener, and for https the UDP port of the same number, where one or more workers listen.
 type unit struct {
 	key    unitKey
 	s      *Server
@@ -26,9 +26,7 @@ type unit struct {
 	http   *http.Server
 	altSvc []string // shared by all responses: never written to
 
-	udp     *net.UDPConn
-	quic    *quic.Transport
-	quicIn  *quic.EarlyListener
+	workers []*worker // of https
 	h3      *http3.Server
 	flood   flood
 	leaving atomic.Bool  // h1 connections end with their next response
@@ -89,20 +87,11 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		return err
 	}
 	port := localPort(u.tcp.Addr())
-	if u.udp, err = u.s.heldUDP(u.key, net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
+	if err = u.bindWorkers(net.JoinHostPort(host, fmt.Sprint(port))); err != nil {
 		return err
 	}
-	u.sizeBuffer()
+	u.sizeBuffers()
 	u.altSvc = []string{fmt.Sprintf(`h3=":%d"; ma=86400`, port)}
-	u.quic = &quic.Transport{Conn: u.udp, VerifySourceAddress: u.verifySource, ConnectionIDGenerator: u.s.opts.ConnectionIDs}
-	if u.s.opts.TokenKey != [32]byte{} {
-		key := quic.TokenGeneratorKey(u.s.opts.TokenKey)
-		u.quic.TokenGeneratorKey = &key
-	}
-	if u.s.opts.ResetKey != [32]byte{} {
-		key := quic.StatelessResetKey(u.s.opts.ResetKey)
-		u.quic.StatelessResetKey = &key
-	}
 	qc := &quic.Config{
 		HandshakeIdleTimeout: cfg.HeaderTimeout,
 		MaxIdleTimeout:       cfg.IdleTimeout,
@@ -127,21 +116,13 @@ func (u *unit) openQUIC(cfg Config) (err error) {
 		ConnContext:    u.quicConnected,
 	}
 	u.offerWebTransport()
-	u.quicIn, err = u.quic.ListenEarly(http3.ConfigureTLSConfig(u.s.opts.TLS.Clone()), qc)
-	if err != nil {
-		return fmt.Errorf("start QUIC on %s: %w", u.key.address, errors.Join(err, u.udp.Close()))
+	for _, w := range u.workers {
+		if err := w.listen(http3.ConfigureTLSConfig(u.s.opts.TLS.Clone()), qc); err != nil {
+			u.closeWorkers()
+			return fmt.Errorf("start QUIC on %s: %w", u.key.address, err)
+		}
 	}
 	return nil
-}
-
-// sizeBuffer asks for a receive buffer that holds a burst, and says what to do when it got less.
-func (u *unit) sizeBuffer() {
-	_ = u.udp.SetReadBuffer(udpBuffer) // best effort: what came of it is looked at below
-	_ = u.udp.SetWriteBuffer(udpBuffer)
-	if got := receiveBuffer(u.udp); got > 0 && got < udpBuffer {
-		u.s.opts.Log.Info("h3 bursts may be lost: the kernel bounds UDP buffers",
-			"address", u.key.address, "bytes", got, "hint", fmt.Sprintf("sysctl -w net.core.rmem_max=%d net.core.wmem_max=%d", udpBuffer, udpBuffer))
-	}
 }
 
 func (u *unit) verifySource(net.Addr) bool {
@@ -196,11 +177,7 @@ func (u *unit) boundSegments(mss [2]uint16) {
 // abandon closes what was opened and never served.
 func (u *unit) abandon() {
 	_ = u.tcp.Close()
-	if u.quicIn != nil {
-		_ = u.quicIn.Close()
-		_ = u.quic.Close()
-		_ = u.udp.Close()
-	}
+	u.closeWorkers()
 }
 
 // serve accepts clients until drain.
@@ -213,8 +190,8 @@ func (u *unit) serve() {
 			u.ended("h1 and h2", u.http.ServeTLS(l, "", ""))
 		}
 	})
-	if u.h3 != nil {
-		u.serving.Go(func() { u.ended("h3", u.h3.ServeListener(u.quicIn)) })
+	for _, w := range u.workers {
+		u.serving.Go(func() { u.ended("h3", u.h3.ServeListener(w.in)) })
 	}
 }
 
@@ -291,13 +268,14 @@ func (u *unit) drain(ctx context.Context, handed bool) error {
 			if handed {
 				awaitHandshakes(ctx)
 			}
-			// The listener goes first: http3's Shutdown closes only those it made itself.
-			_ = u.quicIn.Close()
+			// The listeners go first: http3's Shutdown closes only those it made itself.
+			for _, w := range u.workers {
+				_ = w.in.Close()
+			}
 			if errQUIC = u.h3.Shutdown(ctx); errQUIC != nil {
 				_ = u.h3.Close()
 			}
-			_ = u.quic.Close()
-			_ = u.udp.Close()
+			u.closeWorkers()
 		})
 	}
 	wg.Wait()

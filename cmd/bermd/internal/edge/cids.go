@@ -18,8 +18,8 @@ type cids struct {
 // plainCID is the length of IDs where the file wants none that name an edge, in bytes.
 const plainCID = 8
 
-// newCIDs makes IDs of the length that the file's first format has. Only those that fit are given out.
-func newCIDs(cfg *config.Config, fits func(cid []byte) bool) (*cids, error) {
+// newCIDs makes IDs of the length that the file's first format has.
+func newCIDs(cfg *config.Config) (*cids, error) {
 	formats, err := cfg.QUIC.Formats()
 	if err != nil {
 		return nil, err
@@ -29,7 +29,6 @@ func newCIDs(cfg *config.Config, fits func(cid []byte) bool) (*cids, error) {
 		length = formats[0].Len()
 	}
 	c := &cids{made: quiclb.NewGenerator(length)}
-	c.made.Fits = fits
 	return c, c.made.Use(formats, cfg.ServerID())
 }
 

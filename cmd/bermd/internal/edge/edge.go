@@ -134,7 +134,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 		}
 	}()
 	key := e.resetKey()
-	e.generation = newGeneration(e, key)
+	e.generation = newGeneration(e, key, cfg.Listen.Workers())
 	e.kernel = newKernelLink(e, cfg)
 	e.learner = newLearner(cfg)
 	e.segments = diagnose.NewRecorder()
@@ -154,7 +154,7 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	if err = e.buildPipeline(); err != nil {
 		return nil, err
 	}
-	if e.cids, err = newCIDs(cfg, e.generation.fits); err != nil {
+	if e.cids, err = newCIDs(cfg); err != nil {
 		return nil, err
 	}
 	e.streams = fec.NewStreams(e.log.Logger, e.pathBefore)
@@ -175,12 +175,19 @@ func Start(ctx context.Context, opts Options) (_ *Edge, err error) {
 	return e, nil
 }
 
-// begin opens everything: the maps before the admin socket, so that whoever asks there is answered from them.
+// begin opens everything: the maps before the sockets, which the kernel half chooses among, and before the admin
+// socket, so that whoever asks there is answered from them.
 func (e *Edge) begin(cfg *config.Config, key [32]byte) error {
+	err := e.kernel.open(cfg)
+	there := err == nil
+	if there {
+		_ = e.generation.prepare(e.kernel.set) // tried again when it is joined, which tells
+	} else {
+		e.generation.single(err)
+	}
 	if err := e.listen(cfg, key); err != nil {
 		return err
 	}
-	there := e.kernel.open(cfg) == nil
 	if err := e.listenInside(cfg); err != nil {
 		return err
 	}
@@ -196,7 +203,7 @@ func (e *Edge) succeed(cfg *config.Config, key [32]byte) error {
 	if err := e.kernel.open(cfg); err != nil {
 		return err
 	}
-	if err := e.generation.claim(e.kernel.set); err != nil { // before there are sockets
+	if err := e.generation.prepare(e.kernel.set); err != nil {
 		return err
 	}
 	if err := e.listen(cfg, key); err != nil {
@@ -254,7 +261,8 @@ func (e *Edge) maySeeStatus(x *pipeline.Exchange) bool {
 func (e *Edge) listen(cfg *config.Config, key [32]byte) (err error) {
 	e.server, err = transport.Listen(cfg.Listen, transport.Options{
 		TLS: e.tickets.TLS(e.certs.TLS()), Handler: e.pipeline, Log: e.log.Logger, ResetKey: key, Failed: e.fail,
-		ConnectionIDs: e.cids.made, Keeper: e.opts.Keeper, Held: e.opts.Held,
+		Workers: e.generation.id.Load().workers, ConnectionIDs: e.generation.fitting(e.cids.made), Introduce: e.generation.introduce,
+		Keeper: e.opts.Keeper, Held: e.opts.Held,
 		VerifyClients: e.kernel.clientsMustShow, EarlyData: e.tickets.EarlyData, Tune: e.quiccc.Tune,
 		Datagrams: func() bool { return len(e.cfg.Load().FEC.Streams) > 0 },
 		TokenKey:  derive(key, "berm tokens"), Wait: e.opts.Predecessor != nil,

@@ -161,6 +161,7 @@ func (k *kernelLink) follow() {
 		k.connect(cfg)
 	case pinInode(k.pins) != inode:
 		k.e.log.Warn("the kernel half was taken down or replaced")
+		k.e.generation.part()
 		k.close()
 		k.connect(cfg)
 	case broken != nil:

@@ -96,7 +96,7 @@ func (r results) CountResult(client netip.Addr, profile uint32, p maps.CCPart) (
 }
 
 func (e *Edge) quicInfo() control.QUICInfo {
-	info := control.QUICInfo{Selectable: quiccc.Selectable, Controllers: map[string]uint64{}}
+	info := control.QUICInfo{Selectable: quiccc.Selectable, Controllers: map[string]uint64{}, Datagrams: e.server.Datagrams()}
 	if !quiccc.Selectable {
 		info.Why = quiccc.ErrPlain.Error()
 	}
@@ -115,6 +115,9 @@ func (e *Edge) emitQUIC(emit observe.Emit) {
 		selectable = 1
 	}
 	emit(observe.QUICSelectable, selectable)
+	for worker, n := range e.server.Datagrams() {
+		emit(observe.QUICDatagrams, float64(n), strconv.Itoa(worker))
+	}
 	for n, v := range e.quiccc.Counts() {
 		emit(observe.QUICControllers, float64(v), n.Controller, cmp.Or(n.Profile, "host"), strconv.FormatBool(n.Refused))
 	}
