@@ -26,12 +26,13 @@ type unit struct {
 	http   *http.Server
 	altSvc []string // shared by all responses: never written to
 
-	workers []*worker // of https
-	h3      *http3.Server
-	flood   flood
-	leaving atomic.Bool  // h1 connections end with their next response
-	came    atomic.Int64 // when the last connection of TCP did, in Unix nanoseconds
-	serving sync.WaitGroup
+	workers   []*worker // of https
+	h3        *http3.Server
+	flood     flood
+	leaving   atomic.Bool  // h1 connections end with their next response
+	came      atomic.Int64 // when the last connection of TCP did, in Unix nanoseconds
+	serving   sync.WaitGroup
+	accepting sync.WaitGroup // of TCP: part of serving
 
 	datagrams bool // connections may carry them, and sessions of WebTransport
 }
@@ -182,7 +183,9 @@ func (u *unit) abandon() {
 
 // serve accepts clients until drain.
 func (u *unit) serve() {
+	u.accepting.Add(1)
 	u.serving.Go(func() {
+		defer u.accepting.Done()
 		l := stallListener{u.tcp, u.limits.stall, u.key.scheme == "https"}
 		if u.key.scheme == "http" {
 			u.ended("h1", u.http.Serve(l))
@@ -208,24 +211,29 @@ func (u *unit) ended(what string, err error) {
 // accepted a moment ago, need a round trip.
 const lastCall = 250 * time.Millisecond
 
-// leave lets connections end by themselves, and accepts no more. net/http's Shutdown alone closes also those that were
-// just accepted and whose request is on its way. Clients whose SYN was answered are accepted until they had time for their
-// ACK, unless another process does so: they would wait in the socket until there is one.
+// leave accepts no more and lets connections end by themselves. net/http's Shutdown alone closes also those that were just
+// accepted and whose request is on its way. Clients whose SYN was answered are accepted until they had time for their ACK,
+// unless another process does so: they would wait in the socket until there is one.
 func (u *unit) leave(ctx context.Context, handed bool) {
-	u.leaving.Store(true)
-	stop := func() { _ = u.tcp.Close() } // a copy may be kept for the next process
-	defer stop()
-	if handed {
-		stop()
-	}
 	wait := u.s.lastCall
 	if end, ok := ctx.Deadline(); ok {
 		wait = min(wait, time.Until(end)/4)
 	}
+	u.leaving.Store(true)
+	if !handed {
+		within(ctx, wait, func() bool { return time.Since(time.Unix(0, u.came.Load())) >= wait })
+	}
+	_ = u.tcp.Close()  // a copy may be kept for the next process
+	u.accepting.Wait() // all are known now
+	within(ctx, wait, func() bool { return u.s.stats.H1.Open.Load() == 0 })
+}
+
+// within returns when it is so, or no longer to be waited for.
+func within(ctx context.Context, wait time.Duration, so func() bool) {
 	over := time.After(wait)
 	look := time.NewTicker(5 * time.Millisecond)
 	defer look.Stop()
-	for u.s.stats.H1.Open.Load() > 0 || !handed && time.Since(time.Unix(0, u.came.Load())) < wait {
+	for !so() {
 		select {
 		case <-look.C:
 		case <-over:
