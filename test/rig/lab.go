@@ -36,6 +36,8 @@ type Lab struct {
 	nodes map[string]*Node
 	procs []*Proc
 	lock  *os.File
+
+	publishing sync.Mutex // programs
 }
 
 // New makes an empty lab, removing what an earlier one of that name left behind.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,8 @@ func (l *Lab) MountBPF(name string) (string, error) {
 // It may come from a home directory that is closed to others, and /run may be mounted noexec,
 // so the copy is in a file system of its own that goes with the lab.
 func (l *Lab) Publish(program string) (string, error) {
+	l.publishing.Lock()
+	defer l.publishing.Unlock()
 	dir := l.Path("bin")
 	switch err := os.Mkdir(dir, 0o755); {
 	case err == nil:
@@ -48,6 +51,10 @@ func (l *Lab) Publish(program string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("publish %s: %w", program, err)
 	}
+	// A process that another lab starts meanwhile has the file open for writing until it becomes another program, and
+	// the kernel executes no such file (ETXTBSY).
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	return to, os.WriteFile(to, data, 0o755)
 }
 
