@@ -17,14 +17,9 @@ static __always_inline void established(struct bpf_sock_ops *ctx)
 {
 	__u32 profile = cc_apply(ctx);
 	struct path_reported *reported;
-	struct berm_path *path;
 	struct look look = {};
 
-	path = path_get(ctx);
-	if (!path)
-		return;
-	__sync_fetch_and_add(&path->connections, 1);
-	reported = path_report(ctx, path, &look);
+	reported = path_begin(ctx, &look);
 	if (reported) {
 		reported->result.profile = profile;
 		reported->result.looked_ns = look.now;
@@ -35,15 +30,13 @@ static __always_inline void established(struct bpf_sock_ops *ctx)
 
 static __always_inline void progressed(struct bpf_sock_ops *ctx, bool last)
 {
-	struct berm_path *path = path_get(ctx);
 	struct path_reported *reported;
 	struct look look = {};
 
-	if (!path)
-		return;
-	reported = path_report(ctx, path, &look);
+	reported = path_look(ctx, &look);
 	if (!reported)
 		return;
+	path_report(ctx, reported, &look, last);
 	result_look(&reported->result, &look);
 	result_report(ctx, &reported->result, look.tcp, last);
 }
@@ -51,19 +44,13 @@ static __always_inline void progressed(struct bpf_sock_ops *ctx, bool last)
 SEC("sockops")
 int berm_sock_ops(struct bpf_sock_ops *ctx)
 {
-	switch (ctx->op) {
-	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+	bool last = ctx->op == BPF_SOCK_OPS_STATE_CB;
+
+	if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
 		established(ctx);
-		break;
-	case BPF_SOCK_OPS_RTT_CB:
-		progressed(ctx, false);
-		break;
-	case BPF_SOCK_OPS_STATE_CB:
-		/* The last look. Later the numbers are gone. */
-		if (ctx->args[1] == BPF_TCP_CLOSE)
-			progressed(ctx, true);
-		break;
-	}
+	/* The last look is at the end. Later the numbers are gone. */
+	else if (ctx->op == BPF_SOCK_OPS_RTT_CB || (last && ctx->args[1] == BPF_TCP_CLOSE))
+		progressed(ctx, last);
 	return 1;
 }
 

@@ -68,8 +68,10 @@ const (
 	SockOpsMapBermVipSlots          = "berm_vip_slots"
 	SockOpsMapBermVipStats          = "berm_vip_stats"
 	SockOpsMapBermVips              = "berm_vips"
+	SockOpsMapPathNone              = "path_none"
 	SockOpsMapPathReports           = "path_reports"
 	SockOpsMapResultNone            = "result_none"
+	SockOpsMapTurns                 = "turns"
 	SockOpsProgBermSockOps          = "berm_sock_ops"
 )
 
@@ -174,8 +176,10 @@ type SockOpsMapSpecs struct {
 	BermVipSlots          *ebpf.MapSpec `ebpf:"berm_vip_slots"`
 	BermVipStats          *ebpf.MapSpec `ebpf:"berm_vip_stats"`
 	BermVips              *ebpf.MapSpec `ebpf:"berm_vips"`
+	PathNone              *ebpf.MapSpec `ebpf:"path_none"`
 	PathReports           *ebpf.MapSpec `ebpf:"path_reports"`
 	ResultNone            *ebpf.MapSpec `ebpf:"result_none"`
+	Turns                 *ebpf.MapSpec `ebpf:"turns"`
 }
 
 // SockOpsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -256,8 +260,10 @@ type SockOpsMaps struct {
 	BermVipSlots          *ebpf.Map `ebpf:"berm_vip_slots"`
 	BermVipStats          *ebpf.Map `ebpf:"berm_vip_stats"`
 	BermVips              *ebpf.Map `ebpf:"berm_vips"`
+	PathNone              *ebpf.Map `ebpf:"path_none"`
 	PathReports           *ebpf.Map `ebpf:"path_reports"`
 	ResultNone            *ebpf.Map `ebpf:"result_none"`
+	Turns                 *ebpf.Map `ebpf:"turns"`
 }
 
 func (m *SockOpsMaps) Close() error {
@@ -314,8 +320,10 @@ func (m *SockOpsMaps) Close() error {
 		m.BermVipSlots,
 		m.BermVipStats,
 		m.BermVips,
+		m.PathNone,
 		m.PathReports,
 		m.ResultNone,
+		m.Turns,
 	)
 }
 

@@ -71,7 +71,7 @@ func (c *CC) CountResult(client netip.Addr, profile uint32, p CCPart) error {
 	return nil
 }
 
-// rateShift is by which the best rate decays: RATE_SHIFT of bpf/include/path.h.
+// rateShift is by which the best rate decays: BEST_RATE_SHIFT of bpf/include/result.h.
 const rateShift = 7
 
 // Results returns what came of connections, by prefix and profile. Those of profiles that are gone are left out.

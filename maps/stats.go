@@ -213,7 +213,7 @@ type Path struct {
 	RTT           time.Duration `json:"rtt"` // moving average over connections
 	MinRTT        time.Duration `json:"min_rtt"`
 	RTTVar        time.Duration `json:"rtt_var"`
-	RateKbps      uint32        `json:"rate_kbps"` // best delivery rate seen, decaying
+	RateKbps      uint32        `json:"rate_kbps"` // moving average of the best of each report
 	Bursts        [8]uint32     `json:"bursts"`    // losses in a row: 1, 2, 3-4, 5-8 … 65 and more
 }
 

@@ -574,7 +574,7 @@ struct berm_captured {
 	__u32 pad;
 };
 
-/* Network facts of a prefix: IPv4 /24, IPv6 /48. */
+/* Network facts of a prefix: IPv4 /24, IPv6 /48. Reports are bounded by client (turn.h). */
 struct berm_path_key {
 	struct berm_addr prefix;
 	__u32 proto; /* IPPROTO_TCP or IPPROTO_UDP (QUIC) */
@@ -593,7 +593,7 @@ struct berm_path {
 	__u32 srtt_us; /* moving average over connections */
 	__u32 min_rtt_us;
 	__u32 rttvar_us;
-	__u32 rate_kbps; /* best delivery rate seen, decaying */
+	__u32 rate_kbps; /* moving average of the best of each report */
 	__u32 bursts[BERM_BURSTS];
 };
 

@@ -21,6 +21,8 @@
 /* What ten segments carry: all controllers do the same with a first window. */
 #define RESULT_BYTES 14600
 #define RESULT_EVERY_US 1000000
+/* The best rate loses 1/2^n a report, so that it follows a path that has become worse. */
+#define BEST_RATE_SHIFT 7
 /* A client that is gone is waited for much longer, and tells nothing more. */
 #define RESULT_GAP_US 3000000
 
@@ -110,7 +112,7 @@ static __always_inline void result_add(struct berm_cc_part *part, struct result 
 	if (result->kbps >= part->rate_kbps)
 		part->rate_kbps = result->kbps;
 	else
-		part->rate_kbps -= part->rate_kbps >> RATE_SHIFT;
+		part->rate_kbps -= part->rate_kbps >> BEST_RATE_SHIFT;
 	result->told = 1;
 	result->bytes = tcp->bytes_acked;
 	result->sent = tcp->data_segs_out;
