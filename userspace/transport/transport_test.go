@@ -356,7 +356,13 @@ func TestPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	// Its TCP half is free, which cannot be said of any port: those that connections had a moment ago are taken.
+	free, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp, err := net.ListenPacket("udp4", free.Addr().String())
+	free.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
