@@ -178,8 +178,8 @@ func threadTime() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// chunk is how many frames are sent at once: 5 ms of an attack of 200,000 a second.
-const chunk = 1000
+// chunks are sent in a second, each at once: the kernel takes up to 20 ms to make ready for one, however large it is.
+const chunks = 20
 
 // attack sends frames at the rate for a time.
 func (p *captured) attack(ctx context.Context, d time.Duration) (a attacked, err error) {
@@ -190,6 +190,7 @@ func (p *captured) attack(ctx context.Context, d time.Duration) (a attacked, err
 	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
+	chunk := max(1, p.opts.Rate/chunks)
 	start, sent, busy := time.Now(), 0, threadTime()
 	for past := time.Duration(0); past < d; past = time.Since(start) {
 		select {
