@@ -71,14 +71,19 @@ const (
 // ccPrefixes are the clients' networks, in the range for benchmarks: what is known of paths is known by /24.
 const ccPrefixes = "198.18."
 
+// onlyEdge has one edge serve all, and each connection begin as the edge's profiles say.
+func (m *Main) onlyEdge() {
+	m.listed = 1
+	// Else the kernel begins with what the last connection to that address ended with.
+	m.edgeSysctls = map[string]string{"net.ipv4.tcp_no_metrics_save": "1"}
+	m.routes = func(context.Context) error {
+		return errors.Join(m.router.Route(vip4+"/32", m.edges[0].addr4), m.router.Route(vip6+"/128", m.edges[0].addr6))
+	}
+}
+
 func upCC(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 	c := &CC{Main: newMain(lab, opts), figures: map[string]goodput{}}
-	c.listed = 1
-	// Else the kernel begins with what the last connection to that address ended with.
-	c.edgeSysctls = map[string]string{"net.ipv4.tcp_no_metrics_save": "1"}
-	c.routes = func(context.Context) error {
-		return errors.Join(c.router.Route(vip4+"/32", c.edges[0].addr4), c.router.Route(vip6+"/128", c.edges[0].addr6))
-	}
+	c.onlyEdge()
 	if err := c.up(ctx); err != nil {
 		return nil, err
 	}

@@ -111,12 +111,8 @@ func (l *mixedLink) String() string {
 
 func upMixed(ctx context.Context, lab *rig.Lab, opts Options) (Topology, error) {
 	m := &Mixed{Main: newMain(lab, opts), links: mixedLinks(), holdOut: mixedHoldOut}
-	m.listed = 1
-	m.edgeSysctls = map[string]string{"net.ipv4.tcp_no_metrics_save": "1"}
+	m.onlyEdge()
 	m.edgeConfig = func(*Edge) string { return fmt.Sprintf("cc: {learn: {mode: on, hold_out: %g}}\n", m.holdOut) }
-	m.routes = func(context.Context) error {
-		return errors.Join(m.router.Route(vip4+"/32", m.edges[0].addr4), m.router.Route(vip6+"/128", m.edges[0].addr6))
-	}
 	if err := m.up(ctx); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package transport_test
 import (
 	"crypto/tls"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -88,17 +89,7 @@ func TestHeadBytesAsAClientCounts(t *testing.T) {
 		w.Header().Set("Set-Cookie", "secret"+r.URL.Path)
 		_, _ = io.WriteString(w, strings.Repeat("body", 10_000)) // the client looks at what comes
 	}))
-	conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}).DialContext(t.Context(), "tcp", where(t, s, "h2", true))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
-		t.Fatal(err)
-	}
+	conn := dialH2(t, where(t, s, "h2", true))
 	f := http2.NewFramer(conn, conn)
 	var block strings.Builder
 	enc := hpack.NewEncoder(&block)
@@ -180,4 +171,21 @@ func TestHeaderTable(t *testing.T) {
 	if all[1]*3 > all[0] || all[2] > all[1]*11/10 {
 		t.Errorf("tables of 4, 16 and 64 KiB took %v bytes", all)
 	}
+}
+
+// dialH2 opens a connection of h2, and says so.
+func dialH2(t *testing.T, address string) net.Conn {
+	t.Helper()
+	conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}).DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	return conn
 }

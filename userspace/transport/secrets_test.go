@@ -1,13 +1,10 @@
 package transport_test
 
 import (
-	"crypto/tls"
-	"io"
 	"net/http"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -19,17 +16,7 @@ import (
 // h2Heads asks a server n times for a path over one connection, and returns the heads of the answers as they were encoded.
 func h2Heads(t *testing.T, address, path string, n uint32) (heads [][]hpack.HeaderField) {
 	t.Helper()
-	conn, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}).DialContext(t.Context(), "tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
-		t.Fatal(err)
-	}
+	conn := dialH2(t, address)
 	f := http2.NewFramer(conn, conn)
 	f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	var block strings.Builder
